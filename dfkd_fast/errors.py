@@ -1,0 +1,24 @@
+"""A user's mistake, worded in one line: the flag, the value, and what would have been right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend. The command line prints its text and exits with status 2, without a traceback."""
+
+
+def one_of(choices: Iterable[str]) -> str:
+    """Word a list of choices: `a, b or c`."""
+    *rest, last = [str(choice) for choice in choices]
+    return f"{', '.join(rest)} or {last}" if rest else last
+
+
+def unknown(flag: str, value: object, choices: Iterable[str]) -> UserError:
+    """The error for a value that is none of `choices`; names the nearest one first when there is one."""
+    choices = list(choices)
+    nearest = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.6)
+    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    return UserError(f"{flag} {value}: {hint}choose {one_of(choices)}")
