@@ -1,0 +1,71 @@
+"""Operators for data-free knowledge distillation: BN statistics, CAM margin, KL and priorities, gather-augment, sampling.
+
+Every operator has a readable reference and, where the machine allows, Triton and C++ forms; `use` chooses, `backends`
+tells. The folder can be copied into another project under any name: it needs torch only.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .backend import backends, use
+    from .bn_moments.loss import bn_stat_loss
+    from .bn_moments.moments import Moments
+    from .bn_moments.ops import batch_moments, bn_act_moments
+    from .cam_margin.ops import cam_margin_loss
+    from .freeze.layers import FrozenConv2d, StatBatchNorm2d
+    from .freeze.teacher import FrozenTeacher, freeze_teacher
+    from .gather_augment.ops import gather_augment
+    from .kd_kl.ops import kd_kl, kd_kl_priority
+    from .priority.sampler import PrioritySampler
+
+_HOME = {
+    "FrozenConv2d": ".freeze.layers",
+    "FrozenTeacher": ".freeze.teacher",
+    "Moments": ".bn_moments.moments",
+    "PrioritySampler": ".priority.sampler",
+    "StatBatchNorm2d": ".freeze.layers",
+    "backends": ".backend",
+    "batch_moments": ".bn_moments.ops",
+    "bn_act_moments": ".bn_moments.ops",
+    "bn_stat_loss": ".bn_moments.loss",
+    "cam_margin_loss": ".cam_margin.ops",
+    "freeze_teacher": ".freeze.teacher",
+    "gather_augment": ".gather_augment.ops",
+    "kd_kl": ".kd_kl.ops",
+    "kd_kl_priority": ".kd_kl.ops",
+    "use": ".backend",
+}
+
+__all__ = [
+    "FrozenConv2d",
+    "FrozenTeacher",
+    "Moments",
+    "PrioritySampler",
+    "StatBatchNorm2d",
+    "backends",
+    "batch_moments",
+    "bn_act_moments",
+    "bn_stat_loss",
+    "cam_margin_loss",
+    "freeze_teacher",
+    "gather_augment",
+    "kd_kl",
+    "kd_kl_priority",
+    "use",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name's module when it is first asked for: `import dfkd_kernels` itself does no work."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name], __name__), name)
+    globals()[name] = value  # so that later look-ups, also compiled ones, are plain
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

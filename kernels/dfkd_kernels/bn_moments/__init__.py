@@ -1,0 +1,1 @@
+"""The BN-statistics loss: fused eval BatchNorm with batch moments, and the distance of all layers' moments."""

@@ -1,0 +1,91 @@
+"""`bn_stat_loss`: the distance of all layers' batch statistics from their targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .distributed import summed_over
+from .moments import Moments
+from .reference import KINDS
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Statistics = Sequence[tuple[Tensor, Tensor]]
+"""(mean, var) of each layer, (C,) each"""
+
+
+def bn_stat_loss(
+    moments: Sequence[Moments],
+    targets: Statistics,
+    *,
+    kind: str = "l2",
+    weights: Sequence[float] | Tensor | None = None,
+    ema: tuple[Statistics, Tensor | float] | None = None,
+    unbiased: bool = False,
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    """sum over layers of w_l (||mean_l - target mean_l|| + ||var_l - target var_l||) (DeepInversion, arXiv:1912.08795, Eq. 4).
+
+    Args:
+        moments: one `Moments` per layer, as `bn_act_moments` or a `FrozenTeacher` gives them.
+        targets: (mean, var) per layer, usually (running_mean, running_var).
+        kind: "l2", the norms, or "l2_squared", their squares.
+        weights: one factor per layer (SRe2L, arXiv:2306.13092); None: all 1.
+        ema: ((mean, var) per layer, momentum): what is compared is (1 - momentum) * batch + momentum * average (Fast,
+            arXiv:2112.07438; NAYER, arXiv:2310.00258). A 0-dim tensor as momentum lets a captured graph switch it from 0 to 0.9.
+        unbiased: divide the batch variance by count - 1; the papers' codes use the biased one.
+        group: sum the moments over its ranks first, with one all_reduce. The value is that of the joined batch, the gradient with
+            respect to each rank's x is that of the joined batch's part: multiply the loss by the world size where gradients
+            of weights are then averaged, as DDP does.
+
+    Returns:
+        a scalar, float32 (float64 for float64 inputs). A norm of exactly 0 passes no gradient.
+
+    Raises:
+        ValueError: no layer, mismatched lengths or shapes, an unknown kind; the argument is named.
+    """
+    code = _check(moments, targets, kind, weights, ema)
+    if group is not None:
+        moments = summed_over(group, moments, [mean for mean, _ in targets])
+    like = moments[0].sum
+    weights_L = None if weights is None else torch.as_tensor(weights, dtype=like.dtype, device=like.device)
+    if ema is not None:
+        ema = (ema[0], torch.as_tensor(ema[1], dtype=like.dtype, device=like.device))
+    return reference.moment_loss(moments, targets, kind=code, weights=weights_L, ema=ema, unbiased=unbiased)
+
+
+def _check(
+    moments: Sequence[Moments],
+    targets: Statistics,
+    kind: str,
+    weights: Sequence[float] | Tensor | None,
+    ema: tuple[Statistics, Tensor | float] | None,
+) -> int:
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r}: choose 'l2' or 'l2_squared'")
+    if not moments:
+        raise ValueError("moments: empty, expected one entry per layer")
+    _check_statistics("targets", targets, moments)
+    if weights is not None and len(weights) != len(moments):
+        raise ValueError(f"weights: {len(weights)} entries, but moments has {len(moments)}")
+    if ema is not None:
+        _check_statistics("ema", ema[0], moments)
+    return KINDS[kind]
+
+
+def _check_statistics(name: str, statistics: Statistics, moments: Sequence[Moments]) -> None:
+    if len(statistics) != len(moments):
+        raise ValueError(f"{name}: {len(statistics)} entries, but moments has {len(moments)}")
+    for index, ((mean, var), layer) in enumerate(zip(statistics, moments, strict=True)):
+        for vector in (mean, var):
+            if vector.shape != layer.sum.shape:
+                shape, expected = tuple(vector.shape), tuple(layer.sum.shape)
+                raise ValueError(f"{name}[{index}]: shape {shape}, but moments[{index}] has {expected}")
+            if vector.device != layer.sum.device:
+                raise ValueError(f"{name}[{index}]: on {vector.device}, but moments[{index}] is on {layer.sum.device}")
