@@ -1,0 +1,1 @@
+"""Exact sampling by priority for any capacity; public name: `sampler.PrioritySampler`."""
