@@ -1,0 +1,238 @@
+"""Flags and TOML into a config dataclass: one parser (tyro) reads both; what it rejects is worded in our form.
+
+tyro decides, this module only explains: when it rejects the whole, each setting is tried alone, and the first that
+fails is named with what its type would have allowed. The only importer of tyro; imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import json
+import tomllib
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+from dfkd_fast.errors import UserError, unknown
+
+C = TypeVar("C")
+
+_EXPECTED = {float: "a number", int: "a whole number", str: "text", Path: "a path"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting as the user wrote it, and what the parser is given for it."""
+
+    flag: str
+    """its flag, `--method.bn-weight`"""
+    arguments: tuple[str, ...]
+    """flag and values for the parser"""
+    name: str
+    """how a message names it: the flag, or `my.toml: [method] bn_weight`"""
+    value: str
+    """the value as it was written"""
+    is_flag: bool = True
+    """written on the command line, not in a file"""
+
+    @property
+    def text(self) -> str:
+        """The setting as a message shows it."""
+        if not self.value:
+            return self.name
+        return f"{self.name} {self.value}" if self.is_flag else f"{self.name} = {self.value}"
+
+
+def from_flags(arguments: Sequence[str]) -> list[Setting]:
+    """Group a command line into settings: a token that starts with `--`, and the values after it."""
+    groups: list[list[str]] = []
+    for token in arguments:
+        if token.startswith("--") or token == "-h":
+            groups.append([token])
+        elif groups:
+            groups[-1].append(token)
+        else:
+            raise UserError(f"{token}: unexpected; settings are written --name value")
+    settings = []
+    for head, *values in groups:
+        flag, equals, value = head.partition("=")
+        flag = flag.replace("_", "-")
+        arguments = (f"{flag}={value}" if equals else flag, *values)
+        settings.append(Setting(flag, arguments, flag, " ".join([value, *values]) if equals else " ".join(values)))
+    return settings
+
+
+def from_toml(table: Mapping[str, Any], file: str, section: str = "") -> list[Setting]:
+    """The settings of a TOML table, nested tables as sections. `file` names it in messages."""
+    settings = []
+    for key, value in table.items():
+        path = f"{section}.{key}" if section else key
+        flag = "--" + path.replace("_", "-")
+        if isinstance(value, Mapping):
+            settings += from_toml(value, file, path)
+            continue
+        if isinstance(value, bool):
+            head, _, tail = flag[2:].rpartition(".")
+            arguments: tuple[str, ...] = (flag if value else f"--{head}{'.' if head else ''}no-{tail}",)
+        elif isinstance(value, list):
+            arguments = (flag, *(str(item) for item in value))
+        else:
+            arguments = (f"{flag}={value}",)
+        name = f"{file}: [{section}] {key}" if section else f"{file}: {key}"
+        settings.append(Setting(flag, arguments, name, json.dumps(value, default=str), is_flag=False))
+    return settings
+
+
+def read_toml(file: Path, flag: str) -> dict[str, Any]:
+    """A TOML file's table. `flag` is what named the file."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{flag} {file}: {(error.strerror or str(error)).lower()}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{flag} {file}: no valid TOML: {error}") from error
+
+
+def parse(
+    schema: Any, default: C, settings: Sequence[Setting], *, short: str = "", prog: str = "", description: str = ""
+) -> C:
+    """Apply settings to a config dataclass; the later of two wins.
+
+    `schema` is the type of `default` (parametrised when it is generic). The flags of section `short` may be written
+    without its prefix where no other flag has that name. Raises UserError for the first setting that does not fit;
+    `--help` prints and exits.
+    """
+    known = flag_types(default)
+    settings = [_lengthen(setting, known, short) for setting in settings]
+    for setting in settings:
+        if setting.flag not in known and setting.flag not in ("--help", "-h"):
+            raise _unknown_setting(setting, known)
+    arguments = [argument for setting in settings for argument in setting.arguments]
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            config: C = tyro.cli(schema, args=arguments, default=default, prog=prog, description=description)
+            return config
+    except SystemExit as stop:
+        if not stop.code:  # --help was asked for and printed
+            raise
+    for setting in settings:
+        if not _fits(schema, default, setting):
+            raise _misfit(setting, known[setting.flag])
+    raise UserError(" ".join(complaint.getvalue().split()))
+
+
+def flag_types(config: Any, prefix: str = "--") -> dict[str, Any]:
+    """Every flag of a config with the type of its field; switches also in their `no-` form."""
+    hints = get_type_hints(type(config))
+    found: dict[str, Any] = {}
+    for field in fields(config):
+        name = field.name.replace("_", "-")
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            found |= flag_types(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = hints[field.name]
+            if hints[field.name] is bool:
+                found[f"{prefix}no-{name}"] = bool
+    return found
+
+
+def take(arguments: Sequence[str], flag: str, *, optional: bool = False) -> tuple[str | None, list[str]]:
+    """Take a flag that is no field of a config (`--preset NAME`) from a command line.
+
+    Returns its value (None where it is absent, "" where its value is `optional` and left out) and the other arguments.
+    """
+    rest = list(arguments)
+    for index, token in enumerate(rest):
+        if token.startswith(f"{flag}="):
+            del rest[index]
+            return token.partition("=")[2], rest
+        if token == flag:
+            has_value = index + 1 < len(rest) and not rest[index + 1].startswith("-")
+            if not has_value and not optional:
+                raise UserError(f"{flag}: needs a value")
+            value = rest[index + 1] if has_value else ""
+            del rest[index : index + 1 + has_value]
+            return value, rest
+    return None, rest
+
+
+def _lengthen(setting: Setting, known: Mapping[str, Any], short: str) -> Setting:
+    """The setting with the prefix of section `short` put back where it was left out."""
+    long = f"--{short}.{setting.flag[2:]}"
+    if not short or not setting.is_flag or setting.flag in known or long not in known:
+        return setting
+    head, *values = setting.arguments
+    return Setting(long, (long + head[len(setting.flag) :], *values), setting.name, setting.value)
+
+
+def _fits(schema: Any, default: Any, setting: Setting) -> bool:
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            tyro.cli(schema, args=list(setting.arguments), default=default)
+    except SystemExit:
+        return False
+    return True
+
+
+def _misfit(setting: Setting, hint: Any) -> UserError:
+    """A known setting with a value that its type does not allow."""
+    options = [option for option in _options(hint) if option is not type(None)]
+    literals = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
+    if literals and setting.value:
+        return unknown(setting.name if setting.is_flag else f"{setting.name} =", setting.value, literals)
+    if literals:
+        return UserError(f"{setting.text}: needs a value; choose {', '.join(map(str, literals))}")
+    if bool in options:
+        flag = setting.flag
+        wording = f"takes no value; write {flag} to set it" if setting.is_flag else "expected true or false"
+        return UserError(f"{setting.text}: {wording}")
+    if options[0] in _EXPECTED and len(setting.value.split()) > 1 and setting.is_flag:
+        return UserError(f"{setting.text}: takes one value")
+    return UserError(f"{setting.text}: expected {_expected(options[0])}")
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _expected(hint: Any) -> str:
+    if hint in _EXPECTED:
+        return _EXPECTED[hint]
+    items = get_args(hint)
+    plural = f"{_EXPECTED[items[0]].removeprefix('a ')}s"
+    return f"a list of {plural}" if Ellipsis in items else f"{len(items)} {plural}"
+
+
+def _unknown_setting(setting: Setting, known: Iterable[str]) -> UserError:
+    """A setting that no field answers to, with the nearest one that does."""
+    nearest = nearest_flag(setting.flag, known)
+    if setting.is_flag:
+        hint = f"did you mean {nearest}?" if nearest else "--help lists them all"
+        return UserError(f"{setting.name}: unknown flag; {hint}")
+    section = setting.flag[2:].rpartition(".")[0]
+    there, _, near = (nearest or "--")[2:].rpartition(".")
+    near = near.replace("-", "_")
+    if there != section:
+        near = f"[{there}] {near}" if there else f"{near} outside of any section"
+    return UserError(f"{setting.name}: unknown key{f'; did you mean {near}?' if nearest else ''}")
+
+
+def nearest_flag(flag: str, known: Iterable[str]) -> str | None:
+    """The flag that is spelled most like `flag`: in full, or else by its last part alone."""
+    known = list(known)
+    near = difflib.get_close_matches(flag, known, n=1, cutoff=0.8)
+    near += [name for name in known if name.startswith(f"{flag}.")]  # a section for one of its flags
+    if near:
+        return near[0]
+    by_tail = {name.rpartition(".")[2].removeprefix("--"): name for name in reversed(known)}
+    tail = flag.rpartition(".")[2].removeprefix("--")
+    near = difflib.get_close_matches(tail, by_tail, n=1, cutoff=0.7)
+    return by_tail[near[0]] if near else None
