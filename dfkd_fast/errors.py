@@ -7,7 +7,9 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend. The command line prints its text and exits with status 2, without a traceback."""
+    """A mistake that the user can mend. The command line prints its text and exits with status 2, without a
+    traceback.
+    """
 
 
 def one_of(choices: Iterable[str]) -> str:

@@ -1,0 +1,101 @@
+"""Batched, differentiable augmentation of generated images; normalisation is the last op.
+
+Crops and flips move pixels, so their backward is the same move the other way round: one gather each way, no scatter
+and no sampling grid. Random parameters are tensors on the device, drawn in one place and passed in, so steps can be
+captured.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dfkd_fast.models.factory import ModelInfo
+
+
+class CropFlip(NamedTuple):
+    """Per-sample parameters of one batch: `shifts` (B, 2) int64 rows and columns in [-pad, pad], `flips` (B,) bool."""
+
+    shifts: Tensor
+    flips: Tensor
+
+
+def draw_crop_flip(batch_size: int, *, pad: int, flip: bool, device: torch.device) -> CropFlip:
+    """Draw shifts uniformly from [-pad, pad] and flips with probability 1/2 from the device's default generator."""
+    shifts = torch.randint(-pad, pad + 1, (batch_size, 2), device=device)
+    flips = torch.randint(0, 2, (batch_size,), device=device) if flip else torch.zeros(batch_size, device=device)
+    return CropFlip(shifts, flips.bool())
+
+
+class _ShiftFlip(torch.autograd.Function):
+    """out[b, :, y, x] = images[b, :, y + dy, x' + dx], zero outside, x' = W - 1 - x where flipped."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
+        ctx.save_for_backward(shifts, flips)
+        height, width = images.shape[-2:]
+        rows = torch.arange(height, device=images.device) + shifts[:, :1]
+        columns = torch.arange(width, device=images.device).expand(len(images), width)
+        columns = torch.where(flips[:, None], width - 1 - columns, columns) + shifts[:, 1:]
+        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+        sample = torch.arange(len(images), device=images.device)[:, None, None]
+        picked = images.permute(0, 2, 3, 1)[
+            sample, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None]
+        ]
+        moved = (picked * inside[..., None]).permute(0, 3, 1, 2)
+        channels_last = images.is_contiguous(memory_format=torch.channels_last)
+        return moved.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        shifts, flips = ctx.saved_tensors
+        # The inverse move: a flipped sample moves its columns the same way again, any other the opposite way.
+        columns = torch.where(flips, shifts[:, 1], -shifts[:, 1])
+        inverse = torch.stack([-shifts[:, 0], columns], dim=1)
+        return _ShiftFlip.apply(grad_outputs[0], inverse, flips), None, None
+
+
+def shift_flip(images: Tensor, params: CropFlip) -> Tensor:
+    """Zero-padded crop, then horizontal flip, per sample. Images (B, C, H, W) -> the same shape; differentiable.
+
+    The same meaning as `dfkd_kernels.gather_augment`: output pixel (y, x) before the flip is input pixel (y + dy, x +
+    dx).
+    """
+    return _ShiftFlip.apply(images, *params)
+
+
+def batch_roll_flip(images: Tensor, shift: Tensor, flip: Tensor) -> Tensor:
+    """Roll the whole batch by `shift` (2,) int64 rows and columns and mirror it where `flip` (0-dim bool):
+    DeepInversion's jitter.
+    """
+    height, width = images.shape[-2:]
+    rows = (torch.arange(height, device=images.device) - shift[0]) % height
+    columns = (torch.arange(width, device=images.device) - shift[1]) % width
+    columns = torch.where(flip, columns.flip(0), columns)
+    return images.index_select(2, rows).index_select(3, columns)
+
+
+class Augment(nn.Module):
+    """What a network sees of an image in [0, 1]: random crop with zero padding, random flip, normalisation.
+
+    Images (B, C, H, W) in [0, 1] -> view of the same shape, normalised with the teacher's mean and std.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, info: ModelInfo, *, pad: int = 4, flip: bool = True) -> None:
+        super().__init__()
+        self.pad, self.flip = pad, flip
+        self.register_buffer("mean", torch.tensor(info.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(info.std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        params = draw_crop_flip(len(images), pad=self.pad, flip=self.flip, device=images.device)
+        return self.normalize(shift_flip(images, params))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(images - mean) / std, channel by channel."""
+        return (images - self.mean) / self.std

@@ -1,0 +1,48 @@
+"""Ctrl-C and SIGTERM: finish the current step, drop the partial phase, say how to go on."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+
+class Interrupted(Exception):  # noqa: N818 - nothing went wrong
+    """A run was asked to stop. What its last checkpoint holds is whole; the phase under way is discarded."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+        self.run_dir: Path | None = None
+        """where to resume from; None when nothing was written yet"""
+
+
+class StopSignals:
+    """Remembers a signal until the loop asks: a step is never cut in half."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+
+    def check(self) -> None:
+        """Raise Interrupted when a signal has come. Called between steps."""
+        if self.signum is not None:
+            raise Interrupted(self.signum)
+
+    def _remember(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None:  # the second time the user means it
+            raise KeyboardInterrupt
+        self.signum = signum
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """Catch SIGINT and SIGTERM while the block runs; what was there before comes back after it. Main thread only."""
+    signals = StopSignals()
+    before = {signum: signal.signal(signum, signals._remember) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,77 @@
+"""The networks of a run: the teacher, loaded or trained, and a student that fits it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from dfkd_fast.catalog import MODELS
+from dfkd_fast.config import TrainConfig
+from dfkd_fast.data import ImageSet, load_split
+from dfkd_fast.errors import UserError
+from dfkd_fast.loops.teacher import cached_teacher
+from dfkd_fast.methods.base import Method
+from dfkd_fast.models.factory import ModelInfo, load_model
+from dfkd_fast.rng import seed_phase
+from dfkd_fast.runtime import Runtime
+
+
+def load_teacher(config: TrainConfig, test: ImageSet | None, runtime: Runtime) -> tuple[nn.Module, ModelInfo]:
+    """The teacher that the config names: trained on the spot (`--train-teacher`), from a checkpoint, or published
+    weights.
+
+    What a checkpoint does not say about itself (classes, size, normalisation) is taken from the flags, then from
+    `test`.
+    """
+    if config.train_teacher:
+        train = load_split(str(config.data), "train", image_size=config.image_size)
+        model, info, _ = cached_teacher(
+            config.teacher_recipe, config.teacher, train, test, runtime=runtime, seed=config.teacher_recipe.seed
+        )
+        return model, info
+    if config.teacher_weights is None and config.teacher in MODELS:
+        raise UserError(
+            f"--teacher {config.teacher}: no published weights; give --teacher-weights FILE or --train-teacher"
+        )
+    published = config.teacher_weights is None
+    data = None if published else test  # published weights know their own classes, size and normalisation
+    return load_model(
+        config.teacher,
+        num_classes=config.num_classes or (len(data.class_names) if data else None),
+        image_size=config.image_size or (data.images.shape[1] if data else None),
+        mean=data.mean if data else None,
+        std=data.std if data else None,
+        weights=config.teacher_weights,
+        pretrained=published,
+        flag="--teacher",
+    )
+
+
+def check_teacher(
+    teacher: nn.Module, info: ModelInfo, method: type[Method], config: TrainConfig, test: ImageSet | None
+) -> None:
+    """Raise UserError where teacher, data and method do not fit, before anything is written."""
+    has_batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in teacher.modules())
+    if method.needs_batchnorm and not has_batchnorm:
+        raise UserError(
+            f"--teacher {config.teacher}: {config.method_name} matches BatchNorm statistics and this network has none; "
+            "choose a teacher with BatchNorm"
+        )
+    if test is not None and len(test.class_names) != info.num_classes:
+        raise UserError(
+            f"--data {config.data}: {len(test.class_names)} classes; --teacher {config.teacher} has {info.num_classes}"
+        )
+
+
+def make_student(config: TrainConfig, info: ModelInfo, runtime: Runtime) -> nn.Module:
+    """A freshly initialised student for the teacher's classes, size and channels; the same on every rank."""
+    seed_phase(config.seed, 0, 0, "student")
+    student, _ = load_model(
+        config.student,
+        num_classes=info.num_classes,
+        image_size=info.image_size,
+        mean=info.mean,
+        std=info.std,
+        flag="--student",
+    )
+    return runtime.place(student.to(torch.float32))

@@ -1,0 +1,86 @@
+"""run.json: what a run was, what it cost and what came out."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+import dfkd_fast
+import dfkd_kernels
+from dfkd_fast.config import TrainConfig, config_hash
+from dfkd_fast.loops.alternating import Progress
+from dfkd_fast.runtime import Runtime
+
+
+def write_run_record(
+    path: Path, config: TrainConfig, runtime: Runtime, progress: Progress, *, teacher_top1: float | None, complete: bool
+) -> dict[str, Any]:
+    """Write run.json and return it. Seconds are wall time by phase; what was not evaluated is null, not 0."""
+    seconds, counts = progress.seconds, progress.counts
+    last = progress.last_evaluation
+    record = {
+        "complete": complete,
+        "method": config.method_name,
+        "dataset": config.dataset_name,
+        "teacher": config.teacher,
+        "student": config.student,
+        "seed": config.seed,
+        "top1_last": last.get("top1"),
+        "top5_last": last.get("top5"),
+        "teacher_top1": teacher_top1,
+        "agreement": last.get("agreement"),
+        "gpu_hours": (seconds["synthesis"] + seconds["distillation"]) * runtime.world_size / 3600,
+        "synthesis_seconds": seconds["synthesis"],
+        "distillation_seconds": seconds["distillation"],
+        "evaluation_seconds": seconds["evaluation"],
+        "compile_seconds": seconds["compile"],
+        "images_synthesized": counts["images_synthesized"],
+        "generator_steps": counts["generator_steps"],
+        "student_steps": counts["student_steps"],
+        "peak_memory_bytes": runtime.peak_memory_bytes(),
+        "device": runtime.describe(),
+        "precision": runtime.precision,
+        "world_size": runtime.world_size,
+        "kernel_backends": active_backends(),
+        "versions": versions(),
+        "git_sha": git_sha(),
+        "config_hash": config_hash(config),
+    }
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    partial.rename(path)
+    return record
+
+
+def active_backends() -> dict[str, str]:
+    """Operator -> the backend that runs it on this machine."""
+    return {row.op: row.backend for row in dfkd_kernels.backends() if row.active}
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    return {
+        "dfkd_fast": dfkd_fast.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
+
+
+def git_sha() -> str | None:
+    """Commit of the checkout that the package runs from, with "+" where files differ from it; None outside a
+    checkout.
+    """
+    folder = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

@@ -1,0 +1,65 @@
+"""One synthesis round: everything that repeats around a method's synthesis step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dfkd_fast.errors import UserError
+from dfkd_fast.methods.base import LossTerms, Method, SynthBatch, weighted_sum
+from dfkd_fast.optim import reset_state
+from dfkd_fast.runtime import Runtime
+
+OnStep = Callable[[LossTerms, int], None]
+"""called after each step with its loss terms and the number of images it saw; raises to stop the run"""
+
+
+class Synthesizer:
+    """Runs rounds of a method: optimiser with in-place reset, mixed precision, best iterate.
+
+    The step touches the device only: no loss is read back, the best images are kept by `torch.where`.
+    """
+
+    def __init__(self, method: Method, runtime: Runtime) -> None:
+        self.method, self.runtime = method, runtime
+        self.optimizer = method.synthesis_optimizer().build()
+        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
+        self.best_loss = torch.full((), torch.inf, device=runtime.device, dtype=runtime.master_dtype)
+        self.best_images: Tensor | None = None
+
+    def round(self, epoch: int, index: int, on_step: OnStep) -> SynthBatch:
+        """One round: `synthesis_steps` steps; what the step of the lowest loss made goes to the pool."""
+        reset_state(self.optimizer)
+        self.best_loss.fill_(torch.inf)
+        self.method.begin_round(epoch, index)
+        for _ in range(self.method.config.synthesis_steps):
+            on_step(self.step(), self.method.config.synthesis_batch_size)
+        if self.best_images is None or not self.best_loss.isfinite():
+            raise UserError(
+                f"--precision {self.runtime.precision}: no finite synthesis loss in round {index} of epoch {epoch}; "
+                "choose fp32, or lower --method.generator-lr"
+            )
+        with torch.no_grad():
+            return self.method.end_round(self.best_images)
+
+    def step(self) -> LossTerms:
+        """One step: images, loss, backward, best iterate, optimiser. Returns the detached terms."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.runtime.autocast():
+            images, terms = self.method.synthesis_step()
+        loss = weighted_sum(terms, self.method.config)
+        self.scaler.scale(loss).backward()
+        self._keep_best(loss.detach(), images.detach())
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.method.end_step()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _keep_best(self, loss: Tensor, images: Tensor) -> None:
+        if self.best_images is None:
+            self.best_images = torch.zeros_like(images)
+        better = loss < self.best_loss  # False for NaN, which therefore never enters the pool
+        torch.where(better, images, self.best_images, out=self.best_images)
+        torch.where(better, loss, self.best_loss, out=self.best_loss)

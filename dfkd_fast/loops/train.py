@@ -1,0 +1,194 @@
+"""A run from a config to a student: check, assemble, run the loop, write what came out."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+from dfkd_fast.catalog import METHODS
+from dfkd_fast.checkpoint import PHASES, Checkpoint, latest_checkpoint, save_checkpoint, save_network
+from dfkd_fast.config import TrainConfig, write_config
+from dfkd_fast.data import ImageSet, load_split
+from dfkd_fast.errors import UserError
+from dfkd_fast.loggers import RunLogger
+from dfkd_fast.loops.alternating import AlternatingLoop
+from dfkd_fast.loops.evaluate import Evaluation, agreement, evaluate
+from dfkd_fast.loops.interrupt import Interrupted, StopSignals, stop_signals
+from dfkd_fast.loops.networks import check_teacher, load_teacher, make_student
+from dfkd_fast.loops.run_record import write_run_record
+from dfkd_fast.loops.student import StudentTrainer
+from dfkd_fast.methods.base import Method, Setup
+from dfkd_fast.models.teacher import FrozenNet, frozen_twin
+from dfkd_fast.pool.journal import Journal
+from dfkd_fast.pool.pool import Pool
+from dfkd_fast.rng import seed_phase
+from dfkd_fast.runtime import Runtime, make_runtime
+from dfkd_fast.text import label_embeddings
+from dfkd_fast.visualize import save_grid
+
+
+def train(config: TrainConfig, *, resume: bool = False) -> Path:
+    """Run what the config says and return the run folder, `config.run_folder`.
+
+    Everything that can be checked is checked before the folder is touched. With `resume`, goes on from the last
+    checkpoint there.
+    Raises UserError for a user's mistake and Interrupted after Ctrl-C or SIGTERM.
+    """
+    config.check()
+    folder = config.run_folder
+    runtime = make_runtime(
+        device=config.device, precision=config.precision, channels_last=config.channels_last, threads=config.threads
+    )
+    method_class = load_method(config.method_name)
+    test = load_split(config.data, "test", image_size=config.image_size) if config.data else None
+    model, info = load_teacher(config, test, runtime)
+    check_teacher(model, info, method_class, config, test)
+    _claim(folder, config, resume=resume)
+    with stop_signals() as signals:
+        try:
+            run = Run(config, runtime, method_class, FrozenNet(model, info, runtime), test, signals)
+            run.execute(latest_checkpoint(folder / "checkpoints") if resume else None)
+        except Interrupted as stop:
+            stop.run_dir = folder
+            raise
+    return folder
+
+
+def load_method(name: str) -> type[Method]:
+    """The method's class, imported when it is first needed."""
+    module, _, cls = METHODS[name].partition(":")
+    return getattr(importlib.import_module(module), cls)
+
+
+class Run:
+    """One run, assembled: networks, method, pool and loop, and what is written along the way."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        runtime: Runtime,
+        method_class: type[Method],
+        teacher: FrozenNet,
+        test: ImageSet | None,
+        signals: StopSignals,
+    ) -> None:
+        self.config, self.runtime, self.teacher, self.test = config, runtime, teacher, test
+        self.folder, info = config.run_folder, teacher.info
+        student = make_student(config, info, runtime)
+        self.student_info = replace(info, name=config.student)
+        embeddings = label_embeddings(config.label_embeddings, info.num_classes)
+        seed_phase(config.seed, 0, 0, "method")
+        self.method = method_class(config.method, Setup(teacher, frozen_twin(student), info, embeddings))
+        runtime.place(self.method)
+        self.pool = Pool(
+            config.pool.capacity or self.method.pool_capacity(),
+            (info.in_chans, info.image_size, info.image_size),
+            runtime=runtime,
+            journal=Journal(self.folder / "pool"),
+            policy=config.pool.policy,
+            quantize=config.pool.quantize,
+        )
+        self.logger = RunLogger(
+            self.folder, total_epochs=config.method.epochs, is_main=runtime.is_main, log_every=config.log.every
+        )
+        self.teacher_evaluation = self._evaluate_teacher()
+        self.loop = AlternatingLoop(
+            method=self.method,
+            student=student,
+            trainer=StudentTrainer(student, method=self.method, teacher=teacher, pool=self.pool, runtime=runtime),
+            pool=self.pool,
+            runtime=runtime,
+            logger=self.logger,
+            signals=signals,
+            seed=config.seed,
+            evaluate=self.evaluate_student,
+            save=self.save,
+        )
+
+    def execute(self, checkpoint: Checkpoint | None) -> None:
+        """Run from a checkpoint, or from the start, and write the results."""
+        first = (0, PHASES[0])
+        if checkpoint is not None:
+            first = self.loop.restore(checkpoint)
+            self.logger.truncate(checkpoint.epoch, checkpoint.phase)
+            self.logger.message(f"resumed after {checkpoint.phase} of epoch {checkpoint.epoch + 1}")
+        self.loop.run(first=first, stop_after=self.config.stop_after_epoch)
+        stopped = self.config.stop_after_epoch is not None and self.config.stop_after_epoch < self.config.method.epochs
+        self.finish(complete=not stopped)
+
+    def evaluate_student(self, epoch: int) -> dict[str, float]:
+        """Top-1, top-5 and agreement with the teacher on the test images, after the epochs that --eval.every names."""
+        every, last = self.config.eval.every, epoch + 1 == self.config.method.epochs
+        if self.test is None or not (last or (every and (epoch + 1) % every == 0)):
+            return {}
+        deployed = self.method.deploy(self.loop.student)
+        found = evaluate(
+            deployed, self.test, info=self.student_info, runtime=self.runtime, batch_size=self.config.eval.batch_size
+        )
+        return {"top1": found.top1, "top5": found.top5, "agreement": agreement(found, self.teacher_evaluation)}
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, and a grid of the newest images, at a phase boundary."""
+        number, last = checkpoint.epoch + 1, checkpoint.epoch + 1 == self.config.method.epochs
+        if not (last or number % self.config.checkpoint.every == 0):
+            return
+        save_checkpoint(self.folder / "checkpoints", checkpoint, keep=self.config.checkpoint.keep)
+        if checkpoint.phase == PHASES[0] and (last or number & (number - 1) == 0):  # epochs 1, 2, 4, 8, ...
+            self.save_images(self.folder / "images" / f"epoch-{number:04d}.png")
+
+    def save_images(self, path: Path) -> None:
+        """Per-class grid of the images that the last round made."""
+        columns = self.config.log.images_per_class
+        if columns:
+            images, labels = self.pool.newest(self.config.method.synthesis_batch_size)
+            save_grid(path, images, labels, num_classes=self.teacher.info.num_classes, per_class=columns)
+
+    def finish(self, *, complete: bool) -> None:
+        """Write student.safetensors (a complete run only) and run.json, and say where."""
+        if complete:
+            save_network(self.folder / "student.safetensors", self.method.deploy(self.loop.student), self.student_info)
+        teacher_top1 = self.teacher_evaluation.top1 if self.teacher_evaluation else None
+        record = write_run_record(
+            self.folder / "run.json",
+            self.config,
+            self.runtime,
+            self.loop.progress,
+            teacher_top1=teacher_top1,
+            complete=complete,
+        )
+        self.logger.close()
+        if not complete:
+            self.logger.message(f"stopped as asked; go on with: dfkd-fast train --resume {self.folder}")
+        elif record["top1_last"] is not None:
+            self.logger.message(
+                f"student top-1 {record['top1_last']:.4f}, teacher {teacher_top1:.4f} (last epoch, held-out images)"
+            )
+        self.logger.message(f"wrote {self.folder}/")
+
+    def _evaluate_teacher(self) -> Evaluation | None:
+        if self.test is None:
+            self.logger.message("no --data: the student is not evaluated")
+            return None
+        batch_size = self.config.eval.batch_size
+        return evaluate(
+            self.teacher.logits, self.test, info=self.teacher.info, runtime=self.runtime, batch_size=batch_size
+        )
+
+
+def _claim(folder: Path, config: TrainConfig, *, resume: bool) -> None:
+    """Make the run folder and write the config, or check that there is a run to go on with."""
+    if resume:
+        if not (folder / "config.toml").exists():
+            raise UserError(f"--resume {folder}: no run there")
+        return
+    if (folder / "config.toml").exists():
+        raise UserError(
+            f"--run-dir {folder}: holds a run already; go on with --resume {folder}, or choose another folder"
+        )
+    try:
+        for part in ("checkpoints", "images"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        write_config(config, folder / "config.toml")
+    except OSError as error:
+        raise UserError(f"--run-dir {folder}: cannot be written ({error.strerror})") from None

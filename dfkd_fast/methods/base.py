@@ -1,0 +1,148 @@
+"""The contract between a method and the loops.
+
+A method says what one synthesis round resets, what one synthesis step computes and what the student learns. The loop
+owns everything that repeats: zero_grad, backward, the optimiser step and its reset, the best iterate, precision,
+logging, the pool.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dfkd_fast.models.factory import ModelInfo
+from dfkd_fast.models.teacher import FrozenNet, NetOutput
+from dfkd_fast.optim import OptimizerSpec
+from dfkd_fast.pool.pool import PoolBatch
+
+LossTerms = dict[str, Tensor]
+"""scalar loss terms by name; term `x` is weighted by the config's `x_weight`"""
+
+
+class SynthBatch(NamedTuple):
+    """What one synthesis round leaves to the pool."""
+
+    images: Tensor
+    """(B, C, H, W) in [0, 1], not normalised"""
+    labels: Tensor
+    """(B,) int64, the class each image was made for"""
+
+
+class Setup(NamedTuple):
+    """What a method is given to build itself from."""
+
+    teacher: FrozenNet
+    student: nn.Module
+    """the student's frozen twin: shares its storage, eval, no weight gradients"""
+    info: ModelInfo
+    """what teacher and student agree on: classes, image size, mean and std"""
+    label_embeddings: Tensor
+    """(K, D)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """The recipe: everything that a paper's table of hyper-parameters lists. Each method's defaults are its released
+    values.
+    """
+
+    epochs: int = 220
+    """epochs in all, warm-up included"""
+    warmup_epochs: int = 20
+    """first epochs, which only fill the pool"""
+    synthesis_batch_size: int = 256
+    """images made in one synthesis round (global)"""
+    synthesis_steps: int = 10
+    """generator steps in one round"""
+    batch_size: int = 256
+    """images in one student step (global)"""
+    student_steps: int = 400
+    """student steps in one epoch"""
+    student_lr: float = 0.2
+    """peak learning rate of the student's SGD"""
+    student_lr_min: float = 2e-4
+    """learning rate at the end of the cosine (paper: eta_min)"""
+    student_momentum: float = 0.9
+    """momentum of the student's SGD"""
+    student_weight_decay: float = 1e-4
+    """weight decay of the student's SGD"""
+    kd_temperature: float = 20.0
+    """temperature of the distillation loss (paper: T)"""
+    kd_weight: float = 1.0
+    """weight of the distillation loss"""
+    crop_padding: int = 4
+    """zero padding of the random crop in pixels, for synthesis and for the student"""
+    flip: bool = True
+    """random horizontal flips, for synthesis and for the student; off for images with a side (digits)"""
+
+
+class Method(nn.Module):
+    """A data-free distillation algorithm: how images are made and what the student learns from them.
+
+    A subclass holds its generator and its static buffers as usual; teacher and student twin come in through `Setup`
+    and are deliberately not registered, so that state_dict() is the method's own state and nothing else.
+    """
+
+    loop: ClassVar[Literal["alternating", "stepwise", "offline"]] = "alternating"
+    needs_data: ClassVar[bool] = False
+    """True where real images are part of the method: then it is not data-free in the strict sense"""
+    needs_batchnorm: ClassVar[bool] = True
+    """whether the method matches the teacher's BatchNorm statistics"""
+    paper: ClassVar[str]
+    """arXiv id"""
+
+    config: MethodConfig
+    info: ModelInfo
+
+    def rounds(self, epoch: int) -> int:
+        """Synthesis rounds in this epoch."""
+        raise NotImplementedError
+
+    def synthesis_optimizer(self) -> OptimizerSpec:
+        """What a round optimises. Built once; its state is reset in place at the start of each round."""
+        raise NotImplementedError
+
+    def begin_round(self, epoch: int, index: int) -> None:
+        """In-place resets and new labels, before the first step of round `index`. Host code; may draw random
+        numbers.
+        """
+        raise NotImplementedError
+
+    def synthesis_step(self) -> tuple[Tensor, LossTerms]:
+        """Images (B, C, H, W) in [0, 1] and the loss terms of one step.
+
+        A pure function of device tensors: static shapes, no host synchronisation, no optimiser, so that it can be
+        captured.
+        """
+        raise NotImplementedError
+
+    def end_step(self) -> None:
+        """After the optimiser's step, on the device (a meta-gradient, say). Nothing by default."""
+
+    def end_round(self, best_images: Tensor) -> SynthBatch:
+        """After the last step: update running statistics, and say what goes into the pool."""
+        raise NotImplementedError
+
+    def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
+        """Loss terms of one student step on a batch from the pool."""
+        raise NotImplementedError
+
+    def deploy(self, student: nn.Module) -> nn.Module:
+        """The network that is saved and evaluated: the student itself unless the method adds to it."""
+        return student
+
+    def pool_capacity(self) -> int:
+        """Images that the whole recipe puts into the pool."""
+        rounds = sum(self.rounds(epoch) for epoch in range(self.config.epochs))
+        return rounds * self.config.synthesis_batch_size
+
+
+def weighted_sum(terms: LossTerms, config: MethodConfig) -> Tensor:
+    """The loss: the sum over terms `x` of `config.x_weight` times the term. A term without a weight is an error."""
+    missing = [name for name in terms if not hasattr(config, f"{name}_weight")]
+    if missing:
+        raise AttributeError(f"{type(config).__name__} has no {', '.join(f'{name}_weight' for name in missing)}")
+    return torch.stack([getattr(config, f"{name}_weight") * term for name, term in terms.items()]).sum()

@@ -1,0 +1,164 @@
+"""NAYER: Noisy Layer Data Generation for Efficient and Effective Data-free Knowledge Distillation.
+
+Tran, Le, Le, Harandi, Tran, Phung. CVPR 2024. arXiv:2310.00258. Algorithm 1; values and order of the authors' release.
+
+Deviations from the release: everything is re-initialised in place; the noisy layers are one batched product; the pool
+is uint8 tensors and remembers labels; frozen networks get no weight gradients. docs/methods/nayer.md goes through it
+line by line.
+Distributed: generator per rank, BN moments per rank, pool sharded by rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dfkd_fast.augment import Augment, batch_roll_flip
+from dfkd_fast.generators.decoder import make_decoder
+from dfkd_fast.generators.noisy_layer import NoisyLayer
+from dfkd_fast.losses.adversarial import disagreement
+from dfkd_fast.losses.kd import kd_kl
+from dfkd_fast.losses.label import label_ce
+from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
+from dfkd_fast.models.statistics import PoolStatistics
+from dfkd_fast.models.teacher import NetOutput
+from dfkd_fast.optim import OptimizerSpec
+from dfkd_fast.pool.pool import PoolBatch
+from dfkd_fast.rng import balanced_labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class NayerConfig(MethodConfig):
+    """The recipe of NAYER; defaults are the released CIFAR-100 script's (E = 200: 220 epochs)."""
+
+    synthesis_batch_size: int = 400
+    """images made in one round (paper: B_G)"""
+    synthesis_steps: int = 40
+    """generator steps in one round (paper: g)"""
+    batch_size: int = 512
+    """student batch (paper: B_S)"""
+    warmup_rounds: int = 10
+    """synthesis rounds in a warm-up epoch (release: 10 loops while warming up)"""
+    rounds: int = 2
+    """synthesis rounds in an epoch (paper: I)"""
+    generator_life: int = 10
+    """the whole generator is re-initialised every so many epochs (release: g_life; not in the paper); 0: never"""
+    reset_noise: bool = True
+    """draw the noisy layers anew in each round (paper: section 3.3); off for the ablation"""
+    generator_lr: float = 4e-3
+    """Adam's learning rate for the whole generator"""
+    noise_features: int = 1000
+    """output width of a noisy layer (paper: r)"""
+    bn_momentum: float = 0.9
+    """share of the pool in the BN statistics that are matched (release: bn_mmt)"""
+    ce_weight: float = 0.5
+    """weight of the label term (paper: alpha_cls)"""
+    bn_weight: float = 10.0
+    """weight of the BN-statistics term (paper: alpha_bn)"""
+    adv_weight: float = 1.33
+    """weight of the adversarial term (paper: alpha_adv)"""
+    jitter: bool = False
+    """roll by up to H/8 and flip whole batches before they may be kept (release: ImageNet only)"""
+
+
+class NayerGenerator(nn.Module):
+    """Label embedding -> BN -> noisy layer -> decoder. Embeddings (B, D) -> images (B, C, H, W) in [0, 1]."""
+
+    def __init__(self, embedding_dim: int, config: NayerConfig, setup: Setup) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(embedding_dim)
+        self.noise = NoisyLayer(
+            embedding_dim,
+            config.noise_features,
+            batch_size=config.synthesis_batch_size,
+            group_size=setup.info.num_classes,
+        )
+        self.decoder = make_decoder(config.noise_features, setup.info.image_size, in_chans=setup.info.in_chans)
+
+    def reset_parameters(self) -> None:
+        for part in (self.norm, self.noise, self.decoder):
+            part.reset_parameters()
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return self.decoder(self.noise(self.norm(embeddings)))
+
+
+class Nayer(Method):
+    loop = "alternating"
+    paper = "arXiv:2310.00258"
+
+    labels: Tensor
+    class_order: Tensor
+    label_embeddings: Tensor
+
+    def __init__(self, config: NayerConfig, setup: Setup) -> None:
+        super().__init__()
+        self.config: NayerConfig = config
+        self.info, self.teacher = setup.info, setup.teacher
+        self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
+        self.generator = NayerGenerator(setup.label_embeddings.shape[1], config, setup)
+        self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip)
+        self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
+        self.adversarial = False
+        self.register_buffer("label_embeddings", setup.label_embeddings, persistent=False)
+        self.register_buffer("class_order", torch.arange(setup.info.num_classes), persistent=False)
+        self.register_buffer("labels", torch.zeros(config.synthesis_batch_size, dtype=torch.int64), persistent=False)
+
+    def rounds(self, epoch: int) -> int:
+        return self.config.warmup_rounds if epoch < self.config.warmup_epochs else self.config.rounds
+
+    def synthesis_optimizer(self) -> OptimizerSpec:
+        groups = [{"params": list(self.generator.parameters()), "lr": self.config.generator_lr}]
+        return OptimizerSpec(kind="adam", groups=groups, betas=(0.5, 0.999))
+
+    def begin_round(self, epoch: int, index: int) -> None:
+        life, warmup = self.config.generator_life, self.config.warmup_epochs
+        if index == 0 and life and (epoch % life == 0 or (epoch - warmup) % life == 0):
+            self.generator.reset_parameters()
+        if self.config.reset_noise:
+            self.generator.noise.reset_parameters()
+        self.labels.copy_(self.draw_labels(index))
+        self.adversarial = epoch > warmup  # the release starts one epoch after distillation does
+
+    def synthesis_step(self) -> tuple[Tensor, LossTerms]:
+        images = self.generator(self.label_embeddings[self.labels])
+        if self.config.jitter:
+            images = self.jitter(images)
+        view = self.augment(images)
+        teacher = self.teacher(view)
+        terms = {
+            "ce": label_ce(teacher.logits, self.labels),  # Eq. 3
+            "bn": self.statistics.loss(teacher.moments),  # Eq. 4
+        }
+        if self.adversarial:
+            terms["adv"] = disagreement(self.student(view), teacher.logits)  # Eq. 5
+        return images, terms
+
+    def end_round(self, best_images: Tensor) -> SynthBatch:
+        self.statistics.update()
+        return SynthBatch(best_images, self.labels)
+
+    def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
+        return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}
+
+    def draw_labels(self, index: int) -> Tensor:
+        """Every class equally often; a batch smaller than the classes takes the next slice of one permutation per
+        epoch.
+        """
+        batch_size, num_classes = len(self.labels), self.info.num_classes
+        if batch_size >= num_classes:
+            return balanced_labels(batch_size, num_classes, device=self.labels.device)
+        if index == 0:
+            self.class_order.copy_(torch.randperm(num_classes, device=self.labels.device))
+        return self.class_order.roll(-index * batch_size)[:batch_size]
+
+    def student(self, view: Tensor) -> Tensor:
+        """The frozen student's logits."""
+        return self._student[0](view)
+
+    def jitter(self, images: Tensor) -> Tensor:
+        reach = self.info.image_size // 8
+        shift = torch.randint(-reach, reach + 1, (2,), device=images.device)
+        return batch_roll_flip(images, shift, torch.rand((), device=images.device) < 0.5)

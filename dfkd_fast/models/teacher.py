@@ -1,0 +1,76 @@
+"""Frozen networks: the teacher, and the student as synthesis sees it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from dfkd_fast.models.factory import ModelInfo
+from dfkd_fast.runtime import Runtime
+from dfkd_kernels import Moments, freeze_teacher
+
+_NO_MAPS: Mapping[str, Tensor] = MappingProxyType({})
+
+
+class NetOutput(NamedTuple):
+    """What a network hands out: a value for everything a method may ask for, no hooks."""
+
+    logits: Tensor
+    """(B, K), in the network's compute dtype"""
+    features: Tensor | None = None
+    """last feature map (B, D, h, w), before global pooling"""
+    maps: Mapping[str, Tensor] = _NO_MAPS
+    """the stage maps that were asked for, by name"""
+    moments: Sequence[Moments] = ()
+    """batch moments of every BatchNorm's input, in the order of `FrozenNet.targets`"""
+
+
+class FrozenNet:
+    """A frozen, eval network: weights once in the compute dtype, BN handing out its batch moments as values.
+
+    Gradients reach its input; none is ever computed for its weights. Not an nn.Module, so that a method that holds it
+    neither saves nor trains it.
+    """
+
+    def __init__(self, model: nn.Module, info: ModelInfo, runtime: Runtime) -> None:
+        self.info = info
+        placed = copy.deepcopy(model).to(runtime.device)
+        self.net = freeze_teacher(placed, dtype=runtime.compute_dtype, channels_last=runtime.channels_last)
+
+    def __call__(self, view: Tensor, *, maps: Sequence[str] = (), moments: bool = True) -> NetOutput:
+        """Views (B, C, H, W), normalised -> NetOutput. `moments=False` skips the statistics (the student phase needs
+        none).
+        """
+        if maps:
+            logits, features, found, named = self.net(view, maps=tuple(maps), moments=moments)
+            return NetOutput(logits, features, named, found)
+        logits, features, found = self.net(view, moments=moments)
+        return NetOutput(logits, features, _NO_MAPS, found)
+
+    def logits(self, view: Tensor) -> Tensor:
+        """Logits (B, K) alone, for evaluation."""
+        return self(view, moments=False).logits
+
+    @property
+    def targets(self) -> Sequence[tuple[Tensor, Tensor]]:
+        """(running_mean, running_var) of each BatchNorm layer, float32."""
+        return self.net.targets
+
+
+def frozen_twin(student: nn.Module) -> nn.Module:
+    """The student as synthesis sees it: eval, no weight gradients, and the same storage.
+
+    Steps of the student's optimiser and updates of its BN statistics show at once, since every tensor is an alias;
+    toggling requires_grad on the student itself would recompile graphs and upset data-parallel wrappers.
+    """
+    twin = copy.deepcopy(student)
+    for own, shared in zip(twin.modules(), student.modules(), strict=True):
+        for name, parameter in shared.named_parameters(recurse=False):
+            own.register_parameter(name, nn.Parameter(parameter.detach(), requires_grad=False))
+        for name, buffer in shared.named_buffers(recurse=False):
+            own.register_buffer(name, buffer, persistent=name not in shared._non_persistent_buffers_set)
+    return twin.eval()

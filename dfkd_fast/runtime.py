@@ -1,0 +1,130 @@
+"""Where and how a run computes: device, precision, memory format, rank. One object for one CPU, one GPU and many."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from dfkd_fast.errors import UserError, unknown
+
+Precision = Literal["fp32", "bf16", "fp16", "tf32"]
+
+# fp64 is the precision of the reference runs in the tests; the command line does not offer it.
+_DTYPES = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """Decided once at start-up; every module that needs to know asks this object, none caches a device of its own."""
+
+    device: torch.device
+    precision: str
+    channels_last: bool
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and the console."""
+        return self.rank == 0
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """dtype of convolutions and matrix products, and of a frozen teacher's weights."""
+        return _DTYPES[self.precision]
+
+    @property
+    def master_dtype(self) -> torch.dtype:
+        """dtype of trained weights, losses and images."""
+        return torch.float64 if self.precision == "fp64" else torch.float32
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Memory format of images and convolution weights."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """The mixed-precision context of a forward pass; does nothing in fp32, tf32 and fp64."""
+        if self.precision in ("bf16", "fp16"):
+            return torch.autocast(self.device.type, dtype=self.compute_dtype)
+        return contextlib.nullcontext()
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Move a module to the device, dtype and memory format of trained weights."""
+        return module.to(device=self.device, dtype=self.master_dtype, memory_format=self.memory_format)  # type: ignore[call-overload]
+
+    def all_reduce(self, value: Tensor) -> Tensor:
+        """Sum over ranks; the value itself at world size 1."""
+        if self.world_size > 1:
+            torch.distributed.all_reduce(value)
+        return value
+
+    def synchronize(self) -> None:
+        """Wait for the device, before a clock is read."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def peak_memory_bytes(self) -> int:
+        """Peak of the device's allocator on a GPU, of the process's resident set on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def describe(self) -> str:
+        """Name of the device, for records."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"CPU ({torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads)"
+
+
+def make_runtime(
+    *, device: str = "auto", precision: str = "fp32", channels_last: bool = False, threads: int | None = None
+) -> Runtime:
+    """Check what was asked for against this machine and set the process-wide switches.
+
+    `device`: "auto" (a GPU when there is one), "cpu", "cuda" or "cuda:N". Raises UserError for what this machine
+    cannot do.
+    """
+    if precision not in _DTYPES:
+        raise unknown("--precision", precision, get_args(Precision))
+    chosen = _pick_device(device)
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"--threads {threads}: choose 1 or more")
+        torch.set_num_threads(threads)
+    if precision == "tf32" and chosen.type != "cuda":
+        raise UserError(f"--precision tf32: needs a CUDA device, not {chosen}; choose fp32, bf16 or fp16")
+    if chosen.type == "cuda":
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.benchmark = True  # shapes are static
+    return Runtime(device=chosen, precision=precision, channels_last=channels_last)
+
+
+def _pick_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"--device {device}: choose auto, cpu, cuda or cuda:N") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {device}: choose auto, cpu, cuda or cuda:N")
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: no CUDA device here; choose auto or cpu")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    return chosen
