@@ -1,0 +1,171 @@
+"""Every spec builds a network that answers as its ModelInfo says; what cannot be built is explained in one line."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from dfkd_fast.catalog import MODELS
+from dfkd_fast.errors import UserError
+from dfkd_fast.models.factory import HEADER, ModelInfo, load_model
+from dfkd_fast.models.torchvision_cpu import ensure_importable
+
+DIGITS: dict[str, Any] = {"num_classes": 10, "image_size": 32, "mean": (0.3, 0.3, 0.3), "std": (0.4, 0.4, 0.4)}
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def message_of(*args: Any, **kwargs: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        load_model(*args, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("spec", MODELS)
+def test_own_networks(spec: str) -> None:
+    model, info = load_model(spec, **DIGITS)
+    assert info == ModelInfo(name=spec, in_chans=3, **DIGITS)
+    assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_channels_follow_the_mean() -> None:
+    model, info = load_model("cnn", num_classes=4, image_size=28, mean=(0.5,), std=(0.5,))
+    assert info.in_chans == 1
+    assert model.eval()(torch.zeros(2, 1, 28, 28)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("spec", ["tv:resnet18", "timm:resnet18.a1_in1k", "timm:resnet18"])
+def test_libraries_bring_their_own_configuration(spec: str) -> None:
+    model, info = load_model(spec, num_classes=7, image_size=64)
+    assert info == ModelInfo(name=spec, num_classes=7, image_size=64, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+    assert load_model(spec)[1] == ModelInfo(
+        name=spec, num_classes=1000, image_size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
+
+
+def test_saved_weights_say_what_they_are(tmp_path: Path) -> None:
+    model, info = load_model("cnn_s", **DIGITS)
+    path = tmp_path / "student.safetensors"
+    save_file(model.state_dict(), path, metadata={HEADER: json.dumps(asdict(info))})
+    again, found = load_model("cnn_s", weights=path)
+    assert found == info
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    assert load_model("cnn_s", weights=path, image_size=64)[1].image_size == 64
+
+
+def test_weights_of_another_architecture(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.pth"
+    torch.save({"state_dict": load_model("resnet8", **DIGITS)[0].state_dict()}, path)
+    message = message_of("cnn", **DIGITS, weights=path, flag="--teacher")
+    assert message.startswith(f"--teacher-weights {path}: does not fit cnn (")
+    assert "unexpected: layer1.0" in message
+
+
+@pytest.mark.parametrize(
+    ("spec", "start", "hint"),
+    [
+        ("wrn16", "--student wrn16: did you mean wrn16_", "tv:NAME or timm:NAME"),
+        ("hub:resnet50", "--student hub:resnet50: ", "wrn40_2"),
+        ("tv:resnet3", "--student tv:resnet3: torchvision has no", "tv:resnet34"),
+        ("tv:fcn_resnet50", "--student tv:fcn_resnet50: torchvision has no classification", "tv:resnet50"),
+        ("timm:resnot18", "--student timm:resnot18: timm has no", "timm:resnet18"),
+        ("timm:resnet18.nobody", "--student timm:resnet18.nobody: timm has no", "timm:resnet18"),
+        ("tv:", "--student tv:: torchvision has no", "see its documentation"),
+    ],
+)
+def test_unknown_names(spec: str, start: str, hint: str) -> None:
+    message = message_of(spec, **DIGITS, flag="--student")
+    assert message.startswith(start)
+    assert hint in message
+
+
+def test_values_that_nobody_knows() -> None:
+    assert message_of("wrn40_2", num_classes=10) == (
+        "--teacher wrn40_2: image_size, mean, std not known; give the data set, "
+        "or a --teacher-weights file that dfkd-fast wrote"
+    )
+
+
+def test_torchvision_networks_are_for_colour_images() -> None:
+    assert "3 channels, not 1" in message_of("tv:resnet18", num_classes=10, mean=(0.5,), std=(0.5,))
+
+
+def test_published_weights_know_other_classes() -> None:
+    for spec in ("tv:resnet34", "timm:resnet18"):
+        assert message_of(spec, num_classes=10, pretrained=True) == (
+            f"--teacher {spec}: its published weights know 1000 classes, not 10; give --teacher-weights"
+        )
+
+
+def test_networks_without_published_weights() -> None:
+    for spec in ("cnn", "timm:botnet50ts_256"):
+        message = message_of(spec, **DIGITS, pretrained=True)
+        assert message == f"--teacher {spec}: has no published weights; give --teacher-weights"
+
+
+def fetched_state() -> dict[str, Any]:
+    ensure_importable()
+    from torchvision import models
+
+    torch.manual_seed(3)
+    state: dict[str, Any] = models.resnet18().state_dict()
+    return state
+
+
+def test_published_weights_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's own download is the only step replaced."""
+    published = fetched_state()
+    asked: list[str] = []
+
+    def download(url: str, **_: Any) -> dict[str, Any]:
+        asked.append(url)
+        return published
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    model, info = load_model("tv:resnet18", pretrained=True)
+    assert asked == ["https://download.pytorch.org/models/resnet18-f37072fd.pth"]
+    assert info.num_classes == 1000
+    assert torch.equal(model.state_dict()["fc.weight"], published["fc.weight"])
+
+
+def test_published_weights_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    ensure_importable()
+
+    def offline(url: str, **_: Any) -> None:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    assert message_of("tv:resnet18", pretrained=True) == (
+        "--teacher tv:resnet18: its published weights could not be fetched (<urlopen error no route to host>); "
+        "give --teacher-weights"
+    )
+
+
+def test_weights_replace_published_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(url: str, **_: Any) -> None:
+        raise AssertionError(f"asked for {url}")
+
+    state = fetched_state()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", never)
+    torch.save(state, tmp_path / "mine.pth")
+    model, _ = load_model("tv:resnet18", weights=tmp_path / "mine.pth", pretrained=True)
+    assert torch.equal(model.state_dict()["conv1.weight"], state["conv1.weight"])
+
+
+def test_ensure_importable_can_be_called_again() -> None:
+    ensure_importable()
+    ensure_importable()
+    import torchvision
+
+    assert isinstance(torchvision.models.resnet18(num_classes=3), nn.Module)
