@@ -1,4 +1,4 @@
-"""Operators for data-free knowledge distillation: BN statistics, CAM margin, KL and priorities, gather-augment, sampling.
+"""Operators for data-free knowledge distillation: BN statistics, CAM margin, KL, gather-augment, priorities.
 
 Every operator has a readable reference and, where the machine allows, Triton and C++ forms; `use` chooses, `backends`
 tells. The folder can be copied into another project under any name: it needs torch only.

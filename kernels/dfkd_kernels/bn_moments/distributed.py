@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """all_reduce(SUM) of a value that every rank then uses in the same way: the gradient of what each rank put in is the sum's."""
+    """all_reduce(SUM) of a value that every rank then uses in the same way: each rank's part has the sum's gradient."""
 
     @staticmethod
     def forward(ctx: Any, packed: Tensor, group: ProcessGroup) -> Tensor:

@@ -30,7 +30,9 @@ def bn_stat_loss(
     unbiased: bool = False,
     group: ProcessGroup | None = None,
 ) -> Tensor:
-    """sum over layers of w_l (||mean_l - target mean_l|| + ||var_l - target var_l||) (DeepInversion, arXiv:1912.08795, Eq. 4).
+    """Distance of batch statistics from their targets (DeepInversion, arXiv:1912.08795, Eq. 4).
+
+    sum over layers of w_l (||mean_l - target mean_l|| + ||var_l - target var_l||)
 
     Args:
         moments: one `Moments` per layer, as `bn_act_moments` or a `FrozenTeacher` gives them.
@@ -38,11 +40,12 @@ def bn_stat_loss(
         kind: "l2", the norms, or "l2_squared", their squares.
         weights: one factor per layer (SRe2L, arXiv:2306.13092); None: all 1.
         ema: ((mean, var) per layer, momentum): what is compared is (1 - momentum) * batch + momentum * average (Fast,
-            arXiv:2112.07438; NAYER, arXiv:2310.00258). A 0-dim tensor as momentum lets a captured graph switch it from 0 to 0.9.
+            arXiv:2112.07438; NAYER, arXiv:2310.00258). A 0-dim tensor as momentum lets a captured graph switch it from
+            0 to 0.9.
         unbiased: divide the batch variance by count - 1; the papers' codes use the biased one.
-        group: sum the moments over its ranks first, with one all_reduce. The value is that of the joined batch, the gradient with
-            respect to each rank's x is that of the joined batch's part: multiply the loss by the world size where gradients
-            of weights are then averaged, as DDP does.
+        group: sum the moments over its ranks first, with one all_reduce. Every rank gets the joined batch's value, and
+            for its own x the joined batch's gradient: multiply the loss by the world size where gradients of weights
+            are then averaged, as DDP does.
 
     Returns:
         a scalar, float32 (float64 for float64 inputs). A norm of exactly 0 passes no gradient.

@@ -19,7 +19,7 @@ class Moments(NamedTuple):
     """sum of (x - shift)^2, (C,); differentiable"""
     shift: Tensor
     """(C,), a constant"""
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # tuple.count, of no use here
     """values per channel, (), a constant"""
 
     def mean(self) -> Tensor:

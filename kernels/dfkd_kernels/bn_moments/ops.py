@@ -24,7 +24,7 @@ def bn_act_moments(
     """Eval BatchNorm, an optional residual, an activation and the batch moments of x, in one pass over x.
 
     Args:
-        x: BatchNorm's input, (N, C, *), contiguous or channels-last (other layouts are copied), float16, bfloat16, float32 or float64.
+        x: BatchNorm's input, (N, C, *), contiguous or channels-last (other layouts are copied), floating.
         running_mean, running_var: (C,), the layer's statistics; running_mean is also the moments' shift.
         weight, bias: (C,) or None, the affine parameters. These four are constants: no gradient reaches them.
         eps: BatchNorm's epsilon.
@@ -52,7 +52,7 @@ def bn_act_moments(
 def bn_act_moments_folded(
     x: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, act: int
 ) -> tuple[Tensor, Moments]:
-    """The same from checked arguments: act((x - shift) * scale + bias [+ residual]), vectors in the accumulation dtype."""
+    """act((x - shift) * scale + bias [+ residual]) from checked arguments, vectors in the accumulation dtype."""
     return reference.bn_act_moments(x, shift, scale, bias, residual, act)
 
 

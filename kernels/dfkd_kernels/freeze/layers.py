@@ -1,0 +1,183 @@
+"""The layers of a frozen network: a convolution that keeps no activation, BatchNorms that hand out their moments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..bn_moments.moments import Moments
+from ..bn_moments.ops import batch_moments, bn_act_moments_folded
+from ..bn_moments.reference import NONE, RELU, RELU6, accumulation_dtype
+
+Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
+"""stride, padding, dilation, groups"""
+
+
+class _InputGradConv2d(torch.autograd.Function):
+    """conv2d that saves its weight only: the input's gradient needs no input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.geometry = x.shape, geometry
+        ctx.memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+        return F.conv2d(x, weight, bias, *geometry)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (weight,) = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.geometry
+        # Only the shape and layout of x are read (the mask asks for dx alone), so an unwritten tensor stands in for it.
+        # It has x's layout because the library chooses the gradient's layout by it.
+        x = torch.empty(ctx.shape, dtype=weight.dtype, device=weight.device, memory_format=ctx.memory_format)
+        dx, _, _ = torch.ops.aten.convolution_backward(
+            grads[0], x, weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
+        )
+        return dx, None, None, None
+
+
+class FrozenConv2d(nn.Module):
+    """Conv2d whose weight is a constant: autograd keeps no activation for it (torch's own layer keeps its input)."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        """Take over `conv`'s parameters (the same tensors) and geometry.
+
+        Raises:
+            ValueError: a padding mode other than zeros, or padding given by name.
+        """
+        super().__init__()
+        reason = self.why_not(conv)
+        if reason:
+            raise ValueError(f"conv: {reason}")
+        self.weight, self.bias = conv.weight, conv.bias
+        stride, padding, dilation = tuple(conv.stride), tuple(int(side) for side in conv.padding), tuple(conv.dilation)
+        self.geometry: Geometry = (stride, padding, dilation, conv.groups)
+
+    @staticmethod
+    def why_not(conv: nn.Conv2d) -> str:
+        """Why `conv` has no frozen form, or empty."""
+        if type(conv) is not nn.Conv2d:
+            return f"{type(conv).__name__} may compute something else than Conv2d"
+        if conv.padding_mode != "zeros":
+            return f"padding_mode {conv.padding_mode!r}"
+        return f"padding {conv.padding!r}" if isinstance(conv.padding, str) else ""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, D, h, w)."""
+        weight, bias = self.weight, self.bias
+        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return F.conv2d(x, weight, bias, *self.geometry)
+        out: Tensor = _InputGradConv2d.apply(x, weight, bias, self.geometry)
+        return out
+
+
+class StatBatchNorm2d(nn.Module):
+    """An eval BatchNorm2d that also returns its input's batch moments; residual and activation can follow at once.
+
+    The four vectors are the given layer's own tensors. They are folded into scale and offset at construction, or at
+    every call if `share`, so that a layer in training can be watched.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d | nn.SyncBatchNorm, *, share: bool = False) -> None:
+        """Take over `norm`'s statistics and parameters.
+
+        Raises:
+            ValueError: a layer without running statistics, or of a class that may compute something else.
+        """
+        super().__init__()
+        reason = self.why_not(norm)
+        if reason:
+            raise ValueError(f"norm: {reason}")
+        self.eps, self.share = norm.eps, share
+        self.register_buffer("running_mean", norm.running_mean)
+        self.register_buffer("running_var", norm.running_var)
+        self.register_buffer("weight", None if norm.weight is None else norm.weight.detach())
+        self.register_buffer("bias", None if norm.bias is None else norm.bias.detach())
+        if not share:
+            scale, offset = self._fold()
+            self.register_buffer("scale", scale, persistent=False)
+            self.register_buffer("offset", offset, persistent=False)
+
+    @staticmethod
+    def why_not(norm: nn.Module) -> str:
+        """Why `norm` has no such form, or empty."""
+        if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
+            return f"{type(norm).__name__} may compute something else than BatchNorm2d"
+        return "no running statistics" if norm.running_mean is None else ""
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, act: int = NONE, moments: bool = True
+    ) -> Tensor | tuple[Tensor, Moments]:
+        """x (B, C, H, W) -> act(bn(x) [+ residual]) of the same shape and, if asked for, the moments of x."""
+        if not moments:
+            return self._plain(x, residual, act)
+        scale, offset = self._fold() if self.share else (self.scale, self.offset)
+        shift = self.running_mean.to(scale.dtype)
+        if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+            y, found = bn_act_moments_folded(x, shift, scale, offset, None, NONE)
+            return _activate(y + residual, act), found  # a broadcast sum: no fused form
+        return bn_act_moments_folded(x, shift, scale, offset, residual, act)
+
+    def _plain(self, x: Tensor, residual: Tensor | None, act: int) -> Tensor:
+        y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return _activate(y if residual is None else y + residual, act)
+
+    def _fold(self) -> tuple[Tensor, Tensor]:
+        dtype = accumulation_dtype(self.running_var.dtype)
+        scale = torch.rsqrt(self.running_var.to(dtype) + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight.to(dtype)
+        offset = torch.zeros_like(scale) if self.bias is None else self.bias.to(dtype)
+        return scale, offset
+
+
+class WatchedBatchNorm(nn.Module):
+    """Any other BatchNorm over (B, C, H, W): its own eval output, and its input's moments."""
+
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    @property
+    def running_mean(self) -> Tensor:
+        """(C,)"""
+        assert self.norm.running_mean is not None
+        return self.norm.running_mean
+
+    @property
+    def running_var(self) -> Tensor:
+        """(C,)"""
+        assert self.norm.running_var is not None
+        return self.norm.running_var
+
+    def forward(self, x: Tensor, moments: bool = True) -> Tensor | tuple[Tensor, Moments]:
+        """x (B, C, H, W) -> the layer's output and, if asked for, the moments of x."""
+        y: Tensor = self.norm(x)
+        return (y, batch_moments(x, self.running_mean)) if moments else y
+
+
+def _activate(y: Tensor, act: int) -> Tensor:
+    if act == RELU:
+        return F.relu(y)
+    return F.relu6(y) if act == RELU6 else y
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether x (B, C, H, W) lies channels-last in memory and not also row by row."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

@@ -1,0 +1,125 @@
+"""The form of last resort for networks that torch.fx cannot trace: layers in place, each recording what it saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..bn_moments.moments import Moments
+from .layers import StatBatchNorm2d, WatchedBatchNorm
+
+_POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d)
+
+
+class Log:
+    """What one forward pass hands out beside its logits."""
+
+    def __init__(self) -> None:
+        self.want_moments = True
+        self.norms: list[StatBatchNorm2d | WatchedBatchNorm] = []
+        self.moments: list[Moments] = []
+        self.features: Tensor | None = None
+        self.maps: dict[str, Tensor] = {}
+
+    def clear(self, want_moments: bool) -> None:
+        """Forget the last pass: a log that kept tensors would keep their graph alive."""
+        self.want_moments = want_moments
+        self.norms, self.moments, self.features, self.maps = [], [], None, {}
+
+
+class RecordingNorm(nn.Module):
+    """A BatchNorm in its place in the network: returns y, logs its moments."""
+
+    def __init__(self, norm: StatBatchNorm2d | WatchedBatchNorm, log: Log) -> None:
+        super().__init__()
+        self.norm, self.log = norm, log
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> bn(x)."""
+        if not self.log.want_moments:
+            y: Tensor = self.norm(x, moments=False)
+            return y
+        y, moments = self.norm(x)
+        self.log.norms.append(self.norm)
+        self.log.moments.append(moments)
+        return y
+
+
+class RecordingPool(nn.Module):
+    """A global pooling: logs its input as the features."""
+
+    def __init__(self, pool: nn.Module, log: Log) -> None:
+        super().__init__()
+        self.pool, self.log = pool, log
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> pool(x)."""
+        self.log.features = x
+        y: Tensor = self.pool(x)
+        return y
+
+
+class RecordingStage(nn.Module):
+    """Any module: logs its output under its name."""
+
+    def __init__(self, stage: nn.Module, name: str, log: Log) -> None:
+        super().__init__()
+        self.stage, self.name, self.log = stage, name, log
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The stage's own output."""
+        out = self.stage(*args, **kwargs)
+        self.log.maps[self.name] = out
+        return out
+
+
+class SwappedNetwork(nn.Module):
+    """A network of recording layers that answers as a traced one does: (logits, features, moments[, maps])."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.log = Log()
+        self.model = model
+        self._homes = {name: _home(model, name) for name, _ in model.named_modules() if name}
+        self._watched: set[str] = set()
+        for name, module in list(model.named_modules()):
+            if isinstance(module, StatBatchNorm2d | WatchedBatchNorm):
+                self._wrap(name, RecordingNorm(module, self.log))
+            elif isinstance(module, _POOLS):
+                self._wrap(name, RecordingPool(module, self.log))
+
+    def norms(self) -> list[StatBatchNorm2d | WatchedBatchNorm]:
+        """The layers whose moments the last pass gave, in its order; before any pass, all of them as registered."""
+        if self.log.norms:
+            return self.log.norms
+        return [module.norm for module in self.modules() if isinstance(module, RecordingNorm)]
+
+    def watch(self, maps: Sequence[str]) -> None:
+        """Make the named modules record their outputs."""
+        for name in maps:
+            if name not in self._homes:
+                raise ValueError(f"maps {name!r}: no such module; choose from {', '.join(self._homes)}")
+            if name not in self._watched:
+                parent, attribute = self._homes[name]
+                self._wrap(name, RecordingStage(getattr(parent, attribute), name, self.log))
+                self._watched.add(name)
+
+    def forward(self, x: Tensor, maps: Sequence[str] = (), moments: bool = True) -> tuple[Any, ...]:
+        """x (B, C, H, W) -> (logits, features, moments) and, if maps are asked for, a dict of them."""
+        self.log.clear(moments)
+        logits = self.model(x)
+        out = (logits, self.log.features, self.log.moments)
+        named = {name: self.log.maps[name] for name in maps}
+        self.log.moments, self.log.features, self.log.maps = [], None, {}
+        return (*out, named) if maps else out
+
+    def _wrap(self, name: str, module: nn.Module) -> None:
+        parent, attribute = self._homes[name]
+        setattr(parent, attribute, module)
+
+
+def _home(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    parent, _, attribute = name.rpartition(".")
+    return model.get_submodule(parent), attribute

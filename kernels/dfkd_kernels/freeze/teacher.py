@@ -1,0 +1,214 @@
+"""`freeze_teacher`: a network as a constant that passes gradients to its input and hands out its BN moments."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..bn_moments.moments import Moments
+from ..bn_moments.reference import accumulation_dtype
+from .layers import FrozenConv2d, StatBatchNorm2d, WatchedBatchNorm
+from .rewrite import Plan, trace
+from .swap import SwappedNetwork
+
+
+class TeacherOutput(NamedTuple):
+    """What a frozen network gives."""
+
+    logits: Tensor
+    """(B, K), in the compute dtype"""
+    features: Tensor | None
+    """the last feature map (B, D, h, w), before global pooling; None if it was not found (`report` says so)"""
+    moments: list[Moments]
+    """of each BatchNorm's input, in the order of `FrozenTeacher.targets`; empty with `moments=False`"""
+
+
+class MappedTeacherOutput(NamedTuple):
+    """The same, with the stage maps that were asked for."""
+
+    logits: Tensor
+    features: Tensor | None
+    moments: list[Moments]
+    maps: dict[str, Tensor]
+    """by module path of the original network"""
+
+
+class FrozenTeacher(nn.Module):
+    """A frozen network; `freeze_teacher` makes it.
+
+    Attributes:
+        report: one line for each place where freezing or fusing did not apply, with the reason.
+        class_weights: the classifier's weight (K, D), if it is one Linear on the pooled features; else None.
+    """
+
+    def __init__(
+        self, body: nn.Module, plan: Plan | None, report: list[str], dtype: torch.dtype | None, nhwc: bool
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.report = report
+        self._plan = plan
+        self._dtype, self._nhwc = dtype, nhwc
+        self._functions: dict[tuple[tuple[str, ...], bool], Callable[..., Any]] = {}
+        for moments in (True, False):
+            self.prepare(moments=moments)
+
+    @property
+    def targets(self) -> list[tuple[Tensor, Tensor]]:
+        """(running_mean, running_var) of each BatchNorm that hands out moments, in their order."""
+        return [(norm.running_mean, norm.running_var) for norm in self._norms()]
+
+    @property
+    def class_weights(self) -> Tensor | None:
+        """(K, D), or None."""
+        path = None if self._plan is None else self._plan.classifier
+        if path is None:
+            return None
+        weight: Tensor = self.body.get_submodule(path).weight  # type: ignore[assignment]
+        return weight
+
+    def prepare(self, *, maps: Sequence[str] = (), moments: bool = True) -> None:
+        """Generate the code for these outputs; a call does it by itself, except inside torch.compile.
+
+        Raises:
+            ValueError: a name in `maps` that is no module of the network, or whose output fusion has removed.
+        """
+        key = (tuple(maps), moments)
+        if key in self._functions:
+            return
+        if isinstance(self.body, SwappedNetwork):
+            self.body.watch(maps)
+            self._functions[key] = type(self.body).forward
+        else:
+            assert self._plan is not None
+            self._plan.check(maps)
+            self._functions[key] = self._plan.function(self.body, maps, moments)
+
+    def forward(
+        self, x: Tensor, *, maps: Sequence[str] = (), moments: bool = True
+    ) -> TeacherOutput | MappedTeacherOutput:
+        """Run the network on normalised images.
+
+        Args:
+            x: (B, C, H, W), floating; cast to the compute dtype and to channels-last if the network was frozen so.
+            maps: module paths of the original network whose outputs to return as well.
+            moments: False skips the batch statistics.
+
+        Returns:
+            (logits, features, moments), and with `maps` a fourth entry, a dict by name.
+        """
+        key = (tuple(maps), moments)
+        if key not in self._functions:
+            if torch.compiler.is_compiling():
+                raise ValueError(f"maps {tuple(maps)}: call prepare(maps=...) before torch.compile")
+            self.prepare(maps=maps, moments=moments)
+        if self._dtype is not None:
+            x = x.to(self._dtype)
+        if self._nhwc and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        extra = key if isinstance(self.body, SwappedNetwork) else ()
+        out = self._functions[key](self.body, x, *extra)
+        return MappedTeacherOutput(*out) if maps else TeacherOutput(*out)
+
+    def train(self, mode: bool = True) -> FrozenTeacher:
+        """Stay in eval mode, whatever an enclosing module is set to."""
+        super().train(False)
+        return self
+
+    def _norms(self) -> list[StatBatchNorm2d | WatchedBatchNorm]:
+        if isinstance(self.body, SwappedNetwork):
+            return self.body.norms()
+        assert self._plan is not None
+        return [self.body.get_submodule(path) for path in self._plan.norms]  # type: ignore[misc]
+
+
+def freeze_teacher(
+    model: nn.Module,
+    *,
+    fuse: bool = True,
+    dtype: torch.dtype | None = None,
+    channels_last: bool = True,
+    share: bool = False,
+) -> FrozenTeacher:
+    """Freeze a network: eval, no weight gradients, BatchNorm2d layers that hand out their batch moments as values.
+
+    Args:
+        model: any network that maps (B, C, H, W) to logits; it is copied, not changed.
+        fuse: make bn -> act, bn -> add and bn -> add -> act (relu or relu6) one operator, where torch.fx can trace.
+        dtype: compute dtype; weights are stored once in it, BatchNorm's vectors in float32. None: as they are.
+        channels_last: store weights and run channels-last.
+        share: alias the model's tensors instead of copying them, so that steps of its optimiser show at once.
+
+    Raises:
+        ValueError: `share` with a `dtype`, or a dtype that is not floating.
+    """
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype {dtype}: choose a floating dtype, such as torch.bfloat16")
+    if share and dtype is not None:
+        raise ValueError(f"dtype {dtype}: share=True keeps the model's own tensors, so dtype must be None")
+    frozen = _aliased(model) if share else copy.deepcopy(model)
+    frozen.eval().requires_grad_(False)
+    if not share:
+        _cast(frozen, dtype, channels_last)
+    report = _swap_layers(frozen, share)
+    try:
+        body, plan = trace(frozen, fuse)
+    except Exception as error:  # torch.fx runs the network's own Python: anything may come out of it
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        report.append(f"network: not fused, torch.fx cannot trace it ({reason})")
+        return FrozenTeacher(SwappedNetwork(frozen), None, report, dtype, channels_last)
+    report += plan.report
+    if plan.features is None:
+        report.append("network: features not found, no pooling or flattening before the classifier")
+    if plan.classifier is None:
+        report.append("network: class_weights not found, the classifier is not one Linear on pooled features")
+    return FrozenTeacher(body, plan, report, dtype, channels_last)
+
+
+def _aliased(model: nn.Module) -> nn.Module:
+    """A copy of the modules around the same tensors."""
+    memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    return copy.deepcopy(model, memo)
+
+
+def _cast(model: nn.Module, dtype: torch.dtype | None, channels_last: bool) -> None:
+    """Weights to the compute dtype and layout; BatchNorm's vectors to float32, as its statistics do not fit 8 bits."""
+    for module in model.modules():
+        norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+            if not tensor.is_floating_point():
+                continue
+            target = dtype or tensor.dtype
+            if norm:
+                target = accumulation_dtype(target)
+            layout = torch.channels_last if channels_last and tensor.dim() == 4 else torch.preserve_format
+            tensor.data = tensor.data.to(target, memory_format=layout)
+
+
+def _swap_layers(model: nn.Module, share: bool) -> list[str]:
+    """Replace convolutions and BatchNorms by their frozen forms; returns a line for each that has none."""
+    report = []
+    for name, module in list(model.named_modules()):
+        parent, _, attribute = name.rpartition(".")
+        twin: nn.Module | None = None
+        if isinstance(module, nn.Conv2d):
+            reason = FrozenConv2d.why_not(module)
+            twin = None if reason else FrozenConv2d(module)
+            if reason:
+                report.append(f"{name}: keeps its input for backward, {reason}")
+        elif isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
+            if module.running_mean is None:
+                report.append(f"{name}: no moments, no running statistics")
+            elif StatBatchNorm2d.why_not(module):
+                twin = WatchedBatchNorm(module)
+            else:
+                twin = StatBatchNorm2d(module, share=share)
+        if twin is not None and name:
+            setattr(model.get_submodule(parent), attribute, twin)
+    return report
