@@ -163,6 +163,10 @@ class RunLogger:
         """Print a line that is no metric."""
         self.console.print(text)
 
+    def close(self) -> None:
+        """Leave the console as it was found."""
+        self.console.end()
+
     def truncate(self, epoch: int, phase: str) -> None:
         """Forget what was recorded after the boundary at the end of `phase` of `epoch`, where a checkpoint stands.
 

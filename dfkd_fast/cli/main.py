@@ -1,0 +1,52 @@
+"""`dfkd-fast`: find the sub-command, run it, and turn a user's mistake into one line on stderr and exit status 2.
+
+A sub-command's module is imported when it is called, and what needs torch inside its function: `--help`, `--version`
+and `ls` answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+
+from dfkd_fast import __version__
+from dfkd_fast.errors import UserError, unknown
+
+COMMANDS = {
+    "train": "distil a student from a teacher by METHOD, without the teacher's data",
+    "eval": "top-1 and top-5 of a run's student, or of any checkpoint, on real images",
+    "teacher": "train a teacher on real images, or say what one is",
+    "ls": "list methods, presets, models or kernels",
+}
+"""sub-command -> what it does; its code is `dfkd_fast.cli.<name>`, function `run`"""
+
+USAGE = """usage: dfkd-fast COMMAND ...
+
+{commands}
+
+dfkd-fast COMMAND --help says more; dfkd-fast --version prints the version.
+Start here: dfkd-fast train nayer --preset digits"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (default: this process's) and return its exit status."""
+    command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        if command in ("-h", "--help"):
+            print(USAGE.format(commands="\n".join(f"  {name:9}{text}" for name, text in COMMANDS.items())))
+            return 0
+        if command == "--version":
+            print(f"dfkd-fast {__version__}")
+            return 0
+        if command not in COMMANDS:
+            raise unknown("command", command, COMMANDS)
+        run = importlib.import_module(f"dfkd_fast.cli.{command}").run
+        return run(rest)
+    except UserError as error:
+        print(f"dfkd-fast: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dfkd-fast: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT

@@ -1,0 +1,85 @@
+"""`dfkd-fast train`: from a command line to a config, and from a config to a run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dfkd_fast.catalog import METHODS
+from dfkd_fast.config import FREE, TrainConfig, differences
+from dfkd_fast.config_sources import default_config, load_config, load_run, named_method
+from dfkd_fast.errors import UserError
+from dfkd_fast.flags import take
+
+USAGE = """usage: dfkd-fast train METHOD [--preset P] [--config FILE] [--run-dir DIR] [--resume [DIR]] [flags]
+       dfkd-fast train --resume DIR
+
+A preset fills in a published or tried recipe, a TOML file changes it, flags change both.
+--resume goes on from the last checkpoint of DIR, or of the run folder that the other flags lead to.
+METHOD: {methods}. dfkd-fast train METHOD [--preset P] --help lists its flags with their values."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Train; the exit status is 128 + the signal's number when a signal stopped the run."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE.format(methods=", ".join(METHODS)))
+        return 0
+    config, resume = read_arguments(arguments)
+    from dfkd_fast.loops.interrupt import Interrupted
+    from dfkd_fast.loops.train import train
+
+    try:
+        train(config, resume=resume)
+    except Interrupted as stop:
+        go_on = (
+            f"; to go on: dfkd-fast train --resume {stop.run_dir}" if stop.run_dir else " before anything was written"
+        )
+        print(f"dfkd-fast: stopped by {stop}{go_on}", file=sys.stderr)
+        return 128 + stop.signum
+    return 0
+
+
+def read_arguments(arguments: Sequence[str]) -> tuple[TrainConfig[Any], bool]:
+    """The config that a command line asks for, and whether it resumes a run."""
+    method = None if arguments[0].startswith("-") else arguments[0]
+    preset, flags = take(arguments[1:] if method else arguments, "--preset")
+    named_file, flags = take(flags, "--config")
+    resumed, flags = take(flags, "--resume", optional=True)
+    file = Path(named_file) if named_file else None
+    if resumed:
+        saved = load_run(Path(resumed))
+        if method not in (None, saved.method_name):
+            raise UserError(f"train {method}: the run in {resumed} is one of {saved.method_name}")
+        base, folder = replace(saved, stop_after_epoch=None), Path(resumed)
+    else:
+        if method is None and file is None:
+            raise UserError(f"train: name a method first; choose {' or '.join(METHODS)}")
+        base, folder = default_config(method or named_method(file or Path())), None
+    config = load_config(base, preset=preset, file=file, flags=flags)
+    config.check()
+    if resumed is None:
+        _announce(load_config(base, preset=preset), config, preset)
+        return config, False
+    folder = folder or config.run_folder
+    _check_same(load_run(folder), config, folder)
+    return replace(config, run_dir=folder), True
+
+
+def _check_same(saved: TrainConfig[Any], config: TrainConfig[Any], folder: Path) -> None:
+    """Raise UserError where a resumed run would compute something else than its first part did."""
+    if saved.method_name != config.method_name:
+        raise UserError(f"--resume {folder}: that is a run of {saved.method_name}, not of {config.method_name}")
+    for key, old, new in differences(saved, config):
+        if not key.startswith(FREE):
+            flag = f"--{key.replace('_', '-')}"
+            raise UserError(f"{flag} {new}: the run in {folder} has {old}; a resumed run keeps its config")
+
+
+def _announce(before: TrainConfig[Any], config: TrainConfig[Any], preset: str | None) -> None:
+    """Print what the run is and how it differs from its preset, or from the method's defaults."""
+    print(f"{config.method_name}, {f'preset {preset}' if preset else 'defaults'} -> {config.run_folder}")
+    for key, old, new in differences(before, config):
+        print(f"  {key} = {new} (not {old})")

@@ -1,0 +1,202 @@
+"""What a run is: every setting, as frozen dataclasses, and how it is written down.
+
+The recipe, what a paper's table lists, is the method's own config (section `method`); networks, data, hardware and the
+run folder are `TrainConfig`'s own fields. Where the values come from: `config_sources`. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import tomli_w
+
+from dfkd_fast.catalog import METHODS
+from dfkd_fast.errors import UserError
+from dfkd_fast.recipes import TeacherRecipe
+
+M = TypeVar("M")
+
+CONFIG_FILE = "config.toml"  # the merged config in a run folder
+
+FREE = ("stop_after_epoch", "threads", "run_dir", "log.", "checkpoint.")
+"""keys, or their beginnings, of what a resumed run may change: none of it touches what the run computes"""
+
+_LEAST = {
+    **dict.fromkeys(("method.epochs", "method.batch_size", "method.synthesis_batch_size", "eval.batch_size"), 1),
+    **dict.fromkeys(("image_size", "threads", "stop_after_epoch", "pool.capacity", "log.every"), 1),
+    **dict.fromkeys(("checkpoint.every", "checkpoint.keep"), 1),
+    **dict.fromkeys(("seed", "eval.every", "log.images_per_class"), 0),
+    "num_classes": 2,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """Where synthetic images are kept."""
+
+    capacity: int | None = None
+    """most images kept at once; without it what the whole recipe makes"""
+    policy: Literal["append", "ring"] = "append"
+    """what to do when it is full: stop with an error (append), or overwrite the oldest (ring)"""
+    storage: Literal["auto", "ram"] = "auto"
+    """memory that holds the images"""
+    quantize: Literal["round", "truncate"] = "round"
+    """how pixels become bytes; the released codes truncate"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Evaluation on real test images; never used to choose a model."""
+
+    every: int = 1
+    """evaluate every so many epochs, and after the last; 0: only after the last"""
+    batch_size: int = 512
+    """images per evaluation step"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What a run reports while it is going on."""
+
+    every: int = 50
+    """read the loss terms from the device every so many steps"""
+    images_per_class: int = 8
+    """columns of the image grids; 0: no grids"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What a stopped run can be taken up from."""
+
+    every: int = 1
+    """write a checkpoint every so many epochs, and after the last"""
+    keep: int = 2
+    """newest checkpoints kept"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Generic[M]):
+    """Everything that decides a run. `M` is the method's config class."""
+
+    method: M
+    """the method's recipe"""
+    data: str | None = None
+    """real test images: `digits`, or a path (image folder, tar of one, CIFAR files); without it nothing is evaluated"""
+    dataset: str = ""
+    """name of the data in the run folder's name; without it taken from --data"""
+    teacher: str = ""
+    """network to distil from: a name of `dfkd-fast ls models`, tv:NAME or timm:NAME"""
+    teacher_weights: Path | None = None
+    """checkpoint of the teacher, safetensors or a torch.save that loads with weights_only"""
+    train_teacher: bool = False
+    """first train the teacher on the training split of --data, by [teacher_recipe]; kept for the next run"""
+    teacher_recipe: TeacherRecipe = field(default_factory=TeacherRecipe)
+    """how --train-teacher trains"""
+    student: str = ""
+    """network to distil into"""
+    label_embeddings: str = "orthogonal"
+    """class vectors for methods that start from label text: orthogonal, one-hot, or a .safetensors file"""
+    image_size: int | None = None
+    """pixels per side, where the teacher's checkpoint does not say"""
+    num_classes: int | None = None
+    """classes, where the teacher's checkpoint does not say"""
+    seed: int = 0
+    """seed of everything random"""
+    precision: Literal["fp32", "bf16", "fp16", "tf32"] = "fp32"
+    """numeric mode of the networks"""
+    channels_last: bool = True
+    """memory format of images and convolution weights"""
+    device: str = "auto"
+    """auto (a GPU when there is one), cpu, cuda or cuda:N"""
+    threads: int | None = None
+    """CPU threads of torch; without it torch's own choice"""
+    run_dir: Path | None = None
+    """run folder; without it runs/<method>-<dataset>-<teacher>-<student>-s<seed>"""
+    stop_after_epoch: int | None = None
+    """stop at the end of this many epochs, to be resumed"""
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    """where synthetic images are kept"""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """evaluation on real test images"""
+    log: LogConfig = field(default_factory=LogConfig)
+    """progress and image grids"""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """what a stopped run is taken up from"""
+
+    @property
+    def method_name(self) -> str:
+        """The method's name in `catalog.METHODS`."""
+        target = f"{type(self.method).__module__}:{type(self.method).__name__.removesuffix('Config')}"
+        return next(name for name, known in METHODS.items() if known == target)
+
+    @property
+    def dataset_name(self) -> str:
+        """What the run folder calls the data."""
+        if self.dataset or self.data is None:
+            return self.dataset or "nodata"
+        return Path(self.data).name.removesuffix(".gz").removesuffix(".tar")
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run is written."""
+        if self.run_dir is not None:
+            return self.run_dir
+        parts = (self.method_name, self.dataset_name, self.teacher, self.student, f"s{self.seed}")
+        return Path("runs") / "-".join(part.replace(":", "_").replace("/", "_") for part in parts)
+
+    def check(self) -> None:
+        """Raise UserError for what no run can be made of."""
+        for flag, name in (("--teacher", self.teacher), ("--student", self.student)):
+            if not name:
+                raise UserError(f"{flag}: missing; choose a name of `dfkd-fast ls models`, tv:NAME or timm:NAME")
+        for key, value in flatten(self):
+            if key in _LEAST and value is not None and value < _LEAST[key]:
+                raise UserError(f"--{key.replace('_', '-')} {value}: choose {_LEAST[key]} or more")
+        if self.train_teacher and self.teacher_weights is not None:
+            raise UserError("--train-teacher: leave it out where --teacher-weights brings a trained one")
+        if self.train_teacher and self.data is None:
+            raise UserError("--train-teacher: needs --data with a training split")
+
+
+def write_config(config: TrainConfig[Any], file: Path) -> None:
+    """Write every setting as TOML, so that `load_config` of the file over the defaults gives `config` again.
+
+    TOML has no null: a setting that is None is left out, and every such setting defaults to None.
+    """
+    table: dict[str, Any] = {"method": {"name": config.method_name}}
+    for key, value in flatten(config):
+        section, _, name = key.rpartition(".")
+        if value is not None:
+            place = table.setdefault(section, {}) if section else table
+            place[name] = str(value) if isinstance(value, Path) else value
+    file.write_text(tomli_w.dumps(table), encoding="utf-8")
+
+
+def differences(before: TrainConfig[Any], after: TrainConfig[Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted key, value before and value after of each setting that differs between two configs of one method."""
+    old = dict(flatten(before))
+    for key, value in flatten(after):
+        if value != old[key]:
+            yield key, old[key], value
+
+
+def config_hash(config: TrainConfig[Any]) -> str:
+    """16 hex digits that stand for everything that the run computes: equal for equal configs, `FREE` keys apart."""
+    decisive = {key: str(value) for key, value in flatten(config) if not key.startswith(FREE)}
+    text = json.dumps({"method": config.method_name, **decisive}, sort_keys=True)
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of every setting, `method.bn_weight` for one in a section."""
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            yield from flatten(value, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, value

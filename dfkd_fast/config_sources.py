@@ -1,0 +1,78 @@
+"""Where a config comes from: dataclass < preset < `--config FILE` < flags. Imports no torch; a method's file does."""
+
+from __future__ import annotations
+
+import importlib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dfkd_fast.catalog import METHODS, presets
+from dfkd_fast.config import CONFIG_FILE, M, TrainConfig
+from dfkd_fast.errors import UserError, unknown
+from dfkd_fast.flags import Setting, from_flags, from_toml, parse, read_toml
+
+
+def default_config(method: str) -> TrainConfig[Any]:
+    """The config of a method with every default. Imports the method's file."""
+    if method not in METHODS:
+        raise unknown("train", method, METHODS)
+    module, name = METHODS[method].split(":")
+    return TrainConfig(method=getattr(importlib.import_module(module), f"{name}Config")())
+
+
+def load_config(
+    config: TrainConfig[M], *, preset: str | None = None, file: Path | None = None, flags: Sequence[str] = ()
+) -> TrainConfig[M]:
+    """`config`, then the preset, then the file, then the flags, each over the one before. `--help` prints and exits."""
+    method = config.method_name
+    if preset is not None:
+        known = presets(method)
+        if preset not in known:
+            raise unknown("--preset", preset, known)
+        table = tomllib.loads(known[preset].read_text(encoding="utf-8"))
+        config = _apply(config, from_toml(_without_metadata(table, method, preset), f"preset {preset}"))
+    if file is not None:
+        table = _without_metadata(read_toml(file, "--config"), method, str(file))
+        config = _apply(config, from_toml(table, str(file)))
+    return _apply(config, from_flags(flags))
+
+
+def load_run(folder: Path, flag: str = "--resume") -> TrainConfig[Any]:
+    """The config that a run folder was written with; its `run_dir` is `folder`, wherever that has been moved to."""
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise UserError(f"{flag} {folder}: no run there (it has no {CONFIG_FILE})")
+    return replace(load_config(default_config(named_method(file)), file=file), run_dir=folder)
+
+
+def named_method(file: Path) -> str:
+    """The method that a config file is for: its `[method] name`."""
+    section = read_toml(file, "--config").get("method")
+    name = section.get("name") if isinstance(section, dict) else None
+    if name not in METHODS:
+        raise unknown(f"{file}: [method] name =", name, METHODS)
+    return name
+
+
+def _apply(config: TrainConfig[M], settings: Sequence[Setting]) -> TrainConfig[M]:
+    schema: Any = TrainConfig
+    prog = f"dfkd-fast train {config.method_name}"
+    about = (
+        "Beside the flags below: --preset NAME, --config FILE, --resume [DIR] (dfkd-fast train --help). "
+        "A flag of the recipe may leave out its prefix: --bn-weight for --method.bn-weight."
+    )
+    return parse(schema[type(config.method)], config, settings, short="method", prog=prog, description=about)
+
+
+def _without_metadata(table: Mapping[str, Any], method: str, file: str) -> dict[str, Any]:
+    """A config table without what is about it: `[preset]`, and `[method] name`, which must be this method's."""
+    table = {key: value for key, value in table.items() if key != "preset"}
+    section = table.get("method")
+    if isinstance(section, dict) and "name" in section:
+        if section["name"] != method:
+            raise UserError(f'{file}: [method] name = "{section["name"]}": this is no config for {method}')
+        table["method"] = {key: value for key, value in section.items() if key != "name"}
+    return table
