@@ -1,0 +1,223 @@
+"""NAYER against a version with hooks, written from the paper's equations; its schedule; its golden trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dfkd_fast.loops.synthesis import Synthesizer
+from dfkd_fast.methods.base import Setup
+from dfkd_fast.methods.nayer import Nayer, NayerConfig
+from dfkd_fast.rng import seed_phase
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "nayer.safetensors"
+CONFIG = NayerConfig(
+    epochs=6,
+    warmup_epochs=2,
+    warmup_rounds=3,
+    rounds=2,
+    synthesis_batch_size=10,
+    synthesis_steps=4,
+    noise_features=12,
+    crop_padding=2,
+)
+
+
+class HookedStatistics:
+    """The released codes' way: a forward hook on every BatchNorm's input, an EMA that starts with the first update."""
+
+    def __init__(self, model: nn.Module, momentum: float) -> None:
+        self.layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        self.momentum = momentum
+        self.pool: list[tuple[Tensor, Tensor]] | None = None
+        self.inputs: list[Tensor] = []
+        for layer in self.layers:
+            layer.register_forward_hook(lambda _module, inputs, _output: self.inputs.append(inputs[0]))
+
+    def statistics(self) -> list[tuple[Tensor, Tensor]]:
+        return [(x.mean([0, 2, 3]), x.permute(1, 0, 2, 3).flatten(1).var(1, unbiased=False)) for x in self.inputs]
+
+    def loss(self) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for index, (layer, (mean, var)) in enumerate(zip(self.layers, self.statistics(), strict=True)):
+            if self.pool is not None:
+                mean = (1 - self.momentum) * mean + self.momentum * self.pool[index][0]
+                var = (1 - self.momentum) * var + self.momentum * self.pool[index][1]
+            total = total + torch.norm(layer.running_var - var) + torch.norm(layer.running_mean - mean)
+        return total
+
+    def update(self) -> None:
+        new = [(mean.detach(), var.detach()) for mean, var in self.statistics()]
+        if self.pool is None:
+            self.pool = new
+            return
+        m = self.momentum
+        self.pool = [
+            (m * old[0] + (1 - m) * now[0], m * old[1] + (1 - m) * now[1])
+            for old, now in zip(self.pool, new, strict=True)
+        ]
+
+
+def masked_adversary(student: Tensor, teacher: Tensor) -> Tensor:
+    p, log_p, log_q = F.softmax(teacher, 1), F.log_softmax(teacher, 1), F.log_softmax(student, 1)
+    agree = (student.max(1)[1] == teacher.max(1)[1]).double()
+    return -((p * (log_p - log_q)).sum(1) * agree).mean()
+
+
+@pytest.fixture
+def method(make_method: Callable[..., Any]) -> Nayer:
+    return make_method(Nayer, CONFIG)
+
+
+def test_losses_and_image_gradients_equal_the_hooked_version(
+    method: Nayer, teacher: nn.Module, student: nn.Module
+) -> None:
+    """Three terms and d(term)/d(image) in float64 to 1e-9, before the first update of the EMA and after each of two."""
+    hooks = HookedStatistics(teacher, CONFIG.bn_momentum)
+    method.adversarial = True
+    for round_index in range(3):
+        torch.manual_seed(round_index)
+        colour = 2 * torch.randn(10, 3, 1, 1, dtype=torch.float64)  # so that predictions differ, and some agree
+        view = (torch.randn(10, 3, 16, 16, dtype=torch.float64) + colour).requires_grad_()
+        method.augment = nn.Identity()
+        method.generator.forward = lambda _embeddings, view=view: view  # the image itself is what is differentiated
+        _, ours = method.synthesis_step()
+        hooks.inputs.clear()
+        logits = teacher(view)
+        theirs = {
+            "ce": F.cross_entropy(logits, method.labels),
+            "bn": hooks.loss(),
+            "adv": masked_adversary(student(view), logits),
+        }
+        assert ours.keys() == theirs.keys()
+        for name in theirs:
+            (found,) = torch.autograd.grad(ours[name], view, retain_graph=True)
+            (expected,) = torch.autograd.grad(theirs[name], view, retain_graph=True)
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+            assert found.abs().max() > 0
+        method.statistics.update()
+        hooks.update()
+
+
+def test_frozen_networks_get_no_weight_gradients(method: Nayer, setup: Setup, runtime: Any) -> None:
+    method.adversarial = True
+    Synthesizer(method, runtime).step()
+    frozen = [*setup.teacher.net.parameters(), *setup.student.parameters()]
+    assert frozen
+    assert all(p.grad is None and not p.requires_grad for p in frozen)
+    assert all(p.grad is not None for p in method.generator.parameters())
+
+
+def test_method_state_is_its_own(method: Nayer) -> None:
+    """Neither teacher nor student is saved with the method, moved with it or trained by it."""
+    assert {name.split(".")[0] for name in method.state_dict()} == {"generator", "statistics"}
+    assert {name.split(".")[0] for name, _ in method.named_parameters()} == {"generator"}
+
+
+def test_rounds_and_pool_capacity(method: Nayer) -> None:
+    assert [method.rounds(epoch) for epoch in range(6)] == [3, 3, 2, 2, 2, 2]
+    assert method.pool_capacity() == (2 * 3 + 4 * 2) * 10
+
+
+@pytest.mark.parametrize(("epochs", "images"), [(120, 160_000), (220, 240_000), (320, 320_000)])
+def test_published_image_budget(setup: Setup, epochs: int, images: int) -> None:
+    """20 x 10 x 400 + E x 2 x 400 images for E = 100, 200, 300."""
+    method = Nayer(NayerConfig(epochs=epochs), setup)
+    assert method.pool_capacity() == images
+
+
+def test_generator_life(method: Nayer) -> None:
+    """Re-initialised where epoch or epoch - warm-up is a multiple of its life, in the first round only, in place."""
+    object.__setattr__(method.config, "generator_life", 5)
+    stem = method.generator.decoder.stem.weight
+    address = stem.data_ptr()
+    reset = []
+    for epoch in range(12):
+        for index in range(2):
+            before = stem.detach().clone()
+            method.begin_round(epoch, index)
+            if not torch.equal(before, stem):
+                reset.append((epoch, index))
+    assert reset == [(epoch, 0) for epoch in range(12) if epoch % 5 == 0 or (epoch - 2) % 5 == 0]
+    assert stem.data_ptr() == address
+
+
+def test_noise_is_drawn_each_round_and_only_the_noise(method: Nayer) -> None:
+    method.begin_round(0, 0)
+    before = {name: value.detach().clone() for name, value in method.generator.named_parameters()}
+    method.begin_round(0, 1)
+    changed = {name for name, value in method.generator.named_parameters() if not torch.equal(value, before[name])}
+    assert changed == {"noise.weight"}
+
+
+def test_adversarial_term_starts_after_the_first_distilled_epoch(method: Nayer) -> None:
+    active = []
+    for epoch in range(5):
+        method.begin_round(epoch, 0)
+        active.append("adv" in method.synthesis_step()[1])
+    assert active == [False, False, False, True, True]
+
+
+def test_labels_cover_the_classes(method: Nayer) -> None:
+    method.begin_round(0, 0)
+    assert method.labels[:8].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+def test_batches_smaller_than_the_classes_cover_them_in_turn(make_method: Callable[..., Any]) -> None:
+    """ImageNet: one permutation an epoch, round i takes its i-th slice."""
+    method = make_method(Nayer, NayerConfig(synthesis_batch_size=2, noise_features=12))
+    for _ in range(2):
+        seen = []
+        for index in range(2):
+            method.begin_round(0, index)
+            seen += method.labels.tolist()
+        assert sorted(seen) == [0, 1, 2, 3]
+
+
+def test_jitter_is_part_of_what_is_kept(make_method: Callable[..., Any]) -> None:
+    method = make_method(Nayer, NayerConfig(synthesis_batch_size=10, noise_features=12, jitter=True))
+    method.begin_round(0, 0)
+    torch.manual_seed(0)
+    plain = method.generator(method.label_embeddings[method.labels])
+    images, _ = method.synthesis_step()
+    assert images.shape == plain.shape
+    assert not torch.equal(images, plain)
+    torch.testing.assert_close(images.sum((1, 2, 3)), plain.sum((1, 2, 3)))  # the same pixels elsewhere
+
+
+def trajectory(method: Nayer, runtime: Any) -> dict[str, Tensor]:
+    """20 steps: 5 rounds of 4, one of them in each of epochs 0 to 4, so that every switch of the method is passed."""
+    synthesizer = Synthesizer(method, runtime)
+    losses: list[Tensor] = []
+    images = []
+    for epoch in range(5):
+        seed_phase(0, 0, epoch, "synthesis")
+
+        def on_step(terms: dict[str, Tensor], _images: int) -> None:
+            losses.append(torch.stack([terms.get(name, torch.zeros(()).double()) for name in ("ce", "bn", "adv")]))
+
+        images.append(synthesizer.round(epoch, 0, on_step).images.mean((1, 2, 3)))
+    return {"losses": torch.stack(losses), "images": torch.stack(images), "pool": method.statistics.pool.clone()}
+
+
+def test_golden_trajectory(method: Nayer, runtime: Any) -> None:
+    """Float64, one thread, 1e-6 relative: any change of the numbers must be meant, and replace the file with a reason.
+
+    Delete the file and run the test to write it anew.
+    """
+    found = trajectory(method, runtime)
+    assert found["losses"].shape == (20, 3)
+    if not GOLDEN.exists():
+        GOLDEN.parent.mkdir(exist_ok=True)
+        save_file(found, GOLDEN)
+        pytest.fail(f"{GOLDEN.name} was missing and has been written; look at it and run again")
+    for name, expected in load_file(GOLDEN).items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-6, atol=1e-9)

@@ -1,0 +1,76 @@
+"""Crops and flips: meaning, gradient, and agreement with the pool's own kernel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from dfkd_kernels import gather_augment
+from torch.nn import functional as F
+
+from dfkd_fast.augment import Augment, CropFlip, batch_roll_flip, draw_crop_flip, shift_flip
+from dfkd_fast.models.factory import ModelInfo
+
+INFO = ModelInfo(name="cnn", num_classes=10, image_size=8, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+
+
+def naive(images: torch.Tensor, params: CropFlip, pad: int) -> torch.Tensor:
+    """Pad, cut a window out of each sample, mirror it."""
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (pad,) * 4)
+    out = []
+    for sample, (dy, dx), flip in zip(padded, params.shifts.tolist(), params.flips.tolist(), strict=True):
+        window = sample[:, pad + dy : pad + dy + height, pad + dx : pad + dx + width]
+        out.append(window.flip(-1) if flip else window)
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_shift_flip_is_a_padded_crop(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(16, 3, 8, 6, dtype=torch.float64).contiguous(memory_format=layout)
+    params = draw_crop_flip(16, pad=4, flip=True, device=images.device)
+    assert 0 < params.flips.sum() < 16
+    moved = shift_flip(images, params)
+    assert torch.equal(moved, naive(images, params, 4))
+    assert moved.is_contiguous(memory_format=layout)
+
+
+def test_shift_flip_gradient_is_the_inverse_move() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(6, 2, 5, 4, dtype=torch.float64, requires_grad=True)
+    params = draw_crop_flip(6, pad=2, flip=True, device=images.device)
+    weights = torch.randn(6, 2, 5, 4, dtype=torch.float64)
+    (found,) = torch.autograd.grad((shift_flip(images, params) * weights).sum(), images)
+    (expected,) = torch.autograd.grad((naive(images, params, 2) * weights).sum(), images)
+    assert torch.equal(found, expected)
+    assert torch.autograd.gradcheck(lambda x: shift_flip(x, params), images)
+    assert torch.autograd.gradgradcheck(lambda x: shift_flip(x, params), images)
+
+
+def test_generated_and_pooled_images_are_augmented_alike() -> None:
+    """The same parameters give the same view of a generated image and of its uint8 copy in the pool."""
+    torch.manual_seed(0)
+    pool = torch.randint(0, 256, (5, 8, 8, 3), dtype=torch.uint8)
+    params = draw_crop_flip(5, pad=2, flip=True, device=pool.device)
+    stored = gather_augment(pool, torch.arange(5), *params, INFO.mean, INFO.std, pad=2)
+    generated = Augment(INFO, pad=2).normalize(shift_flip(pool.permute(0, 3, 1, 2).float() / 255, params))
+    torch.testing.assert_close(generated, stored, rtol=1e-5, atol=1e-6)
+
+
+def test_draws_cover_the_range_and_follow_the_seed() -> None:
+    torch.manual_seed(0)
+    first = draw_crop_flip(500, pad=2, flip=True, device=torch.device("cpu"))
+    assert set(first.shifts.flatten().tolist()) == {-2, -1, 0, 1, 2}
+    assert 200 < first.flips.sum() < 300
+    torch.manual_seed(0)
+    again = draw_crop_flip(500, pad=2, flip=True, device=torch.device("cpu"))
+    assert torch.equal(first.shifts, again.shifts)
+    assert not draw_crop_flip(500, pad=2, flip=False, device=torch.device("cpu")).flips.any()
+
+
+def test_batch_roll_flip() -> None:
+    images = torch.rand(2, 3, 6, 5)
+    shift = torch.tensor([2, -1])
+    rolled = batch_roll_flip(images, shift, torch.tensor(False))
+    assert torch.equal(rolled, torch.roll(images, (2, -1), (2, 3)))
+    assert torch.equal(batch_roll_flip(images, shift, torch.tensor(True)), rolled.flip(3))
