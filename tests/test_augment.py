@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dfkd_kernels import gather_augment
 from torch.nn import functional as F
 
 from dfkd_fast.augment import Augment, CropFlip, batch_roll_flip, draw_crop_flip, shift_flip
 from dfkd_fast.models.factory import ModelInfo
+from dfkd_kernels import gather_augment
 
 INFO = ModelInfo(name="cnn", num_classes=10, image_size=8, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
 

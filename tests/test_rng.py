@@ -18,7 +18,7 @@ def test_fold_is_a_fixed_function() -> None:
 
 
 def draw() -> tuple[float, float, list[float]]:
-    return random.random(), float(np.random.rand()), torch.rand(2).tolist()  # noqa: NPY002
+    return random.random(), float(np.random.rand()), torch.rand(2).tolist()
 
 
 def test_seed_phase_repeats_every_stream() -> None:
