@@ -1,0 +1,175 @@
+"""Checkpoints appear whole or not at all; networks and optimisers come back bit for bit."""
+
+from __future__ import annotations
+
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dfkd_fast.checkpoint import (
+    Checkpoint,
+    latest_checkpoint,
+    load_module,
+    load_network,
+    load_optimizer,
+    module_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+    save_network,
+)
+from dfkd_fast.errors import UserError
+from dfkd_fast.models.factory import ModelInfo, load_model
+from dfkd_fast.optim import OptimizerSpec, reset_state, set_lr
+
+INFO = ModelInfo(name="cnn_s", num_classes=3, image_size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
+
+
+def checkpoint(epoch: int, phase: str = "synthesis", size: int = 4) -> Checkpoint:
+    return Checkpoint(epoch=epoch, phase=phase, tensors={"part/x": torch.full((size,), float(epoch))}, record={"n": 1})
+
+
+def network() -> nn.Module:
+    model, _ = load_model("cnn_s", num_classes=3, image_size=16, mean=INFO.mean, std=INFO.std)
+    return model
+
+
+def test_the_newest_comes_back(tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path / "checkpoints") is None
+    for epoch, phase in ((0, "synthesis"), (0, "distillation"), (1, "synthesis"), (9, "synthesis"), (10, "synthesis")):
+        save_checkpoint(tmp_path, checkpoint(epoch, phase), keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00009-0-synthesis", "00010-0-synthesis"]
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.epoch, found.phase, found.record) == (10, "synthesis", {"n": 1})
+    assert torch.equal(found.tensors["part/x"], torch.full((4,), 10.0))
+
+
+def test_distillation_comes_after_synthesis_of_the_same_epoch(tmp_path: Path) -> None:
+    for phase in ("distillation", "synthesis"):
+        save_checkpoint(tmp_path, checkpoint(3, phase), keep=5)
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.phase == "distillation"
+
+
+def test_what_a_killed_process_left_is_not_a_checkpoint(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, checkpoint(0), keep=2)
+    (tmp_path / ".00001-0-synthesis.partial").mkdir()
+    (tmp_path / ".00001-0-synthesis.partial" / "state.json").write_text("{")
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.epoch == 0
+    save_checkpoint(tmp_path, checkpoint(1), keep=2)
+    assert latest_checkpoint(tmp_path).epoch == 1  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def small_files_only() -> Iterator[None]:
+    """No file may grow beyond 64 KiB: the system refuses the write as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path, small_files_only: None) -> None:
+    folder = tmp_path / "checkpoints"
+    save_checkpoint(folder, checkpoint(0), keep=2)
+    with pytest.raises(UserError, match=rf"--run-dir {tmp_path}: no room to write .* --resume"):
+        save_checkpoint(folder, checkpoint(1, size=100_000), keep=2)
+    assert [path.name for path in folder.iterdir()] == ["00000-0-synthesis"]
+    found = latest_checkpoint(folder)
+    assert found is not None
+    assert found.epoch == 0
+
+
+def train_a_little(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for step in range(steps):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        model(torch.randn(4, 3, 16, 16)).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_restored_optimizer_goes_on_bit_for_bit(tmp_path: Path, kind: str, layout: torch.memory_format) -> None:
+    def fresh() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = network().to(memory_format=layout)
+        groups = [{"params": list(model.parameters()), "lr": 0.1}]
+        return model, OptimizerSpec(kind=kind, groups=groups, momentum=0.9).build()  # type: ignore[arg-type]
+
+    model, optimizer = fresh()
+    train_a_little(model, optimizer, 3)
+    tensors = module_tensors("student", model) | optimizer_tensors("optimizer", optimizer)
+    save_checkpoint(tmp_path, Checkpoint(epoch=0, phase="synthesis", tensors=tensors, record={}), keep=1)
+    train_a_little(model, optimizer, 3)
+
+    again, restored = fresh()
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    load_module("student", again, found.tensors)
+    load_optimizer("optimizer", restored, found.tensors)
+    train_a_little(again, restored, 3)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_reset_state_equals_a_new_optimizer_and_moves_nothing() -> None:
+    torch.manual_seed(0)
+    used = network()
+    spec = OptimizerSpec(kind="adam", groups=[{"params": list(used.parameters()), "lr": 0.1}])
+    optimizer = spec.build()
+    train_a_little(used, optimizer, 2)
+    state = used.state_dict()
+    fresh = network()
+    fresh.load_state_dict(state)
+    addresses = [slot["exp_avg"].data_ptr() for slot in optimizer.state.values()]
+    reset_state(optimizer)
+    train_a_little(used, optimizer, 3)
+    new = OptimizerSpec(kind="adam", groups=[{"params": list(fresh.parameters()), "lr": 0.1}]).build()
+    train_a_little(fresh, new, 3)
+    assert [slot["exp_avg"].data_ptr() for slot in optimizer.state.values()] == addresses
+    for a, b in zip(used.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_set_lr_keeps_a_tensor() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    lr = torch.tensor(0.1)
+    optimizer = OptimizerSpec(kind="adam", groups=[{"params": [weight], "lr": lr}]).build()
+    set_lr(optimizer, 0.5)
+    assert optimizer.param_groups[0]["lr"] is lr
+    assert lr.item() == 0.5
+
+
+def test_a_network_file_says_what_it_is(tmp_path: Path) -> None:
+    model, path = network(), tmp_path / "student.safetensors"
+    save_network(path, model, INFO)
+    again, info = load_network(path)
+    assert info == INFO
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    assert [file.name for file in tmp_path.iterdir()] == ["student.safetensors"]
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    foreign, broken = tmp_path / "foreign.safetensors", tmp_path / "broken.safetensors"
+    save_file({"x": torch.ones(1)}, foreign)
+    broken.write_bytes(b"no")
+    with pytest.raises(UserError, match="not written by dfkd-fast"):
+        load_network(foreign)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_network(broken)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_network(tmp_path / "absent.safetensors")
