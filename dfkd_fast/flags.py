@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import tyro
 
-from dfkd_fast.errors import UserError, unknown
+from dfkd_fast.errors import UserError, one_of, unknown
 
 C = TypeVar("C")
 
@@ -189,7 +189,7 @@ def _misfit(setting: Setting, hint: Any) -> UserError:
     if literals and setting.value:
         return unknown(setting.name if setting.is_flag else f"{setting.name} =", setting.value, literals)
     if literals:
-        return UserError(f"{setting.text}: needs a value; choose {', '.join(map(str, literals))}")
+        return UserError(f"{setting.text}: needs a value; choose {one_of(literals)}")
     if bool in options:
         flag = setting.flag
         wording = f"takes no value; write {flag} to set it" if setting.is_flag else "expected true or false"
@@ -226,13 +226,18 @@ def _unknown_setting(setting: Setting, known: Iterable[str]) -> UserError:
 
 
 def nearest_flag(flag: str, known: Iterable[str]) -> str | None:
-    """The flag that is spelled most like `flag`: in full, or else by its last part alone."""
+    """The flag that was most likely meant: the same name in another section, a like spelling, or a like last part."""
     known = list(known)
+    # of two with one name the shallower wins, then the earlier
+    by_tail = {_tail(name): name for name in sorted(reversed(known), key=lambda name: -name.count("."))}
+    tail = _tail(flag)
+    if tail in by_tail:
+        return by_tail[tail]
     near = difflib.get_close_matches(flag, known, n=1, cutoff=0.8)
     near += [name for name in known if name.startswith(f"{flag}.")]  # a section for one of its flags
-    if near:
-        return near[0]
-    by_tail = {name.rpartition(".")[2].removeprefix("--"): name for name in reversed(known)}
-    tail = flag.rpartition(".")[2].removeprefix("--")
-    near = difflib.get_close_matches(tail, by_tail, n=1, cutoff=0.7)
-    return by_tail[near[0]] if near else None
+    near += [by_tail[name] for name in difflib.get_close_matches(tail, by_tail, n=1, cutoff=0.7)]
+    return near[0] if near else None
+
+
+def _tail(flag: str) -> str:
+    return flag.removeprefix("--").rpartition(".")[2]
