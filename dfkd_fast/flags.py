@@ -228,8 +228,9 @@ def _unknown_setting(setting: Setting, known: Iterable[str]) -> UserError:
 def nearest_flag(flag: str, known: Iterable[str]) -> str | None:
     """The flag that was most likely meant: the same name in another section, a like spelling, or a like last part."""
     known = list(known)
-    # of two with one name the shallower wins, then the earlier
-    by_tail = {_tail(name): name for name in reversed(sorted(known, key=lambda name: name.count(".")))}
+    by_tail: dict[str, str] = {}
+    for name in sorted(known, key=lambda name: name.count(".")):  # of two with one name the shallower, then the earlier
+        by_tail.setdefault(_tail(name), name)
     tail = _tail(flag)
     if tail in by_tail:
         return by_tail[tail]
