@@ -36,6 +36,20 @@ _LEAST = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Where and how to compute; flags of every command that computes."""
+
+    precision: Literal["fp32", "bf16", "fp16", "tf32"] = "fp32"
+    """numeric mode of the networks"""
+    channels_last: bool = True
+    """memory format of images and convolution weights"""
+    device: str = "auto"
+    """auto (a GPU when there is one), cpu, cuda or cuda:N"""
+    threads: int | None = None
+    """CPU threads of torch; without it torch's own choice"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PoolConfig:
     """Where synthetic images are kept."""
 
@@ -80,7 +94,7 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Generic[M]):
+class TrainConfig(Hardware, Generic[M]):
     """Everything that decides a run. `M` is the method's config class."""
 
     method: M
@@ -107,14 +121,6 @@ class TrainConfig(Generic[M]):
     """classes, where the teacher's checkpoint does not say"""
     seed: int = 0
     """seed of everything random"""
-    precision: Literal["fp32", "bf16", "fp16", "tf32"] = "fp32"
-    """numeric mode of the networks"""
-    channels_last: bool = True
-    """memory format of images and convolution weights"""
-    device: str = "auto"
-    """auto (a GPU when there is one), cpu, cuda or cuda:N"""
-    threads: int | None = None
-    """CPU threads of torch; without it torch's own choice"""
     run_dir: Path | None = None
     """run folder; without it runs/<method>-<dataset>-<teacher>-<student>-s<seed>"""
     stop_after_epoch: int | None = None
@@ -139,7 +145,7 @@ class TrainConfig(Generic[M]):
         """What the run folder calls the data."""
         if self.dataset or self.data is None:
             return self.dataset or "nodata"
-        return Path(self.data).name.removesuffix(".gz").removesuffix(".tar")
+        return Path(self.data).resolve().name.partition(".")[0]
 
     @property
     def run_folder(self) -> Path:
