@@ -56,20 +56,22 @@ class Decoder(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         maps = self.stem(vectors).view(-1, self.stem_channels, self.stem_size, self.stem_size)
-        if self.layers.to_rgb.weight.is_contiguous(memory_format=torch.channels_last):
+        if self.layers.get_parameter("to_rgb.weight").is_contiguous(memory_format=torch.channels_last):
             maps = maps.contiguous(memory_format=torch.channels_last)
-        logits = self.layers(maps)
+        logits: Tensor = self.layers(maps)
         return torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
 
-def make_decoder(in_features: int, image_size: int, *, in_chans: int = 3) -> Decoder:
+def make_decoder(in_features: int, image_size: int, *, width: int = 128, in_chans: int = 3) -> Decoder:
     """The decoder of the zju-vipa code family for an image size: shallow up to 64 px, deep above.
 
-    Shallow: Fast and NAYER at 32 and 64 px, stem of 128 x (H/4)^2 with BN, blocks 128 and 64. Deep: NAYER at 224 px,
-    stem of 128 x (H/16)^2 without BN, blocks 128, 128, 64, 64, 64 of which the first does not upsample.
+    Shallow: Fast and NAYER at 32 and 64 px, stem of 128 x (H/4)^2 with BN, blocks 128 and 64. Deep: NAYER at 224 px, stem
+    of 128 x (H/16)^2 without BN, blocks 128, 128, 64, 64, 64 of which the first does not upsample. `width` stands for
+    their 128, its half for their 64.
     """
+    half = width // 2
     if image_size <= 64:
-        shallow = ((True, 128), (True, 64))
-        return Decoder(in_features, image_size, stem_channels=128, stem_norm=True, blocks=shallow, in_chans=in_chans)
-    deep = ((False, 128), (True, 128), (True, 64), (True, 64), (True, 64))
-    return Decoder(in_features, image_size, stem_channels=128, stem_norm=False, blocks=deep, in_chans=in_chans)
+        shallow = ((True, width), (True, half))
+        return Decoder(in_features, image_size, stem_channels=width, stem_norm=True, blocks=shallow, in_chans=in_chans)
+    deep = ((False, width), (True, width), (True, half), (True, half), (True, half))
+    return Decoder(in_features, image_size, stem_channels=width, stem_norm=False, blocks=deep, in_chans=in_chans)

@@ -51,6 +51,8 @@ class NayerConfig(MethodConfig):
     """Adam's learning rate for the whole generator"""
     noise_features: int = 1000
     """output width of a noisy layer (paper: r)"""
+    generator_width: int = 128
+    """channels of the generator's first blocks; the last have half"""
     bn_momentum: float = 0.9
     """share of the pool in the BN statistics that are matched (release: bn_mmt)"""
     ce_weight: float = 0.5
@@ -75,7 +77,9 @@ class NayerGenerator(nn.Module):
             batch_size=config.synthesis_batch_size,
             group_size=setup.info.num_classes,
         )
-        self.decoder = make_decoder(config.noise_features, setup.info.image_size, in_chans=setup.info.in_chans)
+        self.decoder = make_decoder(
+            config.noise_features, setup.info.image_size, width=config.generator_width, in_chans=setup.info.in_chans
+        )
 
     def reset_parameters(self) -> None:
         for part in (self.norm, self.noise, self.decoder):
