@@ -41,8 +41,9 @@ class Journal:
         if kinds != self._fields:
             raise ValueError(f"pool {self.folder}: a batch of {kinds}; the pool holds {self._fields}")
         for name, value in arrays.items():
-            payload = value.view(torch.uint8).numpy() if value.numel() else b""
-            _write_all(self._files[name], memoryview(payload).cast("B"), self.count * self._record_bytes(name))
+            if value.numel():
+                payload = memoryview(value.view(torch.uint8).numpy().data).cast("B")
+                _write_all(self._files[name], payload, self.count * self._record_bytes(name))
         self.count += len(next(iter(arrays.values())))
 
     def flush(self) -> dict[str, int]:
