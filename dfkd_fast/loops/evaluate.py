@@ -1,0 +1,114 @@
+"""Evaluation on real test images. Its figures are reported; they never choose a model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dfkd_fast.data import ImageSet
+from dfkd_fast.errors import UserError
+from dfkd_fast.models.factory import ModelInfo
+from dfkd_fast.runtime import Runtime
+from dfkd_kernels import gather_augment
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracies, as shares in [0, 1]."""
+
+    top1: float
+    """share of images whose highest logit is the label's"""
+    top5: float
+    """share of images whose label is among the five highest logits (all of them where there are fewer classes)"""
+    per_class: tuple[float, ...]
+    """top-1 of each class; nan for a class without images"""
+    predictions: Tensor
+    """(N,) int64 on the CPU: the class of the highest logit, in the order of the images"""
+
+
+@torch.no_grad()
+def evaluate(
+    model: Callable[[Tensor], Tensor],
+    images: ImageSet,
+    *,
+    info: ModelInfo,
+    runtime: Runtime,
+    batch_size: int = 512,
+    flag: str = "--data",
+) -> Evaluation:
+    """Classify every image once, without augmentation, in the runtime's precision.
+
+    `model` maps normalised images (B, C, H, W) to logits (B, K); a module is put into evaluation mode meanwhile. Every
+    batch has the same shape (the last one repeats an image, which is not counted) and nothing waits for the device
+    before the end. Raises UserError, naming `flag`, where classes or sizes of images and network differ.
+    """
+    _check_fit(images, info, flag)
+    batch_size = min(batch_size, len(images))
+    indices = torch.arange(batch_size, device=runtime.device)
+    still = indices.new_zeros(batch_size, 2), torch.zeros_like(indices, dtype=torch.bool)
+    top = []
+    with _evaluating(model):
+        for pixels, _ in images.batches(batch_size):
+            view = gather_augment(
+                _on_device(pixels, runtime),
+                indices.clamp_max(len(pixels) - 1),
+                *still,
+                info.mean,
+                info.std,
+                pad=0,
+                dtype=runtime.master_dtype,
+                memory_format=runtime.memory_format,
+            )
+            with runtime.autocast():
+                logits = model(view)
+            top.append(logits.topk(min(5, info.num_classes)).indices)
+    return _summarised(torch.cat(top)[: len(images)].cpu(), images)
+
+
+def agreement(first: Evaluation, second: Evaluation) -> float:
+    """Share of images to which two networks give the same class. Both must have seen the same images."""
+    return (first.predictions == second.predictions).double().mean().item()
+
+
+def _check_fit(images: ImageSet, info: ModelInfo, flag: str) -> None:
+    if images.num_classes != info.num_classes:
+        raise UserError(f"{flag} {images.name}: {images.num_classes} classes, but {info.name} knows {info.num_classes}")
+    if images.image_size != info.image_size:
+        sizes = f"{images.image_size} pixels a side, but {info.name} takes {info.image_size}"
+        raise UserError(f"{flag} {images.name}: {sizes}; give --image-size {info.image_size}")
+
+
+def _on_device(pixels: Tensor, runtime: Runtime) -> Tensor:
+    if runtime.device.type == "cpu":
+        return pixels
+    return pixels.pin_memory().to(runtime.device, non_blocking=True)  # a copy from pageable memory would wait
+
+
+@contextlib.contextmanager
+def _evaluating(model: object) -> Iterator[None]:
+    """Evaluation mode for a module, and afterwards each part's own mode again."""
+    training = [part for part in model.modules() if part.training] if isinstance(model, nn.Module) else []
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _summarised(top: Tensor, images: ImageSet) -> Evaluation:
+    """`top` (N, k) int64: the classes of the highest logits, best first."""
+    hits = top == images.labels[:, None]
+    counts = torch.bincount(images.labels, minlength=images.num_classes)
+    correct = torch.bincount(images.labels[hits[:, 0]], minlength=images.num_classes)
+    return Evaluation(
+        top1=hits[:, 0].double().mean().item(),
+        top5=hits.any(1).double().mean().item(),
+        per_class=tuple((correct.double() / counts).tolist()),
+        predictions=top[:, 0].clone(),
+    )
