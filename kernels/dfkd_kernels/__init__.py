@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backend import backends, use
-    from .bn_moments.loss import bn_stat_loss
     from .bn_moments.moments import Moments
     from .bn_moments.ops import batch_moments, bn_act_moments
+    from .bn_stat_loss.ops import bn_stat_loss
     from .cam_margin.ops import cam_margin_loss
     from .freeze.layers import FrozenConv2d, StatBatchNorm2d
     from .freeze.teacher import FrozenTeacher, freeze_teacher
@@ -30,7 +30,7 @@ _HOME = {
     "backends": ".backend",
     "batch_moments": ".bn_moments.ops",
     "bn_act_moments": ".bn_moments.ops",
-    "bn_stat_loss": ".bn_moments.loss",
+    "bn_stat_loss": ".bn_stat_loss.ops",
     "cam_margin_loss": ".cam_margin.ops",
     "freeze_teacher": ".freeze.teacher",
     "gather_augment": ".gather_augment.ops",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -34,12 +34,12 @@ class Support(NamedTuple):
 
 
 OPS: dict[str, Support] = {
-    "bn_act_moments": Support(),
-    "bn_stat_loss": Support(),
-    "cam_margin_loss": Support(),
-    "kd_kl": Support(),
-    "gather_augment": Support(),
-    "priority": Support(),
+    "bn_act_moments": Support(_HALF_AND_SINGLE, "bn_act_moments_forward", _SINGLE_AND_BF16),
+    "bn_stat_loss": Support((torch.float32,), "moment_loss", (torch.float32,)),
+    "cam_margin_loss": Support(_HALF_AND_SINGLE, "cam_margin_forward", _HALF_AND_SINGLE),
+    "kd_kl": Support(_HALF_AND_SINGLE, "kd_kl_forward", _HALF_AND_SINGLE),
+    "gather_augment": Support(_HALF_AND_SINGLE, "gather_augment", _HALF_AND_SINGLE),
+    "priority": Support((torch.float32,), "priority_update", (torch.float32,)),
 }
 
 
@@ -104,6 +104,10 @@ def pick(op: str, device: str, dtype: torch.dtype) -> str:
     return _resolve(op, device, dtype)
 
 
+# What torch.compiler.assume_constant_result sets, without the second that importing it takes: compiled code asks once.
+pick._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def why_not(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
     """Why `backend` cannot run `op` there, in one line; empty if it can."""
     support = OPS[op]
@@ -121,7 +125,7 @@ def why_not(op: str, backend: str, device: str, dtype: torch.dtype) -> str:
 
 
 @functools.cache
-def native_ops() -> object | None:
+def native_ops() -> Any:
     """torch.ops.dfkd_native, loading the extension beside this package at the first call; None if there is none."""
     if not hasattr(torch.ops.dfkd_native, "bn_act_moments_forward"):
         spec = importlib.util.find_spec(f"{__package__}._C")
@@ -166,4 +170,6 @@ def _why_no_triton(device: str) -> str:
 
 def _has_kernel(name: str, device: str) -> bool:
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(device)
-    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"dfkd_native::{name}", key)
+    if key is None or not hasattr(torch.ops.dfkd_native, name):  # an extension built before the operator was written
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"dfkd_native::{name}", key)

@@ -1,1 +1,1 @@
-"""The BN-statistics loss: fused eval BatchNorm with batch moments, and the distance of all layers' moments."""
+"""Eval BatchNorm, residual, activation and batch moments in one pass over x."""

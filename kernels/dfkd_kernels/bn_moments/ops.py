@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..backend import pick
 from . import reference
+from .layout import dense, laid_out_like
 from .moments import Moments
+from .operators import BatchMoments, BnActMoments
 from .reference import ACTIVATIONS, accumulation_dtype
 
 
@@ -41,11 +44,11 @@ def bn_act_moments(
     check_vectors(x, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
     check_residual(x, residual)
     dtype = accumulation_dtype(x.dtype)
-    shift = running_mean.detach().to(dtype)
+    shift = running_mean.detach().to(dtype).contiguous()
     scale = torch.rsqrt(running_var.detach().to(dtype) + eps)
     if weight is not None:
         scale = scale * weight.detach().to(dtype)
-    offset = torch.zeros_like(shift) if bias is None else bias.detach().to(dtype)
+    offset = torch.zeros_like(shift) if bias is None else bias.detach().to(dtype).contiguous()
     return bn_act_moments_folded(x, shift, scale, offset, residual, activation_code(act))
 
 
@@ -53,7 +56,13 @@ def bn_act_moments_folded(
     x: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, act: int
 ) -> tuple[Tensor, Moments]:
     """act((x - shift) * scale + bias [+ residual]) from checked arguments, vectors in the accumulation dtype."""
-    return reference.bn_act_moments(x, shift, scale, bias, residual, act)
+    backend = pick("bn_act_moments", x.device.type, x.dtype)
+    if backend == "reference":
+        return reference.bn_act_moments(x, shift, scale, bias, residual, act)
+    x = dense(x)
+    residual = None if residual is None else laid_out_like(residual, x)
+    y, total, total_sq, count = BnActMoments.apply(x, residual, shift, scale, bias, act, backend)
+    return y, Moments(total, total_sq, shift, count)
 
 
 def batch_moments(x: Tensor, shift: Tensor | None = None) -> Moments:
@@ -71,7 +80,12 @@ def batch_moments(x: Tensor, shift: Tensor | None = None) -> Moments:
         shift = x.detach().flatten(2)[0, :, 0] if x.dim() > 2 else x.detach()[0]
     else:
         check_vectors(x, shift=shift)
-    return reference.batch_moments(x, shift.detach().to(accumulation_dtype(x.dtype)))
+    shift = shift.detach().to(accumulation_dtype(x.dtype)).contiguous()
+    backend = pick("bn_act_moments", x.device.type, x.dtype)
+    if backend == "reference":
+        return reference.batch_moments(x, shift)
+    total, total_sq, count = BatchMoments.apply(dense(x), shift, backend)
+    return Moments(total, total_sq, shift, count)
 
 
 def activation_code(act: str | None) -> int:

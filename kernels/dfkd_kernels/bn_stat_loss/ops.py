@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..backend import pick
+from ..bn_moments.moments import Moments
+from ..registration import Operator, launcher
 from . import reference
 from .distributed import summed_over
-from .moments import Moments
 from .reference import KINDS
 
 if TYPE_CHECKING:
@@ -60,7 +62,50 @@ def bn_stat_loss(
     weights_L = None if weights is None else torch.as_tensor(weights, dtype=like.dtype, device=like.device)
     if ema is not None:
         ema = (ema[0], torch.as_tensor(ema[1], dtype=like.dtype, device=like.device))
-    return reference.moment_loss(moments, targets, kind=code, weights=weights_L, ema=ema, unbiased=unbiased)
+    backend = pick("bn_stat_loss", like.device.type, like.dtype)
+    if backend == "reference":
+        return reference.moment_loss(moments, targets, kind=code, weights=weights_L, ema=ema, unbiased=unbiased)
+    sums, sums_sq, shifts, counts = (list(column) for column in zip(*moments, strict=True))
+    averages, momentum = ([], None) if ema is None else ema
+    vectors = [shifts, counts, *_columns(targets), *_columns(averages)]
+    loss: Tensor = MomentLoss.apply((*vectors, momentum, weights_L, code, unbiased, backend), *sums, *sums_sq)
+    return loss
+
+
+def _columns(statistics: Statistics) -> tuple[list[Tensor], list[Tensor]]:
+    """All means and all variances, float32 and contiguous, as the launchers take them."""
+    means = [mean.detach().to(torch.float32).contiguous() for mean, _ in statistics]
+    return means, [var.detach().to(torch.float32).contiguous() for _, var in statistics]
+
+
+class MomentLoss(torch.autograd.Function):
+    """(sum and sum_sq of every layer) -> loss. Its forward already computes the derivatives; backward scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, constants: Sequence[Any], *sums: Tensor) -> Tensor:
+        layers = len(sums) // 2
+        loss, coef = moment_loss(sums[:layers], sums[layers:], *constants)
+        ctx.save_for_backward(coef)
+        ctx.sizes = [layer.numel() for layer in sums]
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (coef,) = ctx.saved_tensors
+        return None, *(coef * grads[0]).split(ctx.sizes)
+
+
+def _fake_loss(sums: Sequence[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
+    return sums[0].new_empty(()), sums[0].new_empty(2 * sum(layer.numel() for layer in sums))
+
+
+moment_loss = Operator(
+    "moment_loss(Tensor[] sum, Tensor[] sum_sq, Tensor[] shift, Tensor[] count, Tensor[] target_mean,"
+    " Tensor[] target_var, Tensor[] ema_mean, Tensor[] ema_var, Tensor? momentum, Tensor? weights, int kind,"
+    " bool unbiased, str backend) -> (Tensor, Tensor)",
+    launcher(f"{__package__}.triton", "moment_loss", native="moment_loss"),
+    _fake_loss,
+)
 
 
 def _check(

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .moments import Moments
+from ..bn_moments.moments import Moments
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

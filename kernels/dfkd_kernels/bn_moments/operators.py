@@ -1,0 +1,117 @@
+"""torch.library operators behind `bn_act_moments` and `batch_moments`, and their autograd functions.
+
+The last argument of every operator is the backend that runs it, "triton" or "native"; the reference needs no operator.
+Schemas and meanings: NATIVE.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..registration import Operator, launcher
+from .layout import laid_out_like
+
+
+def _stats_like(x: Tensor) -> Tensor:
+    return x.new_empty(2 * x.shape[1] + 1, dtype=torch.float32)
+
+
+def _fake_forward(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), _stats_like(x)
+
+
+def _fake_backward(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    want_dresidual = rest[-2]
+    return torch.empty_like(x), torch.empty_like(x) if want_dresidual else x.new_empty(0)
+
+
+forward = Operator(
+    "bn_act_moments_forward(Tensor x, Tensor shift, Tensor scale, Tensor bias, Tensor? residual, int act, str backend)"
+    " -> (Tensor, Tensor)",
+    launcher(f"{__package__}.launch", "forward", native="bn_act_moments_forward"),
+    _fake_forward,
+)
+backward = Operator(
+    "bn_act_moments_backward(Tensor dy, Tensor x, Tensor shift, Tensor scale, Tensor bias, Tensor? y, Tensor? dsum,"
+    " Tensor? dsum_sq, int act, bool want_dresidual, str backend) -> (Tensor, Tensor)",
+    launcher(f"{__package__}.launch", "backward", native="bn_act_moments_backward"),
+    _fake_backward,
+)
+batch_forward = Operator(
+    "batch_moments_forward(Tensor x, Tensor shift, str backend) -> Tensor",
+    launcher(f"{__package__}.launch", "batch_forward", native="batch_moments_forward"),
+    lambda x, *_: _stats_like(x),
+)
+batch_backward = Operator(
+    "batch_moments_backward(Tensor x, Tensor shift, Tensor? dsum, Tensor? dsum_sq, str backend) -> Tensor",
+    launcher(f"{__package__}.launch", "batch_backward", native="batch_moments_backward"),
+    lambda x, *_: torch.empty_like(x),
+)
+
+
+class BnActMoments(torch.autograd.Function):
+    """(x, residual) -> (y, sum, sum_sq, count); the other tensors are constants. x and residual share one layout."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        shift: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        act: int,
+        backend: str,
+    ) -> tuple[Tensor, ...]:
+        y, stats = forward(x, shift, scale, bias, residual, act, backend)
+        # without a residual the sign of the activation's input is recomputed from x; else y, which the next layer reads
+        # anyway, tells it
+        ctx.save_for_backward(x, shift, scale, bias, y if residual is not None and act else None)
+        ctx.act, ctx.backend, ctx.has_residual = act, backend, residual is not None
+        return y, *_split(ctx, stats)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        dy, dsum, dsum_sq = grads[0], _contiguous(grads[1]), _contiguous(grads[2])
+        x, shift, scale, bias, y = ctx.saved_tensors
+        if dy is None:
+            return batch_backward(x, shift, dsum, dsum_sq, ctx.backend), *[None] * 6
+        dy = laid_out_like(dy, x)
+        want_dresidual = ctx.needs_input_grad[1] and ctx.act != 0
+        dx, dresidual = backward(dy, x, shift, scale, bias, y, dsum, dsum_sq, ctx.act, want_dresidual, ctx.backend)
+        if ctx.needs_input_grad[1] and not want_dresidual:
+            dresidual = dy
+        return dx, dresidual if ctx.needs_input_grad[1] else None, *[None] * 5
+
+
+class BatchMoments(torch.autograd.Function):
+    """x -> (sum, sum_sq, count) about a constant shift."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shift: Tensor, backend: str) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, shift)
+        ctx.backend = backend
+        return _split(ctx, batch_forward(x, shift, backend))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        dsum, dsum_sq = _contiguous(grads[0]), _contiguous(grads[1])
+        x, shift = ctx.saved_tensors
+        return batch_backward(x, shift, dsum, dsum_sq, ctx.backend), None, None
+
+
+def _contiguous(grad: Tensor | None) -> Tensor | None:
+    """What a plain .sum() sends back is one number, expanded."""
+    return None if grad is None else grad.contiguous()
+
+
+def _split(ctx: Any, stats: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """sum, sum_sq and count out of one launcher's vector. A gradient that nobody asked for stays None."""
+    channels = stats.numel() // 2
+    count = stats[2 * channels]
+    ctx.mark_non_differentiable(count)
+    ctx.set_materialize_grads(False)
+    return stats[:channels], stats[channels : 2 * channels], count
