@@ -11,8 +11,6 @@ from torch import Tensor
 FANOUT = 64
 SMALLEST = torch.finfo(torch.float32).tiny
 LARGEST = torch.finfo(torch.float32).max
-# A float64 times this is strictly smaller, so that a search for it stops at a child that is not empty.
-JUST_BELOW_ONE = 1 - 2.0**-52
 
 
 def level_sizes(capacity: int) -> list[int]:
@@ -80,18 +78,22 @@ def sample(
     total = sums[-FANOUT:].sum()
     remainder = uniforms * total
     nodes = torch.zeros_like(uniforms, dtype=torch.int64)
+    places = torch.arange(FANOUT, device=uniforms.device)
     for level in (*reversed(_levels(sums, capacity)), leaves):
-        blocks = level.view(-1, FANOUT)
-        # only an empty tree leads past the last block
-        prefix = blocks[nodes.clamp(max=len(blocks) - 1)].cumsum(1, dtype=torch.float64)
-        remainder = torch.minimum(remainder, prefix[:, -1] * JUST_BELOW_ONE)
-        child = (prefix <= remainder[:, None]).sum(1).clamp(max=FANOUT - 1)
-        before = prefix.gather(1, (child - 1).clamp(min=0)[:, None]).squeeze(1)
-        remainder = remainder - torch.where(child > 0, before, 0)
+        values = level.view(-1, FANOUT)[nodes]
+        prefix = values.cumsum(1, dtype=torch.float64)
+        # A parallel prefix sum need not be monotonic in the last bit: only a child that holds something may be chosen,
+        # and where rounding leads past the last of them, the last one is.
+        filled = values > 0
+        hit = (prefix > remainder[:, None]) & filled
+        first_hit = torch.where(hit, places, FANOUT).amin(1)
+        last_filled = torch.where(filled, places, 0).amax(1)
+        child = torch.minimum(first_hit, last_filled)
+        before = (prefix - values).gather(1, child[:, None]).squeeze(1)
+        remainder = (remainder - before).clamp(min=0)
         nodes = nodes * FANOUT + child
-    indices = nodes.clamp(max=capacity - 1)
-    probabilities = leaves[indices].double() / total
-    return indices, (counts[-FANOUT:].sum() * probabilities).pow(-beta).float()
+    probabilities = leaves[nodes].double() / total
+    return nodes, (counts[-FANOUT:].sum() * probabilities).pow(-beta).float()
 
 
 def _levels(flat: Tensor, capacity: int) -> list[Tensor]:
