@@ -63,7 +63,9 @@ def read_arguments(arguments: Sequence[str]) -> tuple[TrainConfig[Any], bool]:
     if resumed is None:
         _announce(load_config(base, preset=preset), config, preset)
         return config, False
-    folder = folder or config.run_folder
+    if folder not in (None, config.run_dir):
+        raise UserError(f"--run-dir {config.run_dir}: a resumed run stays in its folder, {folder}")
+    folder = config.run_folder
     _check_same(load_run(folder), config, folder)
     return replace(config, run_dir=folder), True
 

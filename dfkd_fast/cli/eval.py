@@ -1,0 +1,100 @@
+"""`dfkd-fast eval`: how well a run's student, or any checkpoint, names real images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfkd_fast.config import Hardware
+from dfkd_fast.config_sources import load_run
+from dfkd_fast.errors import UserError
+from dfkd_fast.flags import from_flags, parse
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dfkd_fast.data import ImageSet
+    from dfkd_fast.models.factory import ModelInfo
+
+USAGE = """usage: dfkd-fast eval RUN --data DATA [flags]
+       dfkd-fast eval FILE --data DATA [--student NAME] [flags]
+
+RUN is a run folder; FILE a checkpoint, whose network --student names unless dfkd-fast wrote it.
+dfkd-fast eval RUN --help lists the flags."""
+
+STUDENT_FILE = "student.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(Hardware):
+    """Flags of `dfkd-fast eval`."""
+
+    data: str | None = None
+    """real test images: `digits`, or a path (image folder, tar of one, CIFAR files); without it the run's own"""
+    student: str | None = None
+    """network in FILE, where the file does not say: a name of `dfkd-fast ls models`, tv:NAME or timm:NAME"""
+    image_size: int | None = None
+    """pixels per side, where the file does not say"""
+    batch_size: int = 512
+    """images per step"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Print top-1 and top-5 on the test split."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    target, flags = Path(arguments[0]), from_flags(arguments[1:])
+    options = parse(EvalOptions, EvalOptions(), flags, prog="dfkd-fast eval RUN")
+    file, data = find_student(target, options.data)
+
+    from dfkd_fast.loops.evaluate import evaluate
+    from dfkd_fast.runtime import make_runtime
+
+    runtime = make_runtime(
+        device=options.device, precision=options.precision, channels_last=options.channels_last, threads=options.threads
+    )
+    model, info, test = load(file, data, options)
+    found = evaluate(runtime.place(model), test, info=info, runtime=runtime, batch_size=options.batch_size)
+    print(f"{file}: {info.name} on {len(test)} images of {test.name}")
+    print(f"top-1 {found.top1:.4f} | top-5 {found.top5:.4f}")
+    return 0
+
+
+def find_student(target: Path, data: str | None) -> tuple[Path, str]:
+    """The checkpoint and the data that a command line means; a run knows its own data."""
+    file = target
+    if target.is_dir():
+        data = data or load_run(target, "eval").data
+        file = target / STUDENT_FILE
+        if not file.is_file():
+            raise UserError(f"eval {target}: the run has no {STUDENT_FILE} yet; dfkd-fast train --resume {target}")
+    elif not target.is_file():
+        raise UserError(f"eval {target}: no such run folder or file")
+    if data is None:
+        raise UserError("--data: missing; choose digits or the path of real test images")
+    return file, data
+
+
+def load(file: Path, data: str, options: EvalOptions) -> tuple[nn.Module, ModelInfo, ImageSet]:
+    """The network in a file and the test images at its size."""
+    from dfkd_fast.checkpoint import load_network
+    from dfkd_fast.data import load_split
+    from dfkd_fast.models.factory import load_model
+
+    if options.student is None:
+        model, info = load_network(file, flag="eval")
+        return model, info, load_split(data, "test", image_size=info.image_size)
+    test = load_split(data, "test", image_size=options.image_size)
+    model, info = load_model(
+        options.student,
+        num_classes=test.num_classes,
+        image_size=test.image_size,
+        mean=test.mean,
+        std=test.std,
+        weights=file,
+        flag="--student",
+    )
+    return model, info, test
