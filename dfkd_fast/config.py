@@ -39,8 +39,8 @@ _LEAST = {
 class Hardware:
     """Where and how to compute; flags of every command that computes."""
 
-    precision: Literal["fp32", "bf16", "fp16", "tf32"] = "fp32"
-    """numeric mode of the networks"""
+    precision: Literal["auto", "fp32", "bf16", "fp16", "tf32"] = "fp32"
+    """numeric mode of the networks; auto: bf16 where the device multiplies it in hardware, else fp32"""
     channels_last: bool = True
     """memory format of images and convolution weights"""
     device: str = "auto"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dfkd_fast.errors import UserError, unknown
 
-Precision = Literal["fp32", "bf16", "fp16", "tf32"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "tf32"]
 
 # fp64 is the precision of the reference runs in the tests; the command line does not offer it.
 _DTYPES = {
@@ -95,12 +95,14 @@ def make_runtime(
 ) -> Runtime:
     """Check what was asked for against this machine and set the process-wide switches.
 
-    `device`: "auto" (a GPU when there is one), "cpu", "cuda" or "cuda:N". Raises UserError for what this machine
-    cannot do.
+    `device`: "auto" (a GPU when there is one), "cpu", "cuda" or "cuda:N". `precision`: "auto" is bf16 where the device
+    multiplies it in hardware, else fp32. Raises UserError for what this machine cannot do.
     """
+    chosen = _pick_device(device)
+    if precision == "auto":
+        precision = "bf16" if has_fast_bf16(chosen) else "fp32"
     if precision not in _DTYPES:
         raise unknown("--precision", precision, get_args(Precision))
-    chosen = _pick_device(device)
     if threads is not None:
         if threads < 1:
             raise UserError(f"--threads {threads}: choose 1 or more")
@@ -112,6 +114,14 @@ def make_runtime(
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.benchmark = True  # shapes are static
     return Runtime(device=chosen, precision=precision, channels_last=channels_last)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware: Ampere or newer, or a CPU with AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def _pick_device(device: str) -> torch.device:

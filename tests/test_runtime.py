@@ -1,0 +1,73 @@
+"""The runtime: what was asked for, or one line that says why not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dfkd_fast.errors import UserError
+from dfkd_fast.runtime import has_fast_bf16, make_runtime
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+
+
+def test_auto_is_what_the_machine_has() -> None:
+    runtime = make_runtime(precision="auto")
+    assert runtime.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert runtime.precision == ("bf16" if has_fast_bf16(runtime.device) else "fp32")
+
+
+@pytest.mark.parametrize(
+    ("precision", "compute", "master"),
+    [
+        ("fp32", torch.float32, torch.float32),
+        ("bf16", torch.bfloat16, torch.float32),
+        ("fp16", torch.float16, torch.float32),
+        ("fp64", torch.float64, torch.float64),
+    ],
+)
+def test_dtypes(precision: str, compute: torch.dtype, master: torch.dtype) -> None:
+    runtime = make_runtime(device="cpu", precision=precision)
+    assert (runtime.compute_dtype, runtime.master_dtype) == (compute, master)
+    layer = runtime.place(nn.Linear(2, 2))
+    assert isinstance(layer, nn.Linear)
+    assert layer.weight.dtype == master
+    with runtime.autocast():
+        assert layer(torch.ones(1, 2, dtype=master)).dtype == compute
+
+
+def test_channels_last() -> None:
+    conv = make_runtime(device="cpu", channels_last=True).place(nn.Conv2d(3, 4, 3))
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"precision": "fp8"}, r"--precision fp8: .*choose auto, fp32, bf16, fp16 or tf32"),
+        ({"device": "gpu"}, r"--device gpu: choose auto, cpu, cuda or cuda:N"),
+        ({"device": "meta"}, r"--device meta: choose auto, cpu, cuda or cuda:N"),
+        ({"threads": 0}, r"--threads 0: choose 1 or more"),
+    ],
+)
+def test_mistakes_name_the_flag(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_runtime(**arguments)  # type: ignore[arg-type]
+
+
+@NO_GPU
+@pytest.mark.parametrize(("flag", "value"), [("device", "cuda"), ("precision", "tf32")])
+def test_a_gpu_that_is_not_there(flag: str, value: str) -> None:
+    with pytest.raises(UserError, match=f"--{flag} {value}: .*CUDA"):
+        make_runtime(**{flag: value})
+
+
+def test_world_of_one() -> None:
+    runtime = make_runtime(device="cpu")
+    value = torch.ones(2)
+    assert runtime.all_reduce(value) is value
+    assert runtime.is_main
+    assert runtime.peak_memory_bytes() > 2**20
+    assert runtime.describe()
