@@ -127,17 +127,17 @@ class Nayer(Method):
         self.adversarial = epoch > warmup  # the release starts one epoch after distillation does
 
     def synthesis_step(self) -> tuple[Tensor, LossTerms]:
-        images = self.generator(self.label_embeddings[self.labels])
+        images = self.generator(self.label_embeddings[self.labels])  # Eq. 3
         if self.config.jitter:
             images = self.jitter(images)
         view = self.augment(images)
         teacher = self.teacher(view)
         terms = {
-            "ce": label_ce(teacher.logits, self.labels),  # Eq. 3
-            "bn": self.statistics.loss(teacher.moments),  # Eq. 4
+            "ce": label_ce(teacher.logits, self.labels),  # Eq. 5, alpha_cls
+            "bn": self.statistics.loss(teacher.moments),  # Eq. 5, alpha_bn
         }
         if self.adversarial:
-            terms["adv"] = disagreement(self.student(view), teacher.logits)  # Eq. 5
+            terms["adv"] = disagreement(self.student(view), teacher.logits)  # Eq. 5, alpha_adv
         return images, terms
 
     def end_round(self, best_images: Tensor) -> SynthBatch:
@@ -145,7 +145,7 @@ class Nayer(Method):
         return SynthBatch(best_images, self.labels)
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
-        return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}
+        return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}  # Eq. 6
 
     def draw_labels(self, index: int) -> Tensor:
         """Every class equally often; a batch smaller than the classes takes the next slice of one permutation per
