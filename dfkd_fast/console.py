@@ -7,6 +7,7 @@ import time
 from typing import Literal
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 ConsoleKind = Literal["auto", "rich", "plain", "off"]
 
@@ -59,13 +60,9 @@ class RichConsole(Console):
     """A bar for the phase under way; finished phases stay above it as plain lines."""
 
     def __init__(self) -> None:
-        bar = BarColumn(bar_width=24)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            bar,
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}", markup=False),
-        )
+        status = TextColumn("{task.fields[status]}", markup=False, table_column=Column(no_wrap=True, ratio=1))
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), status)
+        self._progress = Progress(*columns, transient=True)
         self._task: TaskID | None = None
         self._moved_at = 0.0
 
@@ -84,10 +81,10 @@ class RichConsole(Console):
             self._progress.update(self._task, status=text)
 
     def end(self) -> None:
+        self._progress.stop()  # wipes the bar; without a task it would leave an empty line
         if self._task is not None:
             self._progress.remove_task(self._task)
             self._task = None
-        self._progress.stop()
 
     def print(self, text: str) -> None:
         self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)

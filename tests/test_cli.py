@@ -6,9 +6,11 @@ import subprocess
 import sys
 import types
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import torch
 
 from dfkd_fast import __version__
 from dfkd_fast.cli import train as train_command
@@ -89,7 +91,7 @@ def test_ls(capsys: pytest.CaptureFixture[str]) -> None:
         ("train nayer --preset", "--preset: needs a value"),
         ("train nayer --preset tiny", "--preset tiny: "),
         ("train nayer --config none.toml", "--config none.toml: no such file or directory"),
-        ("train nayer --precision fp8", "--precision fp8: choose fp32, bf16, fp16 or tf32"),
+        ("train nayer --precision fp8", "--precision fp8: choose auto, fp32, bf16, fp16 or tf32"),
         ("train nayer --method.bn-weigth 1", "--method.bn-weigth: unknown flag; did you mean --method.bn-weight?"),
         ("train nayer", "--teacher: missing; "),
         ("train --resume nowhere", "--resume nowhere: no run there (it has no config.toml)"),
@@ -97,7 +99,13 @@ def test_ls(capsys: pytest.CaptureFixture[str]) -> None:
         ("eval nowhere", "eval nowhere: no such run folder or file"),
         ("eval nowhere --batchsize 3", "--batchsize: unknown flag; did you mean --batch-size?"),
         ("teacher trian", "teacher trian: did you mean train? choose train or info"),
-        ("teacher train", "teacher train: "),
+        ("teacher train", "teacher train: name MODEL first"),
+        ("teacher train cnn", "--data: missing; "),
+        ("teacher train cnn --data digits", "--out: missing; "),
+        ("teacher train cnn --data digits --out x.pt", "--out x.pt: choose a name that ends in .safetensors"),
+        ("teacher train cnn --data digits --out no/x.safetensors", "--out no/x.safetensors: no is no folder that "),
+        ("teacher train cnm --data digits --out x.safetensors", "--teacher cnm: did you mean cnn? choose "),
+        ("teacher info cnm", "teacher info cnm: did you mean cnn? choose "),
         ("teacher info", "teacher info: "),
     ],
 )
@@ -111,6 +119,62 @@ def test_mistakes(
     monkeypatch.chdir(tmp_path)
     assert failure(capsys, *arguments.split()).startswith(message)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_teacher_and_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Train for one epoch on real digits, then read back what was written."""
+    file = tmp_path / "teacher.safetensors"
+    recipe = [
+        "--epochs",
+        "1",
+        "--batch-size",
+        "128",
+        "--lr",
+        "0.05",
+        "--no-flip",
+        "--image-size",
+        "16",
+        "--threads",
+        "1",
+    ]
+    assert main(["teacher", "train", "cnn", "--data", "digits", "--out", str(file), *recipe]) == 0
+    assert main(["teacher", "info", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[-1] for line in shown.splitlines() if line.startswith(("network", "image", "BatchN"))] == [
+        "cnn",
+        "16",
+        "3",
+    ]
+    digest = sha256(file.read_bytes()).hexdigest()
+    assert shown.endswith(f"{digest}\n")
+
+    assert main(["eval", str(file), "--data", "digits", "--threads", "1"]) == 0
+    title, accuracy = capsys.readouterr().out.splitlines()
+    assert title == f"{file}: cnn on 539 images of digits"
+    assert main(["eval", str(file), "--student", "cnn", "--data", "digits", "--image-size", "16"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == accuracy
+
+    # a run folder with this network as its student; the run knows its data
+    config = replace(default_config("nayer"), teacher="cnn", student="cnn", data="digits")
+    write_config(config, tmp_path / "config.toml")
+    assert failure(capsys, "eval", str(tmp_path)).endswith(f"dfkd-fast train --resume {tmp_path}")
+    file.rename(tmp_path / "student.safetensors")
+    assert main(["eval", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == accuracy
+
+
+def test_teacher_info_of_a_network(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["teacher", "info", "resnet18"]) == 0
+    found = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert found["parameters"] == "11173962"  # methods' table: 11.17M
+
+
+def test_teacher_info_of_a_file_by_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = {"module.fc.weight": torch.zeros(3, 4), "module.bn.running_mean": torch.zeros(4)}
+    torch.save({"state_dict": state}, tmp_path / "other.pth")
+    assert main(["teacher", "info", str(tmp_path / "other.pth")]) == 0
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("dfkd-fast did not write", "parameters        12", "BatchNorm layers  1"))
 
 
 @pytest.fixture

@@ -87,9 +87,9 @@ def test_flags_of_the_recipe(flags: list[str], expected: dict[str, object]) -> N
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--precision fp8", "--precision fp8: choose fp32, bf16, fp16 or tf32"),
-        ("--precision bf61", "--precision bf61: did you mean bf16? choose fp32, bf16, fp16 or tf32"),
-        ("--precision", "--precision: needs a value; choose fp32, bf16, fp16 or tf32"),
+        ("--precision fp8", "--precision fp8: choose auto, fp32, bf16, fp16 or tf32"),
+        ("--precision bf61", "--precision bf61: did you mean bf16? choose auto, fp32, bf16, fp16 or tf32"),
+        ("--precision", "--precision: needs a value; choose auto, fp32, bf16, fp16 or tf32"),
         ("--method.bn-weigth 3", "--method.bn-weigth: unknown flag; did you mean --method.bn-weight?"),
         ("--bn-weigth 3", "--bn-weigth: unknown flag; did you mean --method.bn-weight?"),
         ("--capacity 3", "--capacity: unknown flag; did you mean --pool.capacity?"),
@@ -104,7 +104,7 @@ def test_flags_of_the_recipe(flags: list[str], expected: dict[str, object]) -> N
         ("--betas 1", "--betas 1: expected 2 numbers"),
         ("--sizes 1 x", "--sizes 1 x: expected a list of whole numbers"),
         ("stray --seed 1", "stray: unexpected; settings are written --name value"),
-        ("--seed 1 --precision fp8 --bn-weight 2", "--precision fp8: choose fp32, bf16, fp16 or tf32"),
+        ("--seed 1 --precision fp8 --bn-weight 2", "--precision fp8: choose auto, fp32, bf16, fp16 or tf32"),
     ],
 )
 def test_rejected_flags(flags: str, message: str) -> None:
@@ -120,7 +120,7 @@ def test_rejected_flags(flags: str, message: str) -> None:
         ("[method]\nepochs = 1.5", "{file}: [method] epochs = 1.5: expected a whole number"),
         ("[method]\nbetas = [1.0]", "{file}: [method] betas = [1.0]: expected 2 numbers"),
         ("[method]\nflip = 1", "{file}: [method] flip = 1: expected true or false"),
-        ('precision = "fp8"', '{file}: precision = "fp8": choose fp32, bf16, fp16 or tf32'),
+        ('precision = "fp8"', '{file}: precision = "fp8": choose auto, fp32, bf16, fp16 or tf32'),
         ("[method]\nbn_weigth = 1", "{file}: [method] bn_weigth: unknown key; did you mean bn_weight?"),
         ("bn_weight = 1", "{file}: bn_weight: unknown key; did you mean [method] bn_weight?"),
         ("[method]\nseed = 1", "{file}: [method] seed: unknown key; did you mean seed outside of any section?"),
