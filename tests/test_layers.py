@@ -14,9 +14,9 @@ PACKAGE = ROOT / "dfkd_fast"
 # floor.
 LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "catalog", "rng"], 0),
-    **dict.fromkeys(["config", "flags", "recipes", "runtime", "optim", "losses", "sampling"], 1),
+    **dict.fromkeys(["config", "config_sources", "flags", "recipes", "runtime", "optim", "losses", "sampling"], 1),
     **dict.fromkeys(["models", "generators", "augment", "pool", "text"], 2),
-    **dict.fromkeys(["methods", "data", "checkpoint", "meters", "loggers", "visualize"], 3),
+    **dict.fromkeys(["methods", "data", "checkpoint", "meters", "console", "loggers", "visualize"], 3),
     "loops": 4,
     "cli": 6,
     "__main__": 7,
@@ -24,10 +24,11 @@ LAYERS: dict[str, int] = {
 # Within one layer a package may use these neighbours; the arrows must not close a circle (checked below).
 NEIGHBOURS: dict[str, set[str]] = {
     "config": {"flags", "recipes"},
+    "config_sources": {"config", "flags"},
     "pool": {"augment", "models"},
     "augment": {"models"},
     "generators": {"models"},
-    "loggers": {"meters"},
+    "loggers": {"console", "meters"},
 }
 
 
