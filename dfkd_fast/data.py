@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -51,9 +51,9 @@ class ImageSet:
 
     name: str
     """`digits`, or the folder's or file's name"""
-    images: Tensor
+    images: Tensor = field(repr=False)
     """(N, H, W, C) uint8"""
-    labels: Tensor
+    labels: Tensor = field(repr=False)
     """(N,) int64"""
     class_names: tuple[str, ...]
     """K names; labels are indices into them"""

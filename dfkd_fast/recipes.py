@@ -20,8 +20,6 @@ class TeacherRecipe:
     """learning rate of the first step; falls to zero along a cosine, step by step"""
     momentum: float = 0.9
     """SGD momentum"""
-    nesterov: bool = False
-    """Nesterov's form of the momentum"""
     weight_decay: float = 5e-4
     """L2 penalty on every parameter"""
     label_smoothing: float = 0.0

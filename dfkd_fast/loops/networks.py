@@ -25,10 +25,7 @@ def load_teacher(config: TrainConfig, test: ImageSet | None, runtime: Runtime) -
     """
     if config.train_teacher:
         train = load_split(str(config.data), "train", image_size=config.image_size)
-        model, info, _ = cached_teacher(
-            config.teacher_recipe, config.teacher, train, test, runtime=runtime, seed=config.teacher_recipe.seed
-        )
-        return model, info
+        return cached_teacher(config.teacher_recipe, config.teacher, train, test, runtime=runtime)
     if config.teacher_weights is None and config.teacher in MODELS:
         raise UserError(
             f"--teacher {config.teacher}: no published weights; give --teacher-weights FILE or --train-teacher"

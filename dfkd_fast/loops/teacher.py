@@ -1,0 +1,212 @@
+"""Training a teacher on real images, and keeping what was trained."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dfkd_fast import __version__
+from dfkd_fast.augment import draw_crop_flip
+from dfkd_fast.checkpoint import load_network, save_network
+from dfkd_fast.console import Console, ConsoleKind, count, duration, make_console
+from dfkd_fast.data import ImageSet
+from dfkd_fast.errors import UserError
+from dfkd_fast.loops.evaluate import Evaluation, evaluate
+from dfkd_fast.meters import Meter
+from dfkd_fast.models.factory import ModelInfo, load_model
+from dfkd_fast.optim import OptimizerSpec, set_lr
+from dfkd_fast.recipes import TeacherRecipe
+from dfkd_fast.rng import seed_phase
+from dfkd_fast.runtime import Runtime
+from dfkd_fast.sampling import EpochShuffle
+from dfkd_kernels import gather_augment
+
+
+def train_teacher(
+    recipe: TeacherRecipe,
+    model_name: str,
+    train: ImageSet,
+    test: ImageSet | None,
+    *,
+    runtime: Runtime,
+    console: ConsoleKind = "auto",
+) -> tuple[nn.Module, ModelInfo, Evaluation | None]:
+    """Train `model_name` on `train` by `recipe`, in the runtime's precision and memory format.
+
+    Returns the last epoch's network in evaluation mode on the runtime's device, what it expects, and its evaluation on
+    `test` (None without one), which is made once, at the end. Raises UserError where the splits do not fit each other.
+    """
+    _check_splits(train, test)
+    model, info = _fresh_network(recipe, model_name, train)
+    model = runtime.place(model)
+    show = make_console(console, is_main=runtime.is_main)
+    start = time.perf_counter()
+    _Trainer(recipe, model, info, train, runtime).run(show)
+    model.eval()
+    found = evaluate(model, test, info=info, runtime=runtime) if test is not None else None
+    accuracy = f" | top-1 {found.top1:.4f} on {len(found.predictions)} held-out images" if found else ""
+    spent = duration(time.perf_counter() - start)
+    show.print(f"teacher {model_name} | {recipe.epochs} epochs in {spent}{accuracy}")
+    return model, info, found
+
+
+def cached_teacher(
+    recipe: TeacherRecipe,
+    model_name: str,
+    train: ImageSet,
+    test: ImageSet | None,
+    *,
+    runtime: Runtime,
+    console: ConsoleKind = "auto",
+) -> tuple[nn.Module, ModelInfo]:
+    """The teacher that `train_teacher` would give, trained only if it is not there already.
+
+    It lies under `cache_folder()` as safetensors, beside a JSON file that says how it was made and how good it is.
+    Recipe, network, precision and every training pixel decide which file is taken. Raises UserError where that folder
+    cannot be written, before anything is trained.
+    """
+    made_from = _made_from(recipe, model_name, train, runtime)
+    digest = sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    stem = f"{model_name.replace(':', '_').replace('/', '_')}-{train.name}-{digest[:16]}"
+    weights, record = (cache_folder() / f"{stem}{suffix}" for suffix in (".safetensors", ".json"))
+    if record.exists() and weights.exists():
+        return load_network(weights, flag="--train-teacher")
+    _check_writable(weights.parent)
+    model, info, found = train_teacher(recipe, model_name, train, test, runtime=runtime, console=console)
+    if runtime.is_main:
+        save_network(weights, model, info)
+        result = {"top1_last_epoch": found.top1 if found else None, "held_out_images": len(test) if test else None}
+        versions = {"torch": torch.__version__, "dfkd_fast": __version__, "device": runtime.describe()}
+        text = json.dumps({**made_from, "hash": digest, **result, **versions}, indent=1)
+        partial = record.with_suffix(".partial")
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(record)  # last: where the record is, the weights are whole
+    return model, info
+
+
+def cache_folder() -> Path:
+    """Where trained teachers are kept: `teachers` below the folder in DFKD_FAST_CACHE, or below ~/.cache/dfkd-fast."""
+    return Path(os.environ.get("DFKD_FAST_CACHE") or Path.home() / ".cache" / "dfkd-fast") / "teachers"
+
+
+class _Trainer:
+    """SGD on cross-entropy over random crops and flips; the learning rate follows a cosine, step by step."""
+
+    def __init__(
+        self, recipe: TeacherRecipe, model: nn.Module, info: ModelInfo, train: ImageSet, runtime: Runtime
+    ) -> None:
+        self.recipe, self.model, self.info, self.runtime = recipe, model, info, runtime
+        self.images, self.labels = train.images.to(runtime.device), train.labels.to(runtime.device)
+        self.batch_size = min(recipe.batch_size, len(train))
+        self.steps_per_epoch = len(train) // self.batch_size
+        self.optimizer = OptimizerSpec(
+            kind="sgd",
+            groups=[{"params": list(model.parameters()), "lr": recipe.lr}],
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+        ).build()
+        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
+
+    def run(self, show: Console) -> None:
+        """All epochs."""
+        epochs = self.recipe.epochs
+        show.begin(f"teacher {self.info.name}", epochs * self.steps_per_epoch)
+        self.model.train()
+        try:
+            for epoch in range(epochs):
+                start = time.perf_counter()
+                loss = self.epoch(epoch, show)
+                speed = self.steps_per_epoch * self.batch_size / (time.perf_counter() - start)
+                show.status(f"epoch {epoch + 1}/{epochs} | ce {loss:.3g} | {count(speed)} img/s")
+                if not math.isfinite(loss):
+                    raise UserError(f"--teacher {self.info.name}: training diverged in epoch {epoch + 1}; lower its lr")
+        finally:
+            show.end()
+
+    def epoch(self, epoch: int, show: Console) -> float:
+        """One pass over the images, a partial last batch left out; returns the mean loss."""
+        seed_phase(self.recipe.seed, 0, epoch, "teacher")
+        sampler = EpochShuffle(len(self.images), self.batch_size, device=self.runtime.device)
+        meter = Meter()
+        for step in range(self.steps_per_epoch):
+            done = epoch * self.steps_per_epoch + step
+            progress = done / (self.recipe.epochs * self.steps_per_epoch)
+            set_lr(self.optimizer, self.recipe.lr * 0.5 * (1 + math.cos(math.pi * progress)))
+            meter.update({"ce": self.step(sampler.next())}, self.batch_size)
+            show.advance(done + 1)
+        return meter.read()["ce"]
+
+    def step(self, indices: Tensor) -> Tensor:
+        """One SGD step on the images at `indices` (B,); returns the detached loss."""
+        recipe, runtime = self.recipe, self.runtime
+        params = draw_crop_flip(len(indices), pad=recipe.crop_padding, flip=recipe.flip, device=runtime.device)
+        view = gather_augment(
+            self.images,
+            indices,
+            params.shifts,
+            params.flips,
+            self.info.mean,
+            self.info.std,
+            pad=recipe.crop_padding,
+            dtype=runtime.master_dtype,
+            memory_format=runtime.memory_format,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        with runtime.autocast():
+            logits = self.model(view)
+        loss = F.cross_entropy(
+            logits.to(runtime.master_dtype), self.labels[indices], label_smoothing=recipe.label_smoothing
+        )
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+
+def _fresh_network(recipe: TeacherRecipe, model_name: str, train: ImageSet) -> tuple[nn.Module, ModelInfo]:
+    seed_phase(recipe.seed, 0, 0, "teacher")
+    return load_model(
+        model_name, num_classes=train.num_classes, image_size=train.image_size, mean=train.mean, std=train.std
+    )
+
+
+def _check_splits(train: ImageSet, test: ImageSet | None) -> None:
+    if test is None:
+        return
+    if test.digest == train.digest:
+        raise UserError(f"--data {train.name}: no test split apart from the training images; expected train/ and test/")
+    if test.class_names != train.class_names:
+        odd = sorted(set(test.class_names) ^ set(train.class_names))
+        raise UserError(f"--data {train.name}: training and test images are of different classes: {', '.join(odd[:3])}")
+
+
+def _made_from(recipe: TeacherRecipe, model_name: str, train: ImageSet, runtime: Runtime) -> dict[str, Any]:
+    """Everything that a trained teacher depends on, as JSON. Shapes tell two versions of a network apart."""
+    model, info = _fresh_network(recipe, model_name, train)
+    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+    return {
+        "recipe": asdict(recipe),
+        "network": asdict(info),
+        "shapes": sha256(json.dumps(shapes).encode()).hexdigest(),
+        "data": train.digest,
+        "precision": runtime.precision,
+    }
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"DFKD_FAST_CACHE {folder.parent}: cannot be written ({error.strerror})") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"DFKD_FAST_CACHE {folder.parent}: cannot be written; name another folder")

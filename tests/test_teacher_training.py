@@ -1,0 +1,220 @@
+"""A teacher learns, the same seed gives the same teacher, and the cache gives back exactly what was trained."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dfkd_fast.data import ImageSet, load_split
+from dfkd_fast.errors import UserError
+from dfkd_fast.loops import teacher as teacher_module
+from dfkd_fast.loops.teacher import cache_folder, cached_teacher, train_teacher
+from dfkd_fast.models.factory import load_model
+from dfkd_fast.recipes import TeacherRecipe
+from dfkd_fast.rng import seed_phase
+from dfkd_fast.runtime import Runtime, make_runtime
+
+RECIPE = TeacherRecipe(epochs=2, batch_size=32, lr=0.2, crop_padding=2, flip=False)
+
+
+@pytest.fixture
+def runtime() -> Runtime:
+    return make_runtime(device="cpu", precision="fp32", channels_last=True)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DFKD_FAST_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[ImageSet, ImageSet]:
+    """A few of the digits: enough to see a network learn."""
+    train, test = load_split("digits", "train"), load_split("digits", "test")
+    return head(train, 160), head(test, 100)
+
+
+def head(images: ImageSet, count: int) -> ImageSet:
+    spread = torch.linspace(0, len(images) - 1, count).round().long()
+    return replace(
+        images, images=images.images[spread], labels=images.labels[spread], digest=f"{images.digest}-{count}"
+    )
+
+
+def train(
+    recipe: TeacherRecipe, digits: tuple[ImageSet, ImageSet], runtime: Runtime, name: str = "cnn_s"
+) -> dict[str, Tensor]:
+    model, _, _ = train_teacher(recipe, name, *digits, runtime=runtime, console="off")
+    return model.state_dict()
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.slow
+def test_the_demo_teacher_learns_the_digits(runtime: Runtime) -> None:
+    """A third of the demo's epochs: far above chance on digits it has not seen."""
+    recipe = TeacherRecipe(epochs=12, batch_size=64, lr=0.2, crop_padding=2, flip=False)
+    train_set, test_set = load_split("digits", "train"), load_split("digits", "test")
+    model, info, found = train_teacher(recipe, "cnn", train_set, test_set, runtime=runtime, console="off")
+    assert found is not None
+    assert found.top1 > 0.9
+    assert not model.training
+    assert (info.name, info.num_classes, info.image_size) == ("cnn", 10, 32)
+    assert (info.mean, info.std) == (train_set.mean, train_set.std)
+
+
+def test_seed_decides_everything(digits: tuple[ImageSet, ImageSet], runtime: Runtime) -> None:
+    first = train(RECIPE, digits, runtime)
+    torch.manual_seed(99)
+    assert equal(first, train(RECIPE, digits, runtime))
+    assert not equal(first, train(replace(RECIPE, seed=1), digits, runtime))
+
+
+@pytest.mark.parametrize("change", [{"flip": True}, {"crop_padding": 0}, {"label_smoothing": 0.1}, {"momentum": 0.5}])
+def test_every_setting_counts(digits: tuple[ImageSet, ImageSet], runtime: Runtime, change: dict[str, Any]) -> None:
+    assert not equal(train(RECIPE, digits, runtime), train(replace(RECIPE, **change), digits, runtime))
+
+
+def test_equals_a_plain_training_loop(digits: tuple[ImageSet, ImageSet]) -> None:
+    """Independent form: torch's own SGD and cosine, whole batches, no augmentation, in float64."""
+    runtime = make_runtime(device="cpu", precision="fp64")
+    images, test = digits
+    recipe = replace(RECIPE, epochs=3, batch_size=160, crop_padding=0, label_smoothing=0.1)
+    found, info, _ = train_teacher(recipe, "cnn_s", images, test, runtime=runtime, console="off")
+
+    seed_phase(recipe.seed, 0, 0, "teacher")
+    shape = {"num_classes": 10, "image_size": 32, "mean": info.mean, "std": info.std}
+    model = load_model("cnn_s", **shape)[0].double().train()  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / 3)) / 2)
+    mean, std = (torch.tensor(values).double().view(1, 3, 1, 1) for values in (info.mean, info.std))
+    view = (images.images.permute(0, 3, 1, 2).double() / 255 - mean) / std
+    for _ in range(3):  # the order within a whole batch changes nothing but rounding
+        optimizer.zero_grad()
+        F.cross_entropy(model(view), images.labels, label_smoothing=0.1).backward()
+        optimizer.step()
+        schedule.step()
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[key], value, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp64"])
+def test_precisions(digits: tuple[ImageSet, ImageSet], precision: str) -> None:
+    runtime = make_runtime(device="cpu", precision=precision, channels_last=True)
+    recipe = replace(RECIPE, epochs=15)
+    model, _, found = train_teacher(recipe, "cnn_s", *digits, runtime=runtime, console="off")
+    assert {parameter.dtype for parameter in model.parameters()} == {runtime.master_dtype}
+    assert found is not None
+    assert found.top1 > 0.2  # twice chance
+
+
+def test_progress_names_epoch_loss_and_result(
+    digits: tuple[ImageSet, ImageSet], runtime: Runtime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, found = train_teacher(RECIPE, "cnn_s", *digits, runtime=runtime, console="plain")
+    assert found is not None
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("teacher cnn_s | 2 epochs in ")
+    assert last.endswith(f"top-1 {found.top1:.4f} on 100 held-out images")
+
+
+def test_training_that_diverges_says_so(digits: tuple[ImageSet, ImageSet], runtime: Runtime) -> None:
+    with pytest.raises(UserError, match=r"^--teacher cnn_s: training diverged in epoch 1; lower its lr$"):
+        train(replace(RECIPE, lr=1e30), digits, runtime)
+
+
+def test_without_test_images_nothing_is_evaluated(digits: tuple[ImageSet, ImageSet], runtime: Runtime) -> None:
+    _, _, found = train_teacher(RECIPE, "cnn_s", digits[0], None, runtime=runtime, console="off")
+    assert found is None
+
+
+def test_splits_must_fit(digits: tuple[ImageSet, ImageSet], runtime: Runtime) -> None:
+    images, test = digits
+    with pytest.raises(UserError, match="no test split apart from the training images"):
+        train(RECIPE, (images, images), runtime)
+    renamed = replace(test, class_names=(*test.class_names[:9], "ten"))
+    with pytest.raises(UserError, match=r"of different classes: 9, ten$"):
+        train(RECIPE, (images, renamed), runtime)
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the networks that were really trained."""
+    names: list[str] = []
+
+    def recording(recipe: TeacherRecipe, model_name: str, *args: Any, **kwargs: Any) -> Any:
+        names.append(model_name)
+        return train_teacher(recipe, model_name, *args, **kwargs)
+
+    monkeypatch.setattr(teacher_module, "train_teacher", recording)
+    return names
+
+
+def cached(recipe: TeacherRecipe, digits: tuple[ImageSet, ImageSet], runtime: Runtime) -> nn.Module:
+    return cached_teacher(recipe, "cnn_s", *digits, runtime=runtime, console="off")[0]
+
+
+def test_cache_gives_back_what_was_trained(
+    digits: tuple[ImageSet, ImageSet], runtime: Runtime, trainings: list[str], cache: Path
+) -> None:
+    first, info = cached_teacher(RECIPE, "cnn_s", *digits, runtime=runtime, console="off")
+    again, found = cached_teacher(RECIPE, "cnn_s", *digits, runtime=runtime, console="off")
+    assert trainings == ["cnn_s"]
+    assert found == info
+    assert equal(first.state_dict(), again.state_dict())
+    assert cache_folder() == cache / "teachers"
+    weights, record = sorted(cache_folder().iterdir(), key=lambda path: path.suffix, reverse=True)
+    assert (weights.suffix, record.suffix) == (".safetensors", ".json")
+    sidecar = json.loads(record.read_text())
+    assert sidecar["recipe"]["lr"] == RECIPE.lr
+    assert sidecar["hash"].startswith(record.stem.rpartition("-")[2])
+    _, _, evaluation = train_teacher(RECIPE, "cnn_s", *digits, runtime=runtime, console="off")
+    assert evaluation is not None
+    assert sidecar["top1_last_epoch"] == evaluation.top1
+    assert sidecar["held_out_images"] == 100
+
+
+def test_cache_tells_everything_apart(
+    digits: tuple[ImageSet, ImageSet], runtime: Runtime, trainings: list[str]
+) -> None:
+    quick = replace(RECIPE, epochs=1)
+    cached(quick, digits, runtime)
+    cached(replace(quick, seed=1), digits, runtime)
+    cached(replace(quick, lr=0.1), digits, runtime)
+    cached(quick, (replace(digits[0], digest="other pixels"), digits[1]), runtime)
+    cached(quick, digits, make_runtime(device="cpu", precision="bf16"))
+    assert len(trainings) == 5
+    cached(quick, (digits[0], head(digits[1], 50)), runtime)  # test images do not make the teacher
+    assert len(trainings) == 5
+
+
+def test_an_interrupted_training_leaves_nothing(
+    digits: tuple[ImageSet, ImageSet], runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(teacher_module, "train_teacher", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        cached(RECIPE, digits, runtime)
+    assert list(cache_folder().iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_training(
+    digits: tuple[ImageSet, ImageSet], runtime: Runtime, trainings: list[str], cache: Path
+) -> None:
+    cache.write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=f"^DFKD_FAST_CACHE {cache}: cannot be written"):
+        cached(RECIPE, digits, runtime)
+    assert trainings == []
