@@ -1,52 +1,52 @@
-"""Launches of the Triton kernels of `bn_act_moments` and `batch_moments`."""
+"""Launches of the Triton kernels of `bn_act_moments` and `batch_moments`; signatures and meanings: NATIVE.md."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
+from ..registration import AotCase
 from .layout import is_channels_last
-from .reference import NONE
+from .reference import NONE, RELU, RELU6
+from .tilings import TILINGS
 from .triton import backward_kernel, forward_kernel, sum_partials_kernel
 
-TILE = 4096
-WARPS = 8
-FORWARD_PROGRAMS = 512
-"""per layer: a few per multiprocessor of a large GPU, so that `partials` stays under 3 % of x on layers that matter"""
-BACKWARD_PROGRAMS = 4096
-"""nothing is reduced there, so more and shorter programs even out the tail"""
+MAX_ROWS = 512
+"""of a tile in NC* layout: longer runs gain nothing, and waste more lanes on the last tile of a plane"""
 
 
 class Plan(NamedTuple):
-    """How a launch cuts a tensor up; a function of its shape, its layout and the number of programs aimed at."""
+    """How a launch cuts a tensor up; a function of its shape and layout alone."""
 
-    nhwc: bool
     sizes: tuple[int, int, int, int, int]
     """num_rows (N S), num_channels, num_positions (S), num_tiles, tiles_per_program"""
     grid: tuple[int, int]
-    rows: int
-    channels: int
+    """programs along the tiles, blocks of channels"""
+    options: dict[str, Any]
 
 
-def plan(shape: torch.Size, nhwc: bool, programs: int) -> Plan:
-    """Cut (N, C, *) into tiles and share them out over about `programs` programs."""
+def plan(shape: torch.Size, nhwc: bool, direction: str) -> Plan:
+    """Cut (N, C, *) into tiles and share them out, by the table's row for "forward" or "backward"."""
+    tiling = TILINGS[direction, "channels-last" if nhwc else "contiguous"]
     samples, channels = shape[:2]
     positions = shape[2:].numel()
     if nhwc:
-        tile_channels = _channel_block(channels)
-        tile_rows = min(TILE // tile_channels, triton.next_power_of_2(samples * positions))
-        tiles = triton.cdiv(samples * positions, tile_rows)
+        block = _channel_block(channels)
+        rows = min(tiling.elements // block, triton.next_power_of_2(samples * positions))
+        tiles = triton.cdiv(samples * positions, rows)
     else:
-        tile_rows = min(512, triton.next_power_of_2(positions))
-        tile_channels = min(TILE // tile_rows, triton.next_power_of_2(channels))
-        tiles = samples * triton.cdiv(positions, tile_rows)
-    blocks = triton.cdiv(channels, tile_channels)
-    per_program = triton.cdiv(tiles, max(1, programs // blocks))
+        rows = min(MAX_ROWS, triton.next_power_of_2(positions))
+        block = min(tiling.elements // rows, triton.next_power_of_2(channels))
+        tiles = samples * triton.cdiv(positions, rows)
+    blocks = triton.cdiv(channels, block)
+    per_program = triton.cdiv(tiles, max(1, tiling.programs // blocks))
+    options = {"NHWC": nhwc, "ROWS": rows, "CHANNELS": block, "STAGES": tiling.stages, "num_warps": tiling.warps}
     sizes = (samples * positions, channels, positions, tiles, per_program)
-    return Plan(nhwc, sizes, (triton.cdiv(tiles, per_program), blocks), tile_rows, tile_channels)
+    return Plan(sizes, (triton.cdiv(tiles, per_program), blocks), options)
 
 
 def _channel_block(channels: int) -> int:
@@ -59,22 +59,22 @@ def _channel_block(channels: int) -> int:
 def forward(
     x: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, act: int
 ) -> tuple[Tensor, Tensor]:
-    """(y, stats), see NATIVE.md."""
+    """(y, stats)"""
     y = torch.empty_like(x)
     return y, _reduce(x, shift, scale, bias, residual, y, act)
 
 
 def batch_forward(x: Tensor, shift: Tensor) -> Tensor:
-    """stats, see NATIVE.md."""
+    """stats"""
     return _reduce(x, shift, shift, shift, None, None, NONE)
 
 
 def _reduce(
     x: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, y: Tensor | None, act: int
 ) -> Tensor:
-    cut = plan(x.shape, is_channels_last(x), FORWARD_PROGRAMS)
-    channels, splits = cut.sizes[1], cut.grid[0]
-    partials = torch.empty((splits, 2 * channels), dtype=torch.float32, device=x.device)
+    cut = plan(x.shape, is_channels_last(x), "forward")
+    splits, columns = cut.grid[0], 2 * x.shape[1]
+    partials = torch.empty((splits, columns), dtype=torch.float32, device=x.device)
     forward_kernel[cut.grid](
         x,
         x if residual is None else residual,
@@ -85,17 +85,13 @@ def _reduce(
         bias,
         *cut.sizes,
         ACT=act,
-        NHWC=cut.nhwc,
         HAS_Y=y is not None,
         HAS_RESIDUAL=residual is not None,
-        ROWS=cut.rows,
-        CHANNELS=cut.channels,
-        num_warps=WARPS,
+        **cut.options,
     )
-    stats = torch.empty(2 * channels + 1, dtype=torch.float32, device=x.device)
-    columns = 2 * channels
+    stats = torch.empty(columns + 1, dtype=torch.float32, device=x.device)
     sum_partials_kernel[(triton.cdiv(columns, 32),)](
-        partials, stats, splits, columns, float(x.numel() // channels), ROWS=64, COLUMNS=32, num_warps=4
+        partials, stats, splits, columns, float(cut.sizes[0]), ROWS=64, COLUMNS=32, num_warps=4
     )
     return stats
 
@@ -112,13 +108,13 @@ def backward(
     act: int,
     want_dresidual: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(dx, dresidual), see NATIVE.md."""
+    """(dx, dresidual)"""
     dresidual = torch.empty_like(x) if want_dresidual else x.new_empty(0)
     return _scatter(dy, x, shift, scale, bias, y, dsum, dsum_sq, act, dresidual), dresidual
 
 
 def batch_backward(x: Tensor, shift: Tensor, dsum: Tensor | None, dsum_sq: Tensor | None) -> Tensor:
-    """dx, see NATIVE.md."""
+    """dx"""
     return _scatter(None, x, shift, shift, shift, None, dsum, dsum_sq, NONE, x.new_empty(0))
 
 
@@ -138,7 +134,7 @@ def _scatter(
     if has_dsum:  # one alone is rare: autograd hands over both as soon as a variance is used
         dsum = torch.zeros_like(shift) if dsum is None else dsum
         dsum_sq = torch.zeros_like(shift) if dsum_sq is None else dsum_sq
-    cut = plan(x.shape, is_channels_last(x), BACKWARD_PROGRAMS)
+    cut = plan(x.shape, is_channels_last(x), "backward")
     dx = torch.empty_like(x)
     backward_kernel[cut.grid](
         x if dy is None else dy,
@@ -153,13 +149,49 @@ def _scatter(
         dsum_sq if has_dsum else shift,
         *cut.sizes,
         ACT=act,
-        NHWC=cut.nhwc,
         HAS_DY=dy is not None,
         HAS_DSUM=has_dsum,
         MASK_BY_Y=y is not None,
         WANT_DRESIDUAL=dresidual.numel() > 0,
-        ROWS=cut.rows,
-        CHANNELS=cut.channels,
-        num_warps=WARPS,
+        **cut.options,
     )
     return dx
+
+
+AOT_SHAPES = ((200, 64, 56, 56), (200, 2048, 7, 7), (100, 19, 7, 5))
+"""a wide layer, a deep one with odd maps, and one where nothing is a multiple of anything"""
+
+
+def aot_cases() -> Iterator[AotCase]:
+    """Every dtype and layout, at three shapes; with and without residual, and the bare moments."""
+    float32 = torch.float32
+    yield AotCase("sum_partials", sum_partials_kernel, (float32, float32, 208, 128, 1.0), {"ROWS": 64, "COLUMNS": 32})
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for shape in AOT_SHAPES:
+            for nhwc in (True, False):
+                name = f"{str(dtype)[6:]}_{'nhwc' if nhwc else 'nchw'}_{'x'.join(map(str, shape))}"
+                yield from _aot_forward(name, dtype, plan(torch.Size(shape), nhwc, "forward"))
+                yield from _aot_backward(name, dtype, plan(torch.Size(shape), nhwc, "backward"))
+
+
+def _aot_forward(name: str, dtype: torch.dtype, cut: Plan) -> Iterator[AotCase]:
+    pointers = (dtype, dtype, dtype, *[torch.float32] * 4)
+    for variant, act, has_y, residual in (
+        ("bn_relu", RELU, True, False),
+        ("bn_add_relu6", RELU6, True, True),
+        ("moments", NONE, False, False),
+    ):
+        options = {"ACT": act, "HAS_Y": has_y, "HAS_RESIDUAL": residual, **cut.options}
+        yield AotCase(f"{variant}_forward_{name}", forward_kernel, (*pointers, *cut.sizes), options)
+
+
+def _aot_backward(name: str, dtype: torch.dtype, cut: Plan) -> Iterator[AotCase]:
+    pointers = (*[dtype] * 5, *[torch.float32] * 5)
+    for variant, act, has_dy, residual in (
+        ("bn_relu", RELU, True, False),
+        ("bn_add_relu6", RELU6, True, True),
+        ("moments", NONE, False, False),
+    ):
+        flags = {"HAS_DY": has_dy, "HAS_DSUM": True, "MASK_BY_Y": residual, "WANT_DRESIDUAL": residual}
+        options = {"ACT": act, **flags, **cut.options}
+        yield AotCase(f"{variant}_backward_{name}", backward_kernel, (*pointers, *cut.sizes), options)

@@ -64,6 +64,7 @@ def forward_kernel(
     HAS_RESIDUAL: tl.constexpr,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     split = tl.program_id(0)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -75,7 +76,7 @@ def forward_kernel(
     total = tl.zeros([ROWS, CHANNELS], tl.float32)
     total_sq = tl.zeros([ROWS, CHANNELS], tl.float32)
     first = split * tiles_per_program
-    for step in range(tl.minimum(tiles_per_program, num_tiles - first)):
+    for step in tl.range(0, tl.minimum(tiles_per_program, num_tiles - first), num_stages=STAGES):
         tile = first + step
         start, offset, mask = _tile_of(tile, channel, channel_mask, num_rows, num_channels, num_positions, NHWC, ROWS)
         x = tl.load(x_ptr + start + offset, mask=mask, other=0.0).to(tl.float32)
@@ -143,6 +144,7 @@ def backward_kernel(
     WANT_DRESIDUAL: tl.constexpr,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     channel_mask = channel < num_channels
@@ -156,7 +158,7 @@ def backward_kernel(
         dsum = tl.load(dsum_ptr + channel, mask=channel_mask, other=0.0)[None, :]
         dsum_sq = 2.0 * tl.load(dsum_sq_ptr + channel, mask=channel_mask, other=0.0)[None, :]
     first = tl.program_id(0) * tiles_per_program
-    for step in range(tl.minimum(tiles_per_program, num_tiles - first)):
+    for step in tl.range(0, tl.minimum(tiles_per_program, num_tiles - first), num_stages=STAGES):
         tile = first + step
         start, offset, mask = _tile_of(tile, channel, channel_mask, num_rows, num_channels, num_positions, NHWC, ROWS)
         dx = tl.zeros([ROWS, CHANNELS], tl.float32)

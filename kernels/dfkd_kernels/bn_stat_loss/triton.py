@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .reference import L2_SQUARED
+from ..registration import AotCase
+from .reference import KINDS, L2_SQUARED
 
 BLOCK = 1024
 _L2_SQUARED = tl.constexpr(L2_SQUARED)
@@ -138,3 +139,14 @@ def _offsets(sizes: tuple[int, ...], device: torch.device) -> Tensor:
     for size in sizes:
         starts.append(starts[-1] + size)
     return torch.tensor(starts, dtype=torch.int32, device=device)
+
+
+def aot_cases() -> Iterator[AotCase]:
+    """Both kinds, bare and with every option; the pointers are float32 whatever the network's dtype."""
+    float32 = torch.float32
+    args = (float32, float32, torch.int32, float32, float32, float32, float32, 26560)
+    for kind, code in KINDS.items():
+        for options in (False, True):
+            flags = dict.fromkeys(("UNBIASED", "HAS_EMA", "HAS_WEIGHTS"), options)
+            name = f"moment_loss_{kind}_{'all' if options else 'plain'}"
+            yield AotCase(name, moment_loss_kernel, args, {"KIND": code, **flags, "BLOCK": BLOCK, "num_warps": 4})
