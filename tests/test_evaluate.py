@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dfkd_fast.data import ImageSet
 from dfkd_fast.errors import UserError
@@ -99,6 +101,46 @@ def test_every_batch_has_one_shape(runtime: Runtime) -> None:
     found = evaluate(model, images, info=info_of(images), runtime=runtime, batch_size=8)
     assert shapes == {torch.Size((8, 3, 32, 32))}
     assert found.predictions.shape == (20,)
+
+
+class HostReads(TorchDispatchMode):
+    """Notes when a value is read from the device or a shape depends on one."""
+
+    WAITING = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "item"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in self.WAITING:
+            self.log.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_waits_for_the_device_before_the_end(runtime: Runtime) -> None:
+    images, net = random_images(30), cnn_s(10)
+    with HostReads() as reads:
+
+        def model(view: Tensor) -> Tensor:
+            reads.log.append("step")
+            logits: Tensor = net(view)
+            return logits
+
+        evaluate(model, images, info=info_of(images), runtime=runtime, batch_size=8)
+    assert reads.log[:4] == ["step"] * 4
+    assert "_local_scalar_dense" in reads.log[4:]  # the recorder does see such reads
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_gives_the_cpu_result(runtime: Runtime) -> None:
+    images, model = random_images(50), cnn_s(10)
+    expected = evaluate(model, images, info=info_of(images), runtime=runtime, batch_size=16)
+    gpu = make_runtime(device="cuda", precision="fp32", channels_last=True)
+    found = evaluate(gpu.place(model), images, info=info_of(images), runtime=gpu, batch_size=16)
+    assert agreement(found, expected) >= 0.98  # a near tie may fall the other way
 
 
 def test_modes_and_statistics_are_left_alone(runtime: Runtime) -> None:
