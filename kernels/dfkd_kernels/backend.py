@@ -20,7 +20,6 @@ NAMESPACE = (__package__ or "dfkd_kernels").replace(".", "_")
 CHOICES = ("auto", "reference", "triton", "native")
 
 _HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
-_SINGLE_AND_BF16 = (torch.float32, torch.bfloat16)
 
 
 class Support(NamedTuple):
@@ -34,7 +33,7 @@ class Support(NamedTuple):
 
 
 OPS: dict[str, Support] = {
-    "bn_act_moments": Support(_HALF_AND_SINGLE, "bn_act_moments_forward", _SINGLE_AND_BF16),
+    "bn_act_moments": Support(_HALF_AND_SINGLE, "bn_act_moments_forward", _HALF_AND_SINGLE),
     "bn_stat_loss": Support((torch.float32,), "moment_loss", (torch.float32,)),
     "cam_margin_loss": Support(_HALF_AND_SINGLE, "cam_margin_forward", _HALF_AND_SINGLE),
     "kd_kl": Support(_HALF_AND_SINGLE, "kd_kl_forward", _HALF_AND_SINGLE),

@@ -1,4 +1,4 @@
-"""Where there is no GPU the Triton kernels run in Triton's interpreter, which must be asked for before they are loaded."""
+"""Where there is no GPU, Triton's interpreter runs the kernels; it must be asked for before they are loaded."""
 
 import os
 
@@ -13,6 +13,5 @@ if not torch.cuda.is_available():
 def poisoned_memory():
     """torch.empty gives NaN (integers: the largest value), so that an output element nobody writes is seen."""
     torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(False)
