@@ -108,4 +108,23 @@ DFKD_INLINE void store(T* p, F32 value, int64_t n) {
   std::memcpy(static_cast<void*>(p), buffer, n * sizeof(T));
 }
 
+// e^x within 2 units in the last place for x <= 88; 0 below -87.3, where float32 turns subnormal; NaN for NaN.
+// Cody and Waite's reduction to |r| <= ln(2) / 2, then the Taylor polynomial of degree 7.
+DFKD_INLINE F32 exp(F32 x) {
+  const F32 clamped = max(x, splat(-87.3f));
+  const F32 rounder = splat(0x1.8p23f);  // its last place is 1: adding it rounds to an integer
+  const F32 shifted = clamped * 0x1.715476p0f + rounder;
+  const F32 power = shifted - rounder;
+  const F32 r = (clamped - power * 0x1.62e4p-1f) - power * 0x1.7f7d1cp-20f;
+  F32 series = splat(1.f / 5040.f) * r + 1.f / 720.f;
+  series = series * r + 1.f / 120.f;
+  series = series * r + 1.f / 24.f;
+  series = series * r + 1.f / 6.f;
+  series = series * r + 0.5f;
+  series = series * r + 1.f;
+  series = series * r + 1.f;
+  const F32 scale = from_bits((bits(shifted) - bits(rounder) + 127u) << 23);
+  return x < -87.3f ? F32{} : series * scale;
+}
+
 }  // namespace dfkd::cpu::DFKD_ISA

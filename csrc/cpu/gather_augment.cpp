@@ -1,0 +1,121 @@
+// uint8 pool (P, H, W, C) -> normalised batch: gather, crop from the zero-padded image, flip and look up, in one pass.
+//
+//   out[b, c, y, x] = table[v, c],  v = pool[indices[b], y + dy, X + dx, c] or 0 outside,  X = W - 1 - x if flips[b],
+//   else x
+#include <algorithm>
+#include <vector>
+
+#include <torch/csrc/stable/ops.h>
+
+#include "../dispatch.h"
+#include "../layout.h"
+
+namespace dfkd::cpu {
+namespace {
+
+struct Image {
+  int64_t height, width, channels;
+
+  int64_t size() const { return height * width * channels; }
+};
+
+struct Crop {
+  int64_t dy, dx;
+  bool flip;
+};
+
+// Columns [begin, end) of an output row have a source; `source(x)` is its column.
+struct Span {
+  int64_t begin, end, first, step;
+
+  Span(const Image& image, const Crop& crop) {
+    const int64_t low = std::clamp<int64_t>(-crop.dx, 0, image.width);
+    const int64_t high = std::clamp<int64_t>(image.width - crop.dx, 0, image.width);
+    begin = crop.flip ? image.width - high : low;
+    end = crop.flip ? image.width - low : high;
+    step = crop.flip ? -1 : 1;
+    first = (crop.flip ? image.width - 1 - begin : begin) + crop.dx;
+  }
+};
+
+// kChannels 0: any number. `table` [256, channels] and `out` share the output's dtype.
+template <typename T, int kChannels>
+void write_channels_last(const uint8_t* source, const Image& image, const Crop& crop, const T* table, T* out) {
+  const int64_t channels = kChannels ? kChannels : image.channels;
+  const Span span(image, crop);
+  for (int64_t y = 0; y < image.height; ++y, out += image.width * channels) {
+    const int64_t row = y + crop.dy;
+    const bool inside = source && 0 <= row && row < image.height && span.begin < span.end;
+    const int64_t begin = inside ? span.begin : image.width, end = inside ? span.end : image.width;
+    const auto blank = [&](int64_t from, int64_t to) {
+      for (int64_t x = from; x < to; ++x) std::copy(table, table + channels, out + x * channels);
+    };
+    blank(0, begin);
+    const uint8_t* pixel = inside ? source + (row * image.width + span.first) * channels : nullptr;
+    for (int64_t x = begin; x < end; ++x, pixel += span.step * channels) {
+      for (int64_t c = 0; c < channels; ++c) out[x * channels + c] = table[pixel[c] * channels + c];
+    }
+    blank(end, image.width);
+  }
+}
+
+template <typename T, int kChannels>
+void write_planes(const uint8_t* source, const Image& image, const Crop& crop, const T* table, T* out) {
+  const int64_t channels = kChannels ? kChannels : image.channels;
+  const Span span(image, crop);
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t y = 0; y < image.height; ++y, out += image.width) {
+      const int64_t row = y + crop.dy;
+      const bool inside = source && 0 <= row && row < image.height && span.begin < span.end;
+      const int64_t begin = inside ? span.begin : image.width, end = inside ? span.end : image.width;
+      std::fill(out, out + begin, table[c]);
+      const uint8_t* pixel = inside ? source + (row * image.width + span.first) * channels + c : nullptr;
+      for (int64_t x = begin; x < end; ++x, pixel += span.step * channels) out[x] = table[*pixel * channels + c];
+      std::fill(out + end, out + image.width, table[c]);
+    }
+  }
+}
+
+template <typename T>
+using Writer = void (*)(const uint8_t*, const Image&, const Crop&, const T*, T*);
+
+template <typename T>
+Writer<T> writer_of(bool channels_last, int64_t channels) {
+  switch (channels) {
+    case 1:
+      return channels_last ? write_channels_last<T, 1> : write_planes<T, 1>;
+    case 3:
+      return channels_last ? write_channels_last<T, 3> : write_planes<T, 3>;
+    default:
+      return channels_last ? write_channels_last<T, 0> : write_planes<T, 0>;
+  }
+}
+
+}  // namespace
+
+void gather_augment(const Tensor& pool, const Tensor& indices, const Tensor& shifts, const Tensor& flips,
+                    const Tensor& table, int64_t pad, const Tensor& out) {
+  const Image image{pool.size(1), pool.size(2), pool.size(3)};
+  const int64_t images = pool.size(0), batch = indices.size(0);
+  const uint8_t* pixels = data<uint8_t>(pool);
+  const int64_t *index = data<int64_t>(indices), *shift = data<int64_t>(shifts);
+  const bool* flip = data<bool>(flips);
+  const float* entries = data<float>(table);
+  const bool channels_last = layout_of(out).channels_last;
+  dispatch_float(out, [&](auto zero) {
+    using T = decltype(zero);
+    const std::vector<T> lookup(entries, entries + 256 * image.channels);
+    const Writer<T> write = writer_of<T>(channels_last, image.channels);
+    T* result = out.mutable_data_ptr<T>();
+    torch::stable::parallel_for(0, batch, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) {
+        const bool exists = 0 <= index[b] && index[b] < images;
+        const Crop crop{std::clamp(shift[2 * b], -pad, pad), std::clamp(shift[2 * b + 1], -pad, pad), flip[b]};
+        write(exists ? pixels + index[b] * image.size() : nullptr, image, crop, lookup.data(),
+              result + b * image.size());
+      }
+    });
+  });
+}
+
+}  // namespace dfkd::cpu

@@ -1,0 +1,126 @@
+#include "sum_tree.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include <torch/csrc/stable/ops.h>
+
+#include "../dispatch.h"
+
+namespace dfkd::cpu {
+namespace {
+
+constexpr int64_t kFanOut = SumTree::kFanOut;
+
+int64_t blocks_of(int64_t entries) { return (entries + kFanOut - 1) / kFanOut; }
+
+float leaf_value(float delta, float alpha, float eps) {
+  const float magnitude = std::isfinite(delta) ? std::fabs(delta) : 0.f;
+  const float value = std::pow(magnitude + eps, alpha);
+  return std::clamp(value, std::numeric_limits<float>::min(), std::numeric_limits<float>::max());
+}
+
+// Eight running sums: additions that do not wait for one another.
+template <typename Value, typename Sum>
+Sum sum_children(const Value* children) {
+  Sum lanes[8] = {};
+  for (int64_t i = 0; i < kFanOut; i += 8) {
+    for (int64_t lane = 0; lane < 8; ++lane) lanes[lane] += static_cast<Sum>(children[i + lane]);
+  }
+  return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+}
+
+// The child in which `position` falls, and the position within it.
+template <typename Value>
+int64_t choose_child(const Value* children, double& position) {
+  double prefix[kFanOut];
+  double sum = 0.0;
+  for (int64_t i = 0; i < kFanOut; ++i) prefix[i] = sum += static_cast<double>(children[i]);
+  // Rounding may carry the position past the end; stepping below the total keeps it in the last child that is not
+  // empty.
+  position = std::min(position, sum * (1.0 - std::numeric_limits<double>::epsilon()));
+  int64_t child = 0;
+  for (int64_t i = 0; i < kFanOut - 1; ++i) child += prefix[i] <= position;
+  if (child > 0) position -= prefix[child - 1];
+  return child;
+}
+
+}  // namespace
+
+SumTree::SumTree(const Tensor& leaves, const Tensor& sums, const Tensor& counts, int64_t capacity)
+    : leaves_(leaves.mutable_data_ptr<float>()), capacity_(capacity) {
+  double* level_sums = sums.mutable_data_ptr<double>();
+  int64_t* level_counts = counts.mutable_data_ptr<int64_t>();
+  for (int64_t entries = blocks_of(capacity);; entries = blocks_of(entries)) {
+    levels_.push_back({level_sums, level_counts, entries});
+    const int64_t padded = blocks_of(entries) * kFanOut;
+    if (padded == kFanOut) break;
+    level_sums += padded;
+    level_counts += padded;
+  }
+}
+
+void SumTree::update(const int64_t* indices, const float* deltas, int64_t rows, float alpha, float eps) {
+  for (int64_t row = 0; row < rows; ++row) {
+    if (holds(indices[row])) leaves_[indices[row]] = 0.f;  // so that the maximum is among this call's rows
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    if (!holds(indices[row])) continue;
+    float& leaf = leaves_[indices[row]];
+    leaf = std::max(leaf, leaf_value(deltas[row], alpha, eps));
+  }
+  refresh(indices, rows);
+}
+
+void SumTree::clear(const int64_t* indices, int64_t rows) {
+  for (int64_t row = 0; row < rows; ++row) {
+    if (holds(indices[row])) leaves_[indices[row]] = 0.f;
+  }
+  refresh(indices, rows);
+}
+
+double SumTree::total() const { return sum_children<double, double>(levels_.back().sums); }
+int64_t SumTree::filled() const { return sum_children<int64_t, int64_t>(levels_.back().counts); }
+
+int64_t SumTree::find(double position) const {
+  int64_t node = 0;
+  for (size_t level = levels_.size(); level-- > 0;) {
+    const int64_t child = choose_child(levels_[level].sums + kFanOut * node, position);
+    node = std::min(kFanOut * node + child, levels_[level].entries - 1);  // only an empty tree leads further
+  }
+  return std::min(kFanOut * node + choose_child(leaves_ + kFanOut * node, position), capacity_ - 1);
+}
+
+// Recomputed from the children, never by a difference: no drift. Where rows outnumber a level's entries, all are
+// redone.
+void SumTree::refresh(const int64_t* indices, int64_t rows) {
+  int64_t span = 1;
+  for (size_t level = 0; level < levels_.size(); ++level) {
+    span *= kFanOut;
+    if (rows >= levels_[level].entries) {
+      torch::stable::parallel_for(0, levels_[level].entries, 1024, [&](int64_t begin, int64_t end) {
+        for (int64_t entry = begin; entry < end; ++entry) refresh_entry(level, entry);
+      });
+      continue;
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+      if (holds(indices[row])) refresh_entry(level, indices[row] / span);
+    }
+  }
+}
+
+void SumTree::refresh_entry(size_t level, int64_t entry) {
+  const int64_t first = kFanOut * entry;
+  if (level > 0) {
+    const Level& below = levels_[level - 1];
+    levels_[level].sums[entry] = sum_children<double, double>(below.sums + first);
+    levels_[level].counts[entry] = sum_children<int64_t, int64_t>(below.counts + first);
+    return;
+  }
+  const float* children = leaves_ + first;
+  levels_[0].sums[entry] = sum_children<float, double>(children);
+  levels_[0].counts[entry] = std::count_if(children, children + kFanOut, [](float leaf) { return leaf != 0.f; });
+}
+
+}  // namespace dfkd::cpu
