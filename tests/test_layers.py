@@ -16,7 +16,8 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "catalog", "rng"], 0),
     **dict.fromkeys(["config", "config_sources", "flags", "recipes", "runtime", "optim", "losses", "sampling"], 1),
     **dict.fromkeys(["models", "generators", "augment", "pool", "text"], 2),
-    **dict.fromkeys(["methods", "data", "checkpoint", "meters", "console", "loggers", "visualize"], 3),
+    **dict.fromkeys(["methods", "data", "image_files", "cifar_files"], 3),
+    **dict.fromkeys(["checkpoint", "meters", "console", "loggers", "visualize"], 3),
     "loops": 4,
     "cli": 6,
     "__main__": 7,
@@ -29,6 +30,8 @@ NEIGHBOURS: dict[str, set[str]] = {
     "augment": {"models"},
     "generators": {"models"},
     "loggers": {"console", "meters"},
+    "data": {"image_files", "cifar_files"},
+    "cifar_files": {"image_files"},
 }
 
 
