@@ -302,7 +302,7 @@ class TestPriority:
             ({"is_weights": torch.ones(4, 1)}, "is_weights: shape"),
         ],
     )
-    def test_wrong_arguments_are_named(self, change, message):
+    def test_wrong_arguments_are_named(self, backend, change, message):
         arguments = {
             "student_logits": torch.zeros(4, 10),
             "teacher_logits": torch.zeros(4, 10),

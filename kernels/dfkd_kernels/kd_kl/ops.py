@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backend import native_ops, pick
-from ..checks import check_float, check_same_device, check_vector
+from ..checks import check_float, check_range, check_same_device, check_vector
 from ..priority.sampler import PrioritySampler
 from ..registration import Operator
 from . import reference
@@ -130,6 +130,7 @@ def _launch_priority_forward(
     eps: float,
     backend: str,
 ) -> tuple[Tensor, ...]:
+    check_range("indices", indices, capacity)
     tree = (leaves, sums, counts, capacity)
     logits = (student.contiguous(), teacher.contiguous())
     return native_ops().kd_kl_priority_forward(*logits, indices, is_weights, *tree, temperature, alpha, eps)
