@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
 import dfkd_fast
 import dfkd_kernels
@@ -69,7 +69,7 @@ def versions() -> dict[str, str]:
         "dfkd_fast": dfkd_fast.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": metadata.version("torchvision"),
     }
 
 
