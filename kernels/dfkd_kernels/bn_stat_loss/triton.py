@@ -79,8 +79,8 @@ def moment_loss_kernel(
         mean_norm, var_norm = tl.sqrt_rn(mean_square), tl.sqrt_rn(var_square)
         term = mean_norm + var_norm
         # a norm of 0 has the subgradient 0, as torch's norm takes it
-        by_mean = tl.where(mean_norm > 0.0, weight / mean_norm, 0.0)
-        by_var = tl.where(var_norm > 0.0, weight / var_norm, 0.0)
+        by_mean = weight / tl.where(mean_norm > 0.0, mean_norm, float("inf"))
+        by_var = weight / tl.where(var_norm > 0.0, var_norm, float("inf"))
     tl.store(terms_ptr + layer, term * weight)
     share = (1.0 - momentum) / count
     for start in range(first, last, BLOCK):
