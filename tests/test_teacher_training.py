@@ -172,6 +172,8 @@ def test_cache_gives_back_what_was_trained(
     again, found = cached_teacher(RECIPE, "cnn_s", *digits, runtime=runtime, console="off")
     assert trainings == ["cnn_s"]
     assert found == info
+    assert not first.training
+    assert not again.training
     assert equal(first.state_dict(), again.state_dict())
     assert cache_folder() == cache / "teachers"
     weights, record = sorted(cache_folder().iterdir(), key=lambda path: path.suffix, reverse=True)

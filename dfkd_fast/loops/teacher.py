@@ -80,7 +80,8 @@ def cached_teacher(
     stem = f"{model_name.replace(':', '_').replace('/', '_')}-{train.name}-{digest[:16]}"
     weights, record = (cache_folder() / f"{stem}{suffix}" for suffix in (".safetensors", ".json"))
     if record.exists() and weights.exists():
-        return load_network(weights, flag="--train-teacher")
+        model, info = load_network(weights, flag="--train-teacher")
+        return runtime.place(model).eval(), info
     _check_writable(weights.parent)
     model, info, found = train_teacher(recipe, model_name, train, test, runtime=runtime, console=console)
     if runtime.is_main:
