@@ -31,19 +31,36 @@ Sum sum_children(const Value* children) {
   return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
 }
 
-// The child in which `position` falls, and the position within it.
+// The one of eight values in whose share of their running sum `position` falls; the position becomes one within it.
+template <typename Value>
+int64_t choose_of_eight(const Value* values, double& position) {
+  double prefix[8];
+  double sum = 0.0;
+  for (int64_t i = 0; i < 8; ++i) prefix[i] = sum += static_cast<double>(values[i]);
+  // Rounding may carry the position to the end or past it; below the sum, it falls in a value that is not zero.
+  position = std::min(position, sum * (1.0 - std::numeric_limits<double>::epsilon()));
+  int64_t chosen = 0;
+  for (int64_t i = 0; i < 7; ++i) chosen += prefix[i] <= position;
+  if (chosen > 0) position -= prefix[chosen - 1];
+  return chosen;
+}
+
+// The same for the 64 children of a node: first among the sums of groups of eight, then within one of them.
 template <typename Value>
 int64_t choose_child(const Value* children, double& position) {
-  double prefix[kFanOut];
-  double sum = 0.0;
-  for (int64_t i = 0; i < kFanOut; ++i) prefix[i] = sum += static_cast<double>(children[i]);
-  // Rounding may carry the position past the end; stepping below the total keeps it in the last child that is not
-  // empty.
-  position = std::min(position, sum * (1.0 - std::numeric_limits<double>::epsilon()));
-  int64_t child = 0;
-  for (int64_t i = 0; i < kFanOut - 1; ++i) child += prefix[i] <= position;
-  if (child > 0) position -= prefix[child - 1];
-  return child;
+  double groups[8];
+  for (int64_t g = 0; g < 8; ++g) {
+    groups[g] = 0.0;
+    for (int64_t i = 0; i < 8; ++i) groups[g] += static_cast<double>(children[8 * g + i]);
+  }
+  const int64_t first = 8 * choose_of_eight(groups, position);
+  return first + choose_of_eight(children + first, position);
+}
+
+// The 64 children of a node are requested while other rows are at work: a large tree lies in main memory.
+template <typename Value>
+void prefetch(const Value* children) {
+  for (int64_t i = 0; i < kFanOut; i += 64 / static_cast<int64_t>(sizeof(Value))) __builtin_prefetch(children + i);
 }
 
 }  // namespace
@@ -63,7 +80,11 @@ SumTree::SumTree(const Tensor& leaves, const Tensor& sums, const Tensor& counts,
 
 void SumTree::update(const int64_t* indices, const float* deltas, int64_t rows, float alpha, float eps) {
   for (int64_t row = 0; row < rows; ++row) {
-    if (holds(indices[row])) leaves_[indices[row]] = 0.f;  // so that the maximum is among this call's rows
+    if (holds(indices[row])) prefetch(leaves_ + indices[row] / kFanOut * kFanOut);
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    if (!holds(indices[row])) continue;
+    leaves_[indices[row]] = 0.f;  // so that the maximum is among this call's rows
   }
   for (int64_t row = 0; row < rows; ++row) {
     if (!holds(indices[row])) continue;
@@ -83,13 +104,21 @@ void SumTree::clear(const int64_t* indices, int64_t rows) {
 double SumTree::total() const { return sum_children<double, double>(levels_.back().sums); }
 int64_t SumTree::filled() const { return sum_children<int64_t, int64_t>(levels_.back().counts); }
 
-int64_t SumTree::find(double position) const {
-  int64_t node = 0;
+void SumTree::find(double* positions, int64_t* indices, int64_t rows) const {
+  std::fill(indices, indices + rows, 0);
   for (size_t level = levels_.size(); level-- > 0;) {
-    const int64_t child = choose_child(levels_[level].sums + kFanOut * node, position);
-    node = std::min(kFanOut * node + child, levels_[level].entries - 1);  // only an empty tree leads further
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t node = indices[row] * kFanOut;
+      const int64_t chosen = node + choose_child(levels_[level].sums + node, positions[row]);
+      indices[row] = std::min(chosen, levels_[level].entries - 1);  // only an empty tree leads further
+      level > 0 ? prefetch(levels_[level - 1].sums + indices[row] * kFanOut)
+                : prefetch(leaves_ + indices[row] * kFanOut);
+    }
   }
-  return std::min(kFanOut * node + choose_child(leaves_ + kFanOut * node, position), capacity_ - 1);
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t node = indices[row] * kFanOut;
+    indices[row] = std::min(node + choose_child(leaves_ + node, positions[row]), capacity_ - 1);
+  }
 }
 
 // Recomputed from the children, never by a difference: no drift. Where rows outnumber a level's entries, all are

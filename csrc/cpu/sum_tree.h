@@ -21,8 +21,8 @@ class SumTree {
 
   double total() const;
   int64_t filled() const;
-  // The leaf in which `position`, of [0, total), falls; never an empty one unless all are.
-  int64_t find(double position) const;
+  // The leaves in which positions of [0, total) fall; never an empty one unless all are. The positions are used up.
+  void find(double* positions, int64_t* indices, int64_t rows) const;
   float leaf(int64_t index) const { return leaves_[index]; }
 
  private:
