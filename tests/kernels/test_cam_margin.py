@@ -116,6 +116,14 @@ def test_keeps_no_features_for_backward(backend):
     assert sum(tensor.nbytes for tensor in saved) == 4 * 16 + class_weights.nbytes + labels.nbytes
 
 
+def test_autocast_changes_nothing(backend):
+    features, class_weights, labels = problem((2, 64, 3, 5))
+    expected = cam_margin_loss(features, class_weights, labels)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        actual = cam_margin_loss(features, class_weights, labels)
+    assert torch.equal(actual, expected)
+
+
 def test_float64_in_float64_out(backend):
     features, class_weights, labels = problem((2, 19, 3, 5), torch.float64)
     actual = cam_margin_loss(features, class_weights, labels)

@@ -134,6 +134,14 @@ def test_extreme_logits_stay_finite(backend):
     assert gradient.isfinite().all()
 
 
+def test_autocast_changes_nothing(backend):
+    student, teacher = logits((4, 10), seed=1), logits((4, 10), seed=2)
+    expected = kd_kl(student, teacher, 4.0)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        actual = kd_kl(student, teacher, 4.0)
+    assert torch.equal(actual, expected)
+
+
 def test_float64_in_float64_out(backend):
     student, teacher = logits((3, 7), torch.float64), logits((3, 7), torch.float64, seed=1)
     kl = kd_kl(student, teacher, 4.0)

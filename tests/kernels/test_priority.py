@@ -189,16 +189,16 @@ def _check_history(capacity, seed, steps):
         assert is_weights.isfinite().all()
 
 
-def test_capacity_above_2_to_the_24(backend):
-    """Where float32 sums and torch.multinomial give up: neighbours at the far end are told apart."""
-    capacity = 2**24 + 70
-    slots = torch.tensor([0, 2**24 - 1, 2**24, 2**24 + 1, 2**24 + 69])
+def test_a_hundred_million_slots(backend):
+    """Above 2^24, where float32 sums and torch.multinomial give up: neighbours are told apart."""
+    capacity = 10**8
+    slots = torch.tensor([0, 2**24, 2**24 + 1, capacity - 2, capacity - 1])
     sampler = PrioritySampler(capacity, alpha=1.0, eps=1e-3, device=DEVICE)
     sampler.update(slots.to(DEVICE), torch.tensor([4.0, 1.0, 1.0, 1.0, 1.0], device=DEVICE))
-    indices, _ = sampler.sample(4000, torch.Generator(DEVICE).manual_seed(0))
+    indices, _ = sampler.sample(2000, torch.Generator(DEVICE).manual_seed(0))
     assert set(indices.tolist()) == set(slots.tolist())
     fractions = torch.stack([(indices == slot).double().mean() for slot in slots.to(DEVICE)])
-    torch.testing.assert_close(fractions.cpu(), torch.tensor([4.0, 1, 1, 1, 1]).double() / 8, rtol=0, atol=0.04)
+    torch.testing.assert_close(fractions.cpu(), torch.tensor([4.0, 1, 1, 1, 1]).double() / 8, rtol=0, atol=0.05)
 
 
 def test_a_tiny_priority_among_large_ones_is_not_lost(backend):
