@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..backend import pick
 from ..bn_moments.moments import Moments
 from ..bn_moments.ops import batch_moments, bn_act_moments_folded
 from ..bn_moments.reference import NONE, RELU, RELU6, accumulation_dtype
@@ -125,15 +126,18 @@ class StatBatchNorm2d(nn.Module):
         self, x: Tensor, residual: Tensor | None = None, act: int = NONE, moments: bool = True
     ) -> Tensor | tuple[Tensor, Moments]:
         """x (B, C, H, W) -> act(bn(x) [+ residual]) of the same shape and, if asked for, the moments of x."""
-        if not moments:
+        if not moments and pick("bn_act_moments", x.device.type, x.dtype) == "reference":
             return self._plain(x, residual, act)
         scale, offset = self._fold() if self.share else (self.scale, self.offset)
         shift = self.running_mean.to(scale.dtype)
         if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
             y, found = bn_act_moments_folded(x, shift, scale, offset, None, NONE)
-            return _activate(y + residual, act), found  # a broadcast sum: no fused form
-        return bn_act_moments_folded(x, shift, scale, offset, residual, act)
+            y = _activate(y + residual, act)  # a broadcast sum: no fused form
+        else:
+            y, found = bn_act_moments_folded(x, shift, scale, offset, residual, act)
+        return (y, found) if moments else y
 
+    # the fused forms give moments for nothing, the reference does not
     def _plain(self, x: Tensor, residual: Tensor | None, act: int) -> Tensor:
         y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         return _activate(y if residual is None else y + residual, act)
