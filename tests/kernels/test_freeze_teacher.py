@@ -1,0 +1,356 @@
+"""freeze_teacher against the original network under forward hooks: outputs, loss and input gradients."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from operator_contract import running_on
+from torch import nn
+
+from dfkd_fast.models import cifar
+from dfkd_fast.models.torchvision_cpu import ensure_importable
+from dfkd_kernels import FrozenConv2d, StatBatchNorm2d, bn_stat_loss, freeze_teacher
+
+ensure_importable()
+import timm  # noqa: E402 (imports torchvision)
+import torchvision  # noqa: E402
+
+
+def small_classifier(vgg: nn.Module) -> nn.Module:
+    """The same three layers, without their 100 million weights."""
+    vgg.classifier = nn.Sequential(nn.Linear(25088, 16), nn.ReLU(True), nn.Dropout(), nn.Linear(16, 10))
+    return vgg
+
+
+NETWORKS = {
+    "resnet18": lambda: torchvision.models.resnet18(num_classes=10),
+    "resnet50": lambda: torchvision.models.resnet50(num_classes=10),
+    "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(num_classes=10),
+    "vgg11_bn": lambda: small_classifier(torchvision.models.vgg11_bn(num_classes=10, init_weights=False)),
+    "densenet121": lambda: torchvision.models.densenet121(num_classes=10),
+    "timm:resnet18": lambda: timm.create_model("resnet18", num_classes=10),
+    "timm:efficientnet_b0": lambda: timm.create_model("efficientnet_b0", num_classes=10),
+    "cifar:resnet18": lambda: cifar.resnet18(num_classes=10),
+    "cifar:wrn16_1": lambda: cifar.wrn16_1(num_classes=10),
+    "cifar:vgg11": lambda: cifar.vgg11(num_classes=10),
+}
+# (operators that could not be fused, feature map, whether class weights were found), as the networks' papers imply:
+# only a residual branch's own BatchNorm, or one that nothing follows, stays alone
+EXPECTED = {
+    "resnet18": (3, (512, 1, 1), True),
+    "resnet50": (4, (2048, 1, 1), True),
+    "mobilenet_v2": (7, (1280, 1, 1), True),
+    "vgg11_bn": (0, (512, 1, 1), False),  # its classifier has three layers
+    "densenet121": (0, (1024, 1, 1), True),
+    "timm:resnet18": (3, (512, 1, 1), True),
+    "timm:efficientnet_b0": (49, (1280, 1, 1), True),  # timm's own BatchNorm class
+    "cifar:resnet18": (3, (512, 4, 4), True),
+    "cifar:wrn16_1": (0, (64, 8, 8), True),
+    "cifar:vgg11": (0, (512, 4, 4), True),
+}
+
+
+def trained_looking(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Statistics and affine parameters of a network that has seen data: none is 0 or 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0.0, 0.3, generator=generator)
+            module.running_var.uniform_(0.5, 2.0, generator=generator)
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+            nn.init.normal_(module.bias, 0.0, 0.2, generator=generator)
+    return network.eval()
+
+
+def images(batch: int = 2, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.rand((batch, 3, 32, 32), generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def hooked_step(network: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """logits, BN loss and input gradient as the papers' code gets them: forward hooks on every BatchNorm2d."""
+    terms = []
+
+    def record(module, inputs, output):
+        mean = inputs[0].mean((0, 2, 3))
+        var = inputs[0].var((0, 2, 3), unbiased=False)
+        terms.append(torch.norm(module.running_mean - mean) + torch.norm(module.running_var - var))
+
+    hooks = [m.register_forward_hook(record) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    x = x.clone().requires_grad_()
+    logits = network(x)
+    for hook in hooks:
+        hook.remove()
+    loss = sum(terms)
+    (gradient,) = torch.autograd.grad(loss + objective(logits), x)
+    return logits.detach(), loss.detach(), gradient
+
+
+def frozen_step(teacher: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    x = x.clone().requires_grad_()
+    logits, _, moments = teacher(x)
+    loss = bn_stat_loss(moments, teacher.targets)
+    (gradient,) = torch.autograd.grad(loss + objective(logits), x)
+    return logits.detach(), loss.detach(), gradient
+
+
+def objective(logits: torch.Tensor) -> torch.Tensor:
+    return 10.0 * F.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, logits.argmax(1))
+
+
+def assert_same(ours: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...], tolerance: float = 1e-10) -> None:
+    for actual, exact in zip(ours, expected, strict=True):
+        assert (actual - exact).abs().max() <= tolerance * exact.abs().max()
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_equals_the_original(name, fuse):
+    network = trained_looking(NETWORKS[name]().double())
+    teacher = freeze_teacher(network, fuse=fuse)
+    x = images()
+    assert_same(frozen_step(teacher, x), hooked_step(network, x))
+    logits, features, moments = teacher(x, moments=False)
+    assert_same((logits,), (network(x).detach(),))
+    assert moments == []
+    alone, shape, has_class_weights = EXPECTED[name]
+    assert len([line for line in teacher.report if "not fused" in line]) == (alone if fuse else 0)
+    assert features.shape == (2, *shape)
+    assert (teacher.class_weights is not None) == has_class_weights
+    if has_class_weights:  # then the logits are the pooled features times these weights, which is what a CAM needs
+        pooled = features.mean((2, 3)) @ teacher.class_weights.t()
+        assert torch.allclose(logits - pooled, (logits - pooled).mean(0).expand_as(logits), atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["cifar:resnet18", "cifar:wrn16_1"])
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_bfloat16_is_no_further_from_float64_than_the_original(name, backend):
+    network = trained_looking(NETWORKS[name]())
+    exact = hooked_step(copy.deepcopy(network).double(), images(8))
+    original = hooked_step(copy.deepcopy(network).to(torch.bfloat16), images(8, torch.bfloat16))
+    with running_on(backend, "bn_act_moments", "bn_stat_loss"):
+        ours = frozen_step(freeze_teacher(network, dtype=torch.bfloat16), images(8, torch.bfloat16))
+    for mine, theirs, value in zip(ours, original, exact, strict=True):
+        assert (mine - value).norm() <= 1.1 * (theirs - value).norm() + 1e-3 * value.norm()
+
+
+def test_fused_backend_runs_in_the_network():
+    """The float32 step on this machine's best backend: close to the float64 step, whichever that is."""
+    network = trained_looking(NETWORKS["cifar:resnet18"]())
+    exact = hooked_step(copy.deepcopy(network).double(), images(4))
+    ours = frozen_step(freeze_teacher(network), images(4, torch.float32))
+    assert_same(ours, exact, tolerance=2e-4)
+
+
+def test_the_given_network_is_not_changed():
+    network = NETWORKS["cifar:wrn16_1"]().train()
+    before = copy.deepcopy(network.state_dict())
+    x = images(dtype=torch.float32)
+    freeze_teacher(network, dtype=torch.bfloat16)(x)
+    assert network.training
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    for key, value in network.state_dict().items():
+        assert value.dtype == before[key].dtype
+        assert torch.equal(value, before[key])
+    assert not any(isinstance(module, (FrozenConv2d, StatBatchNorm2d)) for module in network.modules())
+
+
+def test_frozen_means_eval_and_no_weight_gradients():
+    teacher = freeze_teacher(NETWORKS["cifar:wrn16_1"]())
+    nn.Sequential(teacher).train()
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    x = images(dtype=torch.float32).requires_grad_()
+    teacher(x).logits.sum().backward()
+    assert x.grad is not None
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_dtypes_of_weights_statistics_and_targets():
+    network = NETWORKS["cifar:wrn16_1"]()
+    teacher = freeze_teacher(network, dtype=torch.bfloat16)
+    assert {module.weight.dtype for module in teacher.modules() if isinstance(module, FrozenConv2d)} == {torch.bfloat16}
+    assert {vector.dtype for target in teacher.targets for vector in target} == {torch.float32}
+    logits, features, moments = teacher(images(dtype=torch.float32))
+    assert logits.dtype == features.dtype == torch.bfloat16
+    assert moments[0].sum.dtype == torch.float32
+    assert features.is_contiguous(memory_format=torch.channels_last)
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(teacher.targets) == len(norms)
+    assert {float(mean.sum()) for mean, _ in teacher.targets} == {float(norm.running_mean.sum()) for norm in norms}
+
+
+def test_targets_follow_the_order_of_the_network():
+    """Layer weights (SRe2L gives the first layer ten times the weight of the others) count layers as they run."""
+    network = trained_looking(NETWORKS["resnet18"]())
+    expected = [module.running_mean for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for (mean, _), running_mean in zip(freeze_teacher(network).targets, expected, strict=True):
+        assert torch.equal(mean, running_mean)
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_maps(traced):
+    network = trained_looking(NETWORKS["resnet18"]().double() if traced else Untraceable().double())
+    names = ("layer1", "layer4") if traced else ("stem", "stage")
+    teacher = freeze_teacher(network)
+    expected = {}
+    for name in names:
+        hook = network.get_submodule(name)
+        hook.register_forward_hook(lambda module, inputs, output, name=name: expected.update({name: output}))
+    network(images())
+    logits, _, _, maps = teacher(images(), maps=names)
+    assert tuple(maps) == names
+    for name in names:
+        assert_same((maps[name],), (expected[name],))
+    assert torch.equal(logits, teacher(images()).logits)
+    assert teacher(images(), maps=names, moments=False).moments == []
+
+
+def test_maps_names_what_is_not_there():
+    teacher = freeze_teacher(NETWORKS["resnet18"]())
+    with pytest.raises(ValueError, match=r"maps 'layer9': no such module.*choose from .*layer1, layer2"):
+        teacher(images(dtype=torch.float32), maps=("layer9",))
+    with pytest.raises(ValueError, match=r"maps 'layer1\.0\.bn1': .*fuse=False"):
+        teacher(images(dtype=torch.float32), maps=("layer1.0.bn1",))
+    unfused = freeze_teacher(NETWORKS["resnet18"](), fuse=False)
+    assert "layer1.0.bn1" in unfused(images(dtype=torch.float32), maps=("layer1.0.bn1",)).maps
+
+
+class Untraceable(nn.Module):
+    """Branches on a value, which torch.fx cannot follow, and calls its layers in another order than it holds them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stage = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU6(inplace=True))
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.unused = nn.BatchNorm2d(8)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        if x.mean() > -1e9:
+            x = self.stage(x)
+        return self.head(self.pool(x).flatten(1))
+
+
+def test_a_network_that_cannot_be_traced_still_works():
+    network = trained_looking(Untraceable().double())
+    teacher = freeze_teacher(network)
+    assert any("torch.fx cannot trace it" in line for line in teacher.report)
+    x = images()
+    assert_same(frozen_step(teacher, x), hooked_step(network, x))
+    assert len(teacher.targets) == 2  # in the order of the calls, without the layer that did not run
+    assert torch.equal(teacher.targets[0][0], network.stem[1].running_mean)
+    assert teacher(x).features.shape == (2, 8, 16, 16)
+    assert_same((teacher(x, moments=False).logits,), (network(x).detach(),))
+    assert teacher.class_weights is None
+
+
+def test_layers_that_have_no_frozen_form_are_reported():
+    class OwnNorm(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x) * 2.0
+
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        OwnNorm(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 10),
+    ).double()
+    teacher = freeze_teacher(network)
+    for line in ("0: keeps its input", "padding_mode 'reflect'", "3: keeps its input", "padding 'same'"):
+        assert any(line in reported for reported in teacher.report)
+    assert "1: no moments, no running statistics" in teacher.report
+    assert "4: not fused, OwnNorm may compute something else than BatchNorm2d" in teacher.report
+    out = teacher(images())
+    assert_same((out.logits,), (network.eval()(images()).detach(),))
+    assert len(out.moments) == len(teacher.targets) == 1
+
+
+def test_share_shows_the_students_steps_at_once():
+    student = trained_looking(NETWORKS["cifar:wrn16_1"]().double())
+    twin = freeze_teacher(student, share=True)
+    x = images()
+    before = frozen_step(twin, x)
+    assert_same(before, hooked_step(student, x))
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    student.train()
+    F.cross_entropy(student(x), torch.tensor([1, 2])).backward()  # also moves the running statistics
+    optimizer.step()
+    student.eval()
+    after = frozen_step(twin, x)
+    assert_same(after, hooked_step(student, x))
+    assert not torch.equal(before[0], after[0])
+    assert {p.data_ptr() for p in student.parameters()} >= {p.data_ptr() for p in twin.parameters()}
+    assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+def test_deepcopy_is_independent():
+    teacher = freeze_teacher(trained_looking(NETWORKS["cifar:wrn16_1"]().double()))
+    twin = copy.deepcopy(teacher)
+    x = images()
+    before = teacher(x, maps=("block1",)).logits
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.zero_()
+    assert torch.equal(twin(x, maps=("block1",)).logits, before)
+    assert torch.equal(twin(x).logits, before)
+
+
+def test_compiles_without_a_graph_break():
+    teacher = freeze_teacher(trained_looking(NETWORKS["cifar:wrn16_1"]()))
+
+    def step(x):
+        logits, features, moments, maps = teacher(x, maps=("block1",))
+        return bn_stat_loss(moments, teacher.targets) + logits.sum() + maps["block1"].mean() + features.mean()
+
+    x = images(dtype=torch.float32).requires_grad_()
+    with pytest.raises(Exception, match="call prepare"):
+        torch.compile(step, fullgraph=True, backend="aot_eager")(x)
+    teacher.prepare(maps=("block1",))
+    torch.compiler.reset()
+    (eager,) = torch.autograd.grad(step(x), x)
+    (compiled,) = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(x), x)
+    torch.testing.assert_close(compiled, eager)
+
+
+def test_frozen_convolution_keeps_no_activation():
+    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2).requires_grad_(False)
+    x = torch.randn(2, 4, 9, 9, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t):
+        y = FrozenConv2d(conv)(x)
+    assert kept == [conv.weight.shape]
+    torch.testing.assert_close(y, conv(x))
+    (ours,) = torch.autograd.grad(y.square().sum(), x)
+    (expected,) = torch.autograd.grad(conv(x).square().sum(), x)
+    torch.testing.assert_close(ours, expected)
+
+
+def test_frozen_convolution_under_autocast():
+    conv = nn.Conv2d(4, 6, 3, padding=1)
+    x = torch.randn(2, 4, 9, 9, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, expected = FrozenConv2d(conv)(x), conv(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y, expected)
+    (gradient,) = torch.autograd.grad(y.float().sum(), x)
+    assert gradient.dtype == torch.float32
+
+
+def test_wrong_arguments_are_named():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    with pytest.raises(ValueError, match=r"dtype torch\.int8: choose a floating dtype"):
+        freeze_teacher(network, dtype=torch.int8)
+    with pytest.raises(ValueError, match="share=True keeps the model's own tensors"):
+        freeze_teacher(network, dtype=torch.bfloat16, share=True)
+    with pytest.raises(ValueError, match="conv: padding 'same'"):
+        FrozenConv2d(nn.Conv2d(3, 4, 3, padding="same"))
+    with pytest.raises(ValueError, match="norm: no running statistics"):
+        StatBatchNorm2d(nn.BatchNorm2d(4, track_running_stats=False))
