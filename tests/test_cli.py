@@ -212,6 +212,8 @@ def test_train(
         "  method.bn_weight = 5.0 (not 10.0)",
         "  seed = 3 (not 0)",
     ]
+    assert main(["train", "nayer", "--preset", "cifar10", "--seed", "3"]) == 0  # overwrites nothing
+    assert runs.pop()[0].run_folder == Path("runs/nayer-nodata-wrn40_2-wrn16_2-s3-2")
     file = tmp_path / "runs/nayer-nodata-wrn40_2-wrn16_2-s3/config.toml"
     assert main(["train", "--config", str(file), "--run-dir", "other"]) == 0  # the file names the method
     assert runs[1] == (replace(expected, run_dir=Path("other")), False)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dfkd_fast.catalog import METHODS
-from dfkd_fast.config import FREE, TrainConfig, differences
+from dfkd_fast.config import CONFIG_FILE, FREE, TrainConfig, differences
 from dfkd_fast.config_sources import default_config, load_config, load_run, named_method
 from dfkd_fast.errors import UserError
 from dfkd_fast.flags import take
@@ -61,6 +62,9 @@ def read_arguments(arguments: Sequence[str]) -> tuple[TrainConfig[Any], bool]:
     config = load_config(base, preset=preset, file=file, flags=flags)
     config.check()
     if resumed is None:
+        free = _free_folder(config.run_folder)
+        if config.run_dir is None and free != config.run_folder:
+            config = replace(config, run_dir=free)
         _announce(load_config(base, preset=preset), config, preset)
         return config, False
     if folder not in (None, config.run_dir):
@@ -68,6 +72,23 @@ def read_arguments(arguments: Sequence[str]) -> tuple[TrainConfig[Any], bool]:
     folder = config.run_folder
     _check_same(load_run(folder), config, folder)
     return replace(config, run_dir=folder), True
+
+
+def _numbered(folder: Path) -> Iterator[Path]:
+    """The default run folder and the names that further runs of the same config get: DIR, DIR-2, DIR-3, ..."""
+    yield folder
+    yield from (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+
+
+def _free_folder(folder: Path) -> Path:
+    """The first of the default names that holds no run: a run that is made again overwrites nothing."""
+    return next(path for path in _numbered(folder) if not (path / CONFIG_FILE).exists())
+
+
+def _newest_run(folder: Path) -> Path:
+    """The last of the default names that holds a run; the first where there is none."""
+    runs = list(itertools.takewhile(lambda path: (path / CONFIG_FILE).exists(), _numbered(folder)))
+    return runs[-1] if runs else folder
 
 
 def _check_same(saved: TrainConfig[Any], config: TrainConfig[Any], folder: Path) -> None:

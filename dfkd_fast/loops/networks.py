@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -11,7 +13,8 @@ from dfkd_fast.data import ImageSet, load_split
 from dfkd_fast.errors import UserError
 from dfkd_fast.loops.teacher import cached_teacher
 from dfkd_fast.methods.base import Method
-from dfkd_fast.models.factory import ModelInfo, load_model
+from dfkd_fast.models.factory import ModelInfo, load_model, saved_info
+from dfkd_fast.models.weights import read_weights
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.runtime import Runtime
 
@@ -31,13 +34,17 @@ def load_teacher(config: TrainConfig, test: ImageSet | None, runtime: Runtime) -
             f"--teacher {config.teacher}: no published weights; give --teacher-weights FILE or --train-teacher"
         )
     published = config.teacher_weights is None
-    data = None if published else test  # published weights know their own classes, size and normalisation
+    known: dict[str, Any] = {}  # published weights know their own classes, size and normalisation
+    if config.teacher_weights is not None:
+        if test is not None:
+            known = {"num_classes": test.num_classes, "image_size": test.image_size, "mean": test.mean, "std": test.std}
+        known |= saved_info(read_weights(config.teacher_weights, flag="--teacher-weights"))
     return load_model(
         config.teacher,
-        num_classes=config.num_classes or (len(data.class_names) if data else None),
-        image_size=config.image_size or (data.images.shape[1] if data else None),
-        mean=data.mean if data else None,
-        std=data.std if data else None,
+        num_classes=config.num_classes or known.get("num_classes"),
+        image_size=config.image_size or known.get("image_size"),
+        mean=known.get("mean"),
+        std=known.get("std"),
         weights=config.teacher_weights,
         pretrained=published,
         flag="--teacher",

@@ -90,7 +90,11 @@ class Run:
             quantize=config.pool.quantize,
         )
         self.logger = RunLogger(
-            self.folder, total_epochs=config.method.epochs, is_main=runtime.is_main, log_every=config.log.every
+            self.folder,
+            total_epochs=config.method.epochs,
+            is_main=runtime.is_main,
+            log_every=config.log.every,
+            gpus=runtime.world_size if runtime.device.type == "cuda" else 0,
         )
         self.teacher_evaluation = self._evaluate_teacher()
         self.loop = AlternatingLoop(
@@ -120,7 +124,8 @@ class Run:
     def evaluate_student(self, epoch: int) -> dict[str, float]:
         """Top-1, top-5 and agreement with the teacher on the test images, after the epochs that --eval.every names."""
         every, last = self.config.eval.every, epoch + 1 == self.config.method.epochs
-        if self.test is None or not (last or (every and (epoch + 1) % every == 0)):
+        due = last or (every > 0 and (epoch + 1) % every == 0)
+        if self.test is None or self.teacher_evaluation is None or not due:
             return {}
         deployed = self.method.deploy(self.loop.student)
         found = evaluate(

@@ -90,7 +90,7 @@ def load_model(
     that do not fit or cannot be read, and published weights that are missing, out of reach or made for other classes.
     """
     stored = read_weights(weights, flag=f"{flag}-weights") if weights is not None else Weights({}, {})
-    saved = _saved_info(stored)
+    saved = saved_info(stored)
     order = _Order(
         flag=flag,
         spec=spec,
@@ -114,7 +114,7 @@ def load_model(
     return model, info
 
 
-def _saved_info(stored: Weights) -> dict[str, Any]:
+def saved_info(stored: Weights) -> dict[str, Any]:
     """The ModelInfo in a file's header, as keyword arguments; empty for a file that others wrote."""
     header: dict[str, Any] = json.loads(stored.metadata.get(HEADER, "{}"))
     return {key: tuple(value) if isinstance(value, list) else value for key, value in header.items()}
