@@ -1,0 +1,48 @@
+"""Every Triton kernel compiles for the GPUs we support, with none there: the interpreter takes more than the compiler."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / "bench/kernels/triton_resources.py"
+DTYPES = ("float32", "float16", "bfloat16")
+# each says its dtypes in its cases' names, but for those that are float32 whatever the network's dtype
+KERNELS = ("bn_relu_forward", "bn_relu_backward", "moments_forward", "moments_backward", "cam_margin", "kd_kl")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [80, 90])
+def test_kernels_compile_without_spills_and_fit(arch, tmp_path):
+    out = tmp_path / "resources.jsonl"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(TOOL), "--arch", str(arch), "--out", str(out)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    names = [row["kernel"] for row in rows]
+    assert len(names) == len(set(names))
+    assert all(0 < row["registers"] <= 255 and row["arch"] == f"sm_{arch}" for row in rows)
+    for kernel in KERNELS:
+        for dtype in DTYPES:
+            assert any(name.startswith(kernel) and f"_{dtype}_" in name for name in names), (kernel, dtype)
+    for kernel in ("moment_loss", "sum_partials", "gather_augment", "priority"):
+        assert any(name.startswith(kernel) for name in names), kernel
+
+
+def test_a_kernel_that_does_not_fit_is_an_error(tmp_path):
+    """The tool's verdict itself: with no shared memory at all, every kernel that uses some must be named."""
+    code = (
+        "import sys, runpy; sys.argv = ['tool', '--arch', '90']; "
+        f"sys.path.insert(0, {str(TOOL.parent)!r}); import triton_resources as tool; "
+        "from dfkd_kernels.bn_stat_loss.triton import aot_cases; tool.find_cases = aot_cases; "
+        "tool.SHARED_MEMORY = {90: 0}; sys.exit(tool.main())"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert "does not fit" in result.stderr
+    assert "moment_loss" in result.stderr
