@@ -86,7 +86,7 @@ class PrioritySampler:
 
         Args:
             n: 1 or more.
-            generator: of the sampler's device; None: torch's default one.
+            generator: of the sampler's device; None: torch's default one, the only choice inside torch.compile.
 
         Returns:
             indices (n,) int64, and is_weights (n,) float32 = (N P(i))^-beta over the N filled slots, not normalised.
