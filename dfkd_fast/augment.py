@@ -22,11 +22,16 @@ class CropFlip(NamedTuple):
     flips: Tensor
 
 
-def draw_crop_flip(batch_size: int, *, pad: int, flip: bool, device: torch.device) -> CropFlip:
-    """Draw shifts uniformly from [-pad, pad] and flips with probability 1/2 from the device's default generator."""
-    shifts = torch.randint(-pad, pad + 1, (batch_size, 2), device=device)
-    flips = torch.randint(0, 2, (batch_size,), device=device) if flip else torch.zeros(batch_size, device=device)
-    return CropFlip(shifts, flips.bool())
+def draw_crop_flip(
+    batch_size: int, *, pad: int, flip: bool, device: torch.device, generator: torch.Generator | None = None
+) -> CropFlip:
+    """Draw shifts uniformly from [-pad, pad] and flips with probability 1/2, by default from the device's default
+    generator.
+    """
+    shifts = torch.randint(-pad, pad + 1, (batch_size, 2), device=device, generator=generator)
+    if not flip:
+        return CropFlip(shifts, torch.zeros(batch_size, dtype=torch.bool, device=device))
+    return CropFlip(shifts, torch.randint(0, 2, (batch_size,), device=device, generator=generator).bool())
 
 
 class _ShiftFlip(torch.autograd.Function):

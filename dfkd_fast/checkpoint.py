@@ -77,6 +77,11 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     return Checkpoint(epoch=epoch, phase=phase, tensors=load_file(found[-1] / "state.safetensors"), record=record)
 
 
+def oldest_record(folder: Path) -> dict[str, Any]:
+    """The record of the oldest checkpoint that is kept."""
+    return json.loads((_whole(folder)[0] / "state.json").read_text())
+
+
 def disk_error(error: Exception, run_dir: Path) -> Exception:
     """A full disk, quota or file-size limit worded for the user; any other error as it is."""
     full = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

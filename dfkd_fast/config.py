@@ -30,7 +30,7 @@ _LEAST = {
     **dict.fromkeys(("method.epochs", "method.batch_size", "method.synthesis_batch_size", "eval.batch_size"), 1),
     **dict.fromkeys(("image_size", "threads", "stop_after_epoch", "pool.capacity", "log.every"), 1),
     **dict.fromkeys(("checkpoint.every", "checkpoint.keep"), 1),
-    **dict.fromkeys(("seed", "eval.every", "log.images_per_class"), 0),
+    **dict.fromkeys(("seed", "eval.every", "log.images_per_class", "pool.prefetch"), 0),
     "num_classes": 2,
 }
 
@@ -55,10 +55,14 @@ class PoolConfig:
 
     capacity: int | None = None
     """most images kept at once; without it what the whole recipe makes"""
-    policy: Literal["append", "ring"] = "append"
-    """what to do when it is full: stop with an error (append), or overwrite the oldest (ring)"""
-    storage: Literal["auto", "ram"] = "auto"
-    """memory that holds the images"""
+    policy: Literal["append", "cap", "ring"] = "append"
+    """what to do when it is full: stop with an error (append), drop what is new (cap), overwrite the oldest (ring)"""
+    storage: Literal["auto", "device", "pinned", "mmap"] = "auto"
+    """memory that holds the images: the device's own, page-locked host memory, or files on disk; auto goes by size"""
+    stream: Literal["auto", "kernel", "dali", "torch"] = "auto"
+    """what makes batches of them: the fused kernel, NVIDIA DALI (pip install dfkd-fast[dali]), or plain torch"""
+    prefetch: int | None = None
+    """batches prepared ahead; without it 2 where images pass through host memory (dali; mmap on a GPU), else 0"""
     quantize: Literal["round", "truncate"] = "round"
     """how pixels become bytes; the released codes truncate"""
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dfkd_fast.loops.synthesis import OnStep
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, weighted_sum
 from dfkd_fast.models.teacher import FrozenNet, NetOutput
 from dfkd_fast.optim import OptimizerSpec, set_lr
-from dfkd_fast.pool.pool import Pool, View
+from dfkd_fast.pool.pool import Pool, PoolBatch
+from dfkd_fast.pool.stream import View
 from dfkd_fast.runtime import Runtime
 from dfkd_fast.sampling import EpochShuffle
 
@@ -40,12 +41,11 @@ class StudentTrainer:
         set_lr(self.optimizer, student_lr(config, epoch))
         self.student.train()
         sampler = EpochShuffle(len(self.pool), config.batch_size, device=self.runtime.device)
-        for _ in range(config.student_steps):
-            on_step(self.step(sampler.next()), config.batch_size)
+        for batch in self.pool.batches(sampler, self.view, config.student_steps):
+            on_step(self.step(batch), config.batch_size)
 
-    def step(self, indices: Tensor) -> LossTerms:
-        """One step on the pool's slots (B,) int64. Returns the detached terms."""
-        batch = self.pool.read(indices, self.view)
+    def step(self, batch: PoolBatch) -> LossTerms:
+        """One step on a batch of the pool. Returns the detached terms."""
         self.optimizer.zero_grad(set_to_none=True)
         with self.runtime.autocast():
             with torch.no_grad():

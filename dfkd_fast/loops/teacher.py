@@ -143,7 +143,7 @@ class _Trainer:
             done = epoch * self.steps_per_epoch + step
             progress = done / (self.recipe.epochs * self.steps_per_epoch)
             set_lr(self.optimizer, self.recipe.lr * 0.5 * (1 + math.cos(math.pi * progress)))
-            meter.update({"ce": self.step(sampler.next())}, self.batch_size)
+            meter.update({"ce": self.step(sampler.draw().slots)}, self.batch_size)
             show.advance(done + 1)
         return meter.read()["ce"]
 

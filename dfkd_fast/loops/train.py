@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 from dfkd_fast.catalog import METHODS
-from dfkd_fast.checkpoint import PHASES, Checkpoint, latest_checkpoint, save_checkpoint, save_network
+from dfkd_fast.checkpoint import PHASES, Checkpoint, latest_checkpoint, oldest_record, save_checkpoint, save_network
 from dfkd_fast.config import TrainConfig, write_config
 from dfkd_fast.data import ImageSet, load_split
 from dfkd_fast.errors import UserError
@@ -20,8 +21,7 @@ from dfkd_fast.loops.run_record import write_run_record
 from dfkd_fast.loops.student import StudentTrainer
 from dfkd_fast.methods.base import Method, Setup
 from dfkd_fast.models.teacher import FrozenNet, frozen_twin
-from dfkd_fast.pool.journal import Journal
-from dfkd_fast.pool.pool import Pool
+from dfkd_fast.pool.build import check_pool, make_pool
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.runtime import Runtime, make_runtime
 from dfkd_fast.text import label_embeddings
@@ -40,6 +40,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     runtime = make_runtime(
         device=config.device, precision=config.precision, channels_last=config.channels_last, threads=config.threads
     )
+    check_pool(config.pool, runtime)
     method_class = load_method(config.method_name)
     test = load_split(config.data, "test", image_size=config.image_size) if config.data else None
     model, info = load_teacher(config, test, runtime)
@@ -47,8 +48,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     _claim(folder, config, resume=resume)
     with stop_signals() as signals:
         try:
-            run = Run(config, runtime, method_class, FrozenNet(model, info, runtime), test, signals)
-            run.execute(latest_checkpoint(folder / "checkpoints") if resume else None)
+            with closing(Run(config, runtime, method_class, FrozenNet(model, info, runtime), test, signals)) as run:
+                run.execute(latest_checkpoint(folder / "checkpoints") if resume else None)
         except Interrupted as stop:
             stop.run_dir = folder
             raise
@@ -81,13 +82,13 @@ class Run:
         seed_phase(config.seed, 0, 0, "method")
         self.method = method_class(config.method, Setup(teacher, frozen_twin(student), info, embeddings))
         runtime.place(self.method)
-        self.pool = Pool(
-            config.pool.capacity or self.method.pool_capacity(),
-            (info.in_chans, info.image_size, info.image_size),
+        self.pool, where = make_pool(
+            config.pool,
+            self.folder / "pool",
+            capacity=self.method.pool_capacity(),
+            image_shape=(info.in_chans, info.image_size, info.image_size),
+            num_classes=info.num_classes,
             runtime=runtime,
-            journal=Journal(self.folder / "pool"),
-            policy=config.pool.policy,
-            quantize=config.pool.quantize,
         )
         self.logger = RunLogger(
             self.folder,
@@ -96,6 +97,7 @@ class Run:
             log_every=config.log.every,
             gpus=runtime.world_size if runtime.device.type == "cuda" else 0,
         )
+        self.logger.message(where)
         self.teacher_evaluation = self._evaluate_teacher()
         self.loop = AlternatingLoop(
             method=self.method,
@@ -139,6 +141,7 @@ class Run:
         if not (last or number % self.config.checkpoint.every == 0):
             return
         save_checkpoint(self.folder / "checkpoints", checkpoint, keep=self.config.checkpoint.keep)
+        self.pool.release(oldest_record(self.folder / "checkpoints")["pool"])
         if checkpoint.phase == PHASES[0] and (last or number & (number - 1) == 0):  # epochs 1, 2, 4, 8, ...
             self.save_images(self.folder / "images" / f"epoch-{number:04d}.png")
 
@@ -170,6 +173,10 @@ class Run:
                 f"student top-1 {record['top1_last']:.4f}, teacher {teacher_top1:.4f} (last epoch, held-out images)"
             )
         self.logger.message(f"wrote {self.folder}/")
+
+    def close(self) -> None:
+        """Give up the pool, so that another process may take it."""
+        self.pool.close()
 
     def _evaluate_teacher(self) -> Evaluation | None:
         if self.test is None:

@@ -1,21 +1,25 @@
-"""The memory pool: uint8 images with their labels, one write path and one read path."""
+"""The memory pool: uint8 images with their labels and extras, one write path and one read path."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dfkd_fast.augment import CropFlip, draw_crop_flip
-from dfkd_fast.models.factory import ModelInfo
+from dfkd_fast.errors import UserError
 from dfkd_fast.pool.journal import Journal
+from dfkd_fast.pool.layout import Field
+from dfkd_fast.pool.quantize import Quantize, to_bytes
+from dfkd_fast.pool.storage import MappedStorage, MemoryStorage, Storage, Tier
+from dfkd_fast.pool.stream import Output, Stream, View
+from dfkd_fast.pool.streams import StreamChoice, make_stream
+from dfkd_fast.rng import fold
 from dfkd_fast.runtime import Runtime
-from dfkd_kernels import gather_augment
+from dfkd_fast.sampling import Sampler
 
-Quantize = Literal["round", "truncate"]
+Policy = Literal["append", "cap", "ring"]
 
 
 class PoolBatch(NamedTuple):
@@ -24,33 +28,23 @@ class PoolBatch(NamedTuple):
     images: Tensor
     """(B, C, H, W), augmented and normalised, in the compute dtype"""
     labels: Tensor
-    """(B,) int64, the class each image was made for"""
+    """(B,) int64, the class each image was made for; -1 where nobody knows"""
     indices: Tensor
     """(B,) int64 slots"""
     extras: Mapping[str, Tensor]
     """one (B, ...) tensor for each extra the pool holds"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """How stored pixels become network input: zero-padded random crop, flip, normalisation."""
-
-    info: ModelInfo
-    pad: int
-    flip: bool
-
-    def draw(self, batch_size: int, device: torch.device) -> CropFlip:
-        """Random parameters for one batch, from the device's default generator."""
-        return draw_crop_flip(batch_size, pad=self.pad, flip=self.flip, device=device)
+    is_weights: Tensor | None = None
+    """(B,) importance weights of a sampler that prefers some slots"""
 
 
 class Pool:
-    """A pool of fixed capacity on one device.
+    """A pool of fixed capacity: `device` memory, `pinned` host memory, or the journal's files read through a mapping.
 
     The whole capacity is reserved at the start, so addresses never move; pages of host memory are only touched as they
     fill.
-    `policy` "append" refuses to grow beyond the capacity; "ring" overwrites the oldest slots.
-    With a journal, what is added is also appended there and survives the process.
+    `policy` "append" refuses to grow beyond the capacity, "cap" drops what would, "ring" overwrites the oldest slots.
+    With a journal, what is added is also appended there, in the background, and is safe once `flush` has returned.
+    Every tier and every stream gives the same batches.
     """
 
     def __init__(
@@ -59,96 +53,188 @@ class Pool:
         image_shape: tuple[int, int, int],
         *,
         runtime: Runtime,
+        num_classes: int | None = None,
         journal: Journal | None = None,
-        policy: Literal["append", "ring"] = "append",
+        tier: Tier = "device",
+        stream: StreamChoice = "auto",
+        prefetch: int = 0,
+        policy: Policy = "append",
         quantize: Quantize = "round",
     ) -> None:
         if capacity < 1:
             raise ValueError(f"pool capacity {capacity}: choose 1 or more")
-        channels, height, width = image_shape
         self.capacity, self.runtime, self.journal = capacity, runtime, journal
-        self.policy, self.quantize = policy, quantize
-        self.images = torch.empty((capacity, height, width, channels), dtype=torch.uint8, device=runtime.device)
-        self.labels = torch.empty(capacity, dtype=torch.int64, device=runtime.device)
-        self.extras: dict[str, Tensor] = {}
+        self.policy, self.quantize, self.stream, self.prefetch = policy, quantize, stream, prefetch
+        channels, height, width = image_shape
+        self.pixel_shape = (height, width, channels)
+        self.storage: Storage
+        if tier == "mmap":
+            assert journal is not None, "the mmap tier reads a journal"
+            self.storage = MappedStorage(journal, capacity)
+        else:
+            self.storage = MemoryStorage(capacity, runtime.device, pinned=tier == "pinned")
+        self.labels = torch.full((capacity,), -1, dtype=torch.int64, device=runtime.device)
+        self.class_counts = torch.zeros(num_classes or 0, dtype=torch.int64, device=runtime.device)
+        """images of each class (K,); empty when the pool was not told how many classes there are"""
+        self.size = torch.zeros((), dtype=torch.int64, device=runtime.device)
+        """`len(self)` as a scalar on the device, at an address that never moves"""
         self.written = 0
         """images ever added; the slot of the next one is this modulo the capacity"""
+        self._streams: dict[tuple[View, int, int], Stream] = {}
 
     def __len__(self) -> int:
         return min(self.written, self.capacity)
 
     @torch.no_grad()
     def add(self, images: Tensor, labels: Tensor, **extras: Tensor) -> Tensor:
-        """Store images (B, C, H, W) in [0, 1] as uint8, with labels (B,) and extras (B, ...). Returns their slots (B,).
+        """Store images (B, C, H, W) in [0, 1] as uint8, with labels (B,) and extras (B, ...). Returns their slots.
 
-        Raises ValueError for images that are not finite, which never enter the pool, and for more than the capacity.
+        The slots are (n,) int64: all B, or under the policy "cap" the first n for which there is room.
+        Raises ValueError for images that are not finite, which never enter the pool, for more than the capacity, and
+        UserError for what goes wrong in the journal.
         """
-        if not torch.isfinite(images).all():
+        if not torch.isfinite(images.sum()):
             raise ValueError("pool: the images to add are not finite; the loss has diverged")
-        if self.policy == "append" and self.written + len(images) > self.capacity:
-            raise ValueError(f"pool: {self.written} + {len(images)} images exceed the capacity of {self.capacity}")
-        fields = {"images": self._pixels(images), "labels": labels, **extras}
-        slots = self._store(fields)
-        if self.journal is not None:
-            self.journal.append(fields)
-        return slots
+        count = self._admit(len(images))
+        return self._put(to_bytes(images[:count], self.quantize), labels, extras)
+
+    @torch.no_grad()
+    def add_bytes(self, pixels: Tensor, labels: Tensor, **extras: Tensor) -> Tensor:
+        """The same for images that are bytes already: (B, H, W, C) uint8."""
+        count = self._admit(len(pixels))
+        return self._put(pixels[:count].clone(), labels, extras)
 
     def read(self, indices: Tensor, view: View) -> PoolBatch:
-        """Gather, crop, flip and normalise slots (B,) int64 in one pass."""
-        params = view.draw(len(indices), self.images.device)
-        images = gather_augment(
-            self.images,
-            indices,
-            params.shifts,
-            params.flips,
-            view.info.mean,
-            view.info.std,
-            pad=view.pad,
-            dtype=self.runtime.compute_dtype,
-            memory_format=self.runtime.memory_format,
-        )
-        extras = {name: values[indices] for name, values in self.extras.items()}
+        """Gather, crop, flip and normalise slots (B,) int64, with parameters from the device's default generator."""
+        stream = self._stream(view, len(indices), 0)
+        stream.push(indices, view.draw(len(indices), self.runtime.device))
+        images, extras = stream.pop()
         return PoolBatch(images, self.labels[indices], indices, extras)
+
+    def batches(self, sampler: Sampler, view: View, steps: int) -> Iterator[PoolBatch]:
+        """`steps` batches of the sampler's slots, `prefetch` of them prepared ahead.
+
+        What is drawn depends on the seed of the phase only (`rng.seed_phase`), not on tier, stream or prefetch. A batch
+        shows the pool, and the priorities, as they were `prefetch` steps before it is handed out.
+        """
+        device = self.runtime.device
+        generator = torch.Generator(device).manual_seed(fold(torch.initial_seed(), "augment"))
+        stream = self._stream(view, sampler.batch_size, self.prefetch)
+        drawn: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        try:
+            for step in range(steps + self.prefetch):
+                if step < steps:
+                    slots, is_weights = sampler.draw()
+                    stream.push(slots, view.draw(len(slots), device, generator))
+                    drawn.append((slots, self.labels[slots], is_weights))
+                if step >= self.prefetch:
+                    slots, labels, is_weights = drawn.pop(0)
+                    images, extras = stream.pop()
+                    yield PoolBatch(images, labels, slots, extras, is_weights)
+        finally:  # the caller may stop early: what is under way is nobody's
+            for _ in drawn:
+                stream.pop()
 
     def newest(self, count: int) -> tuple[Tensor, Tensor]:
         """The last `count` images added (B, H, W, C) uint8 and their labels (B,)."""
         count = min(count, len(self))
-        slots = torch.arange(self.written - count, self.written, device=self.images.device) % self.capacity
-        return self.images[slots], self.labels[slots]
+        slots = torch.arange(self.written - count, self.written, device=self.runtime.device) % self.capacity
+        return self.pixels(slots), self.labels[slots]
 
-    def flush(self) -> dict[str, int]:
-        """Wait until what was added is on the disk; returns the manifest that a checkpoint records."""
-        if self.journal is None:
-            return {"count": self.written}
-        return self.journal.flush()
+    def pixels(self, slots: Tensor) -> Tensor:
+        """Images (B, H, W, C) uint8 as they are stored."""
+        rows = self.storage.locate(slots)
+        column = self.storage.column("images")
+        return column[rows.to(column.device)]
 
-    def restore(self, manifest: Mapping[str, int]) -> None:
-        """Fill an empty pool from its journal as it was when `manifest` was taken; what came later is dropped."""
+    def flush(self) -> dict[str, Any]:
+        """Wait until what was added is safe on the disk; returns what a checkpoint records."""
+        return self.journal.flush() if self.journal is not None else {"count": self.written}
+
+    def restore(self, manifest: Mapping[str, Any]) -> None:
+        """Fill an empty pool from its journal as it was when `manifest` was taken; what came later is dropped.
+
+        Every block is checked against its checksum. Raises UserError for damage and for a pool of other images.
+        """
         if self.journal is None:
             raise ValueError("pool: a pool without a journal cannot be restored")
-        fields = self.journal.truncate(manifest["count"])
-        if not fields:
+        self.journal.restore(manifest["count"])
+        if self.journal.count == 0:
             return
-        kept = min(manifest["count"], self.capacity)
-        self.written = manifest["count"] - kept
-        self._store({name: values[-kept:] for name, values in fields.items()})
+        files = self.journal.files
+        held, own = files.manifest.layout.fields["images"], Field("uint8", self.pixel_shape)
+        if held != own:
+            raise UserError(
+                f"pool {self.journal.folder}: holds images of {held}, the run makes {own}; choose another run"
+            )
+        end = files.manifest.live(files.manifest.count)
+        start = max(files.manifest.live(files.manifest.first), end - self.capacity)
+        for index, fields in files.read(start, end):
+            self._store(index, {name: values.to(self.runtime.device) for name, values in fields.items()})
 
-    def _store(self, fields: Mapping[str, Tensor]) -> Tensor:
-        count = len(fields["labels"])
-        device = self.images.device
-        slots = (torch.arange(count, device=device) + self.written) % self.capacity
-        for name, values in fields.items():
-            self._column(name, values)[slots] = values.to(device)
-        self.written += count
+    def release(self, manifest: Mapping[str, Any]) -> None:
+        """No pool older than the one of `manifest` will be restored any more: files that only those need may go."""
+        if self.journal is not None:
+            self.journal.release(manifest["count"])
+
+    def close(self) -> None:
+        """End threads and give up the journal."""
+        for stream in self._streams.values():
+            stream.close()
+        self._streams.clear()
+        if self.journal is not None:
+            self.journal.close()
+
+    def _admit(self, count: int) -> int:
+        """How many of `count` new images may be added."""
+        room = self.capacity if self.policy == "ring" else self.capacity - self.written
+        if count > room and self.policy != "cap":
+            raise ValueError(f"pool: {self.written} + {count} images exceed the capacity of {self.capacity}")
+        return min(count, room)
+
+    def _put(self, pixels: Tensor, labels: Tensor, extras: Mapping[str, Tensor]) -> Tensor:
+        count = len(pixels)
+        slots = (torch.arange(count, device=self.runtime.device) + self.written) % self.capacity
+        if not count:
+            return slots
+        fields = {"images": pixels, "labels": labels[:count].to(torch.int64, copy=True)}
+        fields |= {name: values[:count].detach().clone() for name, values in extras.items()}
+        for stream in self._streams.values():
+            stream.settle()
+        if self.journal is not None:
+            self.journal.append(*_on_host(fields))
+        self._store(self.written, fields)
         return slots
 
-    def _column(self, name: str, like: Tensor) -> Tensor:
-        if name in ("images", "labels"):
-            return self.images if name == "images" else self.labels
-        if name not in self.extras:
-            self.extras[name] = like.new_zeros((self.capacity, *like.shape[1:]), device=self.images.device)
-        return self.extras[name]
+    def _store(self, index: int, fields: Mapping[str, Tensor]) -> None:
+        count = len(fields["labels"])
+        slots = (torch.arange(count, device=self.runtime.device) + index) % self.capacity
+        if len(self.class_counts):
+            for labels, change in ((self.labels[slots], -1), (fields["labels"], 1)):
+                known = torch.where(labels >= 0, change, 0)  # a label of -1 is an empty slot, or unknown
+                self.class_counts.index_add_(0, labels.clamp(min=0), known)
+        self.labels[slots] = fields["labels"]
+        self.storage.write(index, {name: values for name, values in fields.items() if name != "labels"})
+        self.written = index + count
+        self.size.fill_(len(self))
 
-    def _pixels(self, images: Tensor) -> Tensor:
-        scaled = images.permute(0, 2, 3, 1).clamp(0, 1) * 255
-        return (scaled.round() if self.quantize == "round" else scaled).to(torch.uint8)
+    def _stream(self, view: View, batch_size: int, depth: int) -> Stream:
+        key = (view, batch_size, depth)
+        if key not in self._streams:
+            runtime = self.runtime
+            output = Output(device=runtime.device, dtype=runtime.compute_dtype, memory_format=runtime.memory_format)
+            shape = (batch_size, *self.pixel_shape)
+            self._streams[key] = make_stream(self.stream, self.storage, view, output, shape=shape, depth=depth)
+        return self._streams[key]
+
+
+def _on_host(fields: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None] | None]:
+    """Fields as contiguous CPU tensors, and what to wait for before they are read: copies from a GPU are in flight."""
+    if not any(values.is_cuda for values in fields.values()):
+        return {name: values.contiguous() for name, values in fields.items()}, None
+    host = {name: torch.empty(values.shape, dtype=values.dtype, pin_memory=True) for name, values in fields.items()}
+    for name, values in fields.items():
+        host[name].copy_(values, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return host, arrived.synchronize

@@ -1,0 +1,65 @@
+"""A pool from a run's config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dfkd_fast.config import PoolConfig
+from dfkd_fast.pool.journal import Journal
+from dfkd_fast.pool.pool import Pool
+from dfkd_fast.pool.stream_dali import import_dali
+from dfkd_fast.pool.tier import Room, choose_tier, free_memory
+from dfkd_fast.runtime import Runtime
+
+HOST_PREFETCH = 2
+"""batches prepared ahead where they pass through host memory: one on its way while another is made ready"""
+
+
+def check_pool(config: PoolConfig, runtime: Runtime) -> None:
+    """Raise UserError for what this machine cannot do, whatever the size of the pool."""
+    host_only = config.stream == "dali"
+    if host_only:
+        import_dali()
+    choose_tier(config.storage, 0, device=runtime.device, room=Room(0, 0), on_disk=True, host_only=host_only)
+
+
+def make_pool(
+    config: PoolConfig,
+    folder: Path,
+    *,
+    capacity: int,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    runtime: Runtime,
+) -> tuple[Pool, str]:
+    """An empty pool with its journal in `folder`, and a line that says where it is kept and why.
+
+    `capacity` is that of the recipe, `image_shape` (C, H, W). A pool that the folder holds is replaced unless it is
+    restored.
+    Raises UserError for what this machine cannot do.
+    """
+    capacity = config.capacity or capacity
+    channels, height, width = image_shape
+    tier, why = choose_tier(
+        config.storage,
+        capacity * channels * height * width,
+        device=runtime.device,
+        room=free_memory(runtime.device),
+        on_disk=True,
+        host_only=config.stream == "dali",
+    )
+    through_host = config.stream == "dali" or (tier == "mmap" and runtime.device.type == "cuda")
+    prefetch = config.prefetch if config.prefetch is not None else HOST_PREFETCH * through_host
+    pool = Pool(
+        capacity,
+        image_shape,
+        runtime=runtime,
+        num_classes=num_classes,
+        journal=Journal(folder, capacity=capacity, replace=True),
+        tier=tier,
+        stream=config.stream,
+        prefetch=prefetch,
+        policy=config.policy,
+        quantize=config.quantize,
+    )
+    return pool, f"pool: {capacity:,} images of {height}x{width}, storage {tier} ({why})"

@@ -1,0 +1,151 @@
+"""The manifest of a pool on disk: what is committed, and a checksum for each block of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from array import array
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dfkd_fast.errors import UserError
+from dfkd_fast.pool.layout import BLOCK, Field, Layout
+
+MAGIC, VERSION = "dfkd-fast pool", 1
+MANIFEST, PREVIOUS = "manifest.json", "manifest.previous.json"
+
+
+@dataclass
+class Manifest:
+    """What the files of a pool hold: records at positions `first` to `count`, less those of the dropped blocks."""
+
+    layout: Layout
+    first: int = 0
+    """position of the first record that is kept, the start of a segment"""
+    count: int = 0
+    """position behind the last record"""
+    dropped: list[int] = field(default_factory=list)
+    """blocks (position // BLOCK) that a repair gave up, ascending"""
+    checksums: dict[str, array[int]] = field(default_factory=dict)
+    """by field, the CRC-32 of each block from `first` on; the last block's as far as it is filled"""
+
+    def __post_init__(self) -> None:
+        for name in self.layout.fields:
+            self.checksums.setdefault(name, array("I"))
+
+    def checksum(self, name: str, block: int) -> int:
+        """The CRC-32 of a field's block."""
+        return self.checksums[name][block - self.first // BLOCK]
+
+    def live(self, position: int) -> int:
+        """How many records before `position` are not dropped: the index of the record there, counted without gaps."""
+        return position - BLOCK * bisect_left(self.dropped, -(-position // BLOCK))
+
+    def positions(self, indices: Tensor) -> Tensor:
+        """The inverse of `live`: positions of the records with these indices, int64."""
+        if not self.dropped:
+            return indices
+        dropped = torch.tensor(self.dropped)
+        behind = (dropped - torch.arange(len(dropped))) * BLOCK  # index of the first record behind each dropped block
+        return indices + BLOCK * torch.searchsorted(behind, indices, right=True)
+
+    def extend(self, name: str, position: int, payload: memoryview) -> None:
+        """Carry a field's checksum on over the records from `position` on, all of one block."""
+        known, index = self.checksums[name], position // BLOCK - self.first // BLOCK
+        if index == len(known):
+            known.append(0)
+        known[index] = zlib.crc32(payload, known[index])
+
+    def forget_after(self, count: int) -> None:
+        """Drop all records from position `count` on; the checksum of a block that is cut is left to the caller."""
+        self.count = count
+        self.dropped = [block for block in self.dropped if block * BLOCK < count]
+        blocks = -(-(count - self.first) // BLOCK)
+        for known in self.checksums.values():
+            del known[blocks:]
+
+    def forget_before(self, first: int) -> None:
+        """Drop all records before position `first`, the start of a segment."""
+        for known in self.checksums.values():
+            del known[: (first - self.first) // BLOCK]
+        self.dropped = [block for block in self.dropped if block * BLOCK >= first]
+        self.first = first
+
+    def save(self, folder: Path) -> None:
+        """Replace the folder's manifest, all or nothing, and keep the one before it under `PREVIOUS`."""
+        partial, target = folder / f".{MANIFEST}.partial", folder / MANIFEST
+        body = self._body()
+        with open(partial, "w", encoding="utf-8") as file:
+            json.dump({"magic": MAGIC, "version": VERSION, "crc": _crc(body), **body}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            shutil.copyfile(target, folder / f".{PREVIOUS}.partial")
+            (folder / f".{PREVIOUS}.partial").replace(folder / PREVIOUS)
+        partial.replace(target)
+        sync_folder(folder)
+
+    def _body(self) -> dict[str, Any]:
+        return {
+            "fields": {name: [field.dtype, list(field.shape)] for name, field in self.layout.fields.items()},
+            "segment": self.layout.records,
+            "block": BLOCK,
+            "first": self.first,
+            "count": self.count,
+            "dropped": self.dropped,
+            "checksums": {name: known.tobytes().hex() for name, known in self.checksums.items()},
+        }
+
+
+def load_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
+    """Read and check a folder's manifest. Raises UserError that names the file and says what to do."""
+    file = folder / name
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"pool {folder}: no pool there (it has no {name}); name the folder `pool` of a run") from None
+    except OSError as error:
+        raise UserError(f"pool {file}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise _damaged(file, "it is not JSON") from None
+    if not isinstance(table, dict) or table.pop("magic", None) != MAGIC:
+        raise UserError(f"pool {file}: not a pool's manifest; name the folder `pool` of a run")
+    version, crc = table.pop("version", None), table.pop("crc", None)
+    if version != VERSION:
+        raise UserError(f"pool {file}: version {version}, this program reads {VERSION}; use the one that wrote it")
+    if crc != _crc(table) or table["block"] != BLOCK:
+        raise _damaged(file, "its checksum does not fit")
+    fields = {name: Field(dtype, tuple(shape)) for name, (dtype, shape) in table["fields"].items()}
+    checksums = {name: array("I", bytes.fromhex(known)) for name, known in table["checksums"].items()}
+    layout = Layout(fields, table["segment"])
+    return Manifest(layout, table["first"], table["count"], table["dropped"], checksums)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def repair_hint(folder: Path) -> str:
+    """What to do about damage."""
+    return f"`dfkd-fast pool verify --repair {folder}` drops what is damaged"
+
+
+def _damaged(file: Path, why: str) -> UserError:
+    return UserError(f"pool {file}: damaged ({why}); {repair_hint(file.parent)}")
+
+
+def _crc(body: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(body, sort_keys=True).encode())

@@ -1,0 +1,136 @@
+"""Where the images of a pool are kept: device memory, pinned host memory, or files read through a mapping."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from dfkd_fast.errors import UserError
+from dfkd_fast.pool.journal import Journal
+from dfkd_fast.pool.layout import BLOCK
+from dfkd_fast.pool.window import Window
+
+Tier = Literal["device", "pinned", "mmap"]
+
+
+class Storage(Protocol):
+    """The columns of a pool, images and extras, each (rows, ...). A slot's row is asked of `locate`."""
+
+    tier: Tier
+
+    def column(self, name: str) -> Tensor:
+        """All rows of one field."""
+
+    def extras(self) -> list[str]:
+        """Names of the columns besides the images."""
+
+    def write(self, index: int, fields: Mapping[str, Tensor]) -> None:
+        """Put (B, ...) values into the slots of images number `index` and on, counted over the pool's whole life."""
+
+    def locate(self, slots: Tensor) -> Tensor:
+        """Rows of the slots (B,) int64, which must be filled."""
+
+
+class MemoryStorage:
+    """Reserved memory: addresses never move. `pinned` puts the images into page-locked host memory; what else a slot
+    holds is small and stays on the device.
+    """
+
+    def __init__(self, capacity: int, device: torch.device, *, pinned: bool = False) -> None:
+        self.capacity, self.device = capacity, device
+        self.tier: Tier = "pinned" if pinned else "device"
+        self._columns: dict[str, Tensor] = {}
+
+    def column(self, name: str) -> Tensor:
+        return self._columns[name]
+
+    def extras(self) -> list[str]:
+        return [name for name in self._columns if name not in ("images", "labels")]
+
+    def write(self, index: int, fields: Mapping[str, Tensor]) -> None:
+        for name, values in fields.items():
+            if name not in self._columns:
+                self._columns[name] = self._reserve(name, values)
+            column, start = self._columns[name], index % self.capacity
+            before_end = min(len(values), self.capacity - start)
+            column[start : start + before_end].copy_(values[:before_end], non_blocking=True)
+            column[: len(values) - before_end].copy_(values[before_end:], non_blocking=True)
+
+    def locate(self, slots: Tensor) -> Tensor:
+        return slots
+
+    def _reserve(self, name: str, like: Tensor) -> Tensor:
+        shape = (self.capacity, *like.shape[1:])
+        if name == "images" and self.tier == "pinned":
+            return pin(torch.empty(shape, dtype=like.dtype))
+        return torch.empty(shape, dtype=like.dtype, device=self.device)
+
+
+class MappedStorage:
+    """The journal's own files, read through one mapping per field. Nothing is kept in memory, nothing written twice."""
+
+    tier: Tier = "mmap"
+
+    def __init__(self, journal: Journal, capacity: int) -> None:
+        self.journal, self.capacity = journal, capacity
+        self._written = self._placed = self._places = 0
+        self._windows: dict[str, Window] = {}
+        self._columns: dict[str, Tensor] = {}
+
+    def column(self, name: str) -> Tensor:
+        return self._columns[name]
+
+    def extras(self) -> list[str]:
+        return [name for name in self._columns if name not in ("images", "labels")]
+
+    def write(self, index: int, fields: Mapping[str, Tensor]) -> None:
+        self._written = index + len(next(iter(fields.values())))
+
+    def locate(self, slots: Tensor) -> Tensor:
+        """Waits until what was added has been written, and maps segments that are new."""
+        self.journal.drain()
+        self._place()
+        last = self._written - 1
+        indices = last - (last - slots) % self.capacity  # of the newest image in each slot
+        return self.journal.manifest.positions(indices) % (self._places * self.journal.manifest.layout.records)
+
+    def _place(self) -> None:
+        manifest = self.journal.manifest
+        layout = manifest.layout
+        if not self._windows:
+            # A ring's images span at most one segment more than they fill: a new one takes the place of one they left.
+            self._places = -(-(self.capacity + BLOCK * len(manifest.dropped)) // layout.records) + 1
+            for name, field in layout.fields.items():
+                rows = self._places * layout.records
+                self._windows[name] = Window(rows * field.nbytes)
+                self._columns[name] = self._windows[name].tensor(field.torch_dtype, (rows, *field.shape))
+        end = -(-self.journal.count // layout.records)
+        for number in range(max(self._placed, manifest.first // layout.records, end - self._places), end):
+            self._map(number)
+        self._placed = end
+
+    def _map(self, number: int) -> None:
+        layout, file = self.journal.manifest.layout, self.journal.files.segment(number)
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            for name, field in layout.fields.items():
+                size = layout.records * field.nbytes
+                self._windows[name].place(number % self._places * size, handle, layout.offset(name), size)
+        finally:
+            os.close(handle)
+
+
+def pin(memory: Tensor) -> Tensor:
+    """Page-lock a host tensor where it lies: torch's own pinned allocator would round its size up to a power of two."""
+    torch.cuda.init()
+    cudart = torch.cuda.cudart()
+    code = cudart.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
+    if int(code) != 0:
+        raise UserError(f"--pool.storage pinned: {memory.nbytes} bytes cannot be page-locked ({code}); choose mmap")
+    weakref.finalize(memory, cudart.cudaHostUnregister, memory.data_ptr()).atexit = False
+    return memory

@@ -1,0 +1,74 @@
+"""Which memory a pool goes to: by its size and by what is free."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from dfkd_fast.errors import UserError
+from dfkd_fast.pool.storage import Tier
+
+DEVICE_SHARE, HOST_SHARE = 0.5, 0.6
+"""of the free memory, what a pool takes without being asked to: networks and activations need the rest"""
+
+
+class Room(NamedTuple):
+    """Free memory in bytes."""
+
+    device: int
+    """on the GPU; on a CPU the same as `host`"""
+    host: int
+
+
+def choose_tier(
+    requested: Literal["auto"] | Tier, nbytes: int, *, device: torch.device, room: Room, on_disk: bool, host_only: bool
+) -> tuple[Tier, str]:
+    """The tier for a pool of `nbytes`, and in words what was chosen and why.
+
+    `on_disk`: the pool has a journal, so that mmap is possible; `host_only`: the stream reads host memory only.
+    Raises UserError for a request that this machine cannot meet.
+    """
+    cuda = device.type == "cuda"
+    if requested == "pinned" and not cuda:
+        raise UserError(f"--pool.storage pinned: serves a CUDA device, the run is on {device}; choose device or mmap")
+    if requested == "device" and cuda and host_only:
+        raise UserError("--pool.storage device: --pool.stream dali reads host memory; choose pinned or mmap")
+    if requested == "mmap" and not on_disk:
+        raise UserError("--pool.storage mmap: needs a pool folder; choose device")
+    if requested != "auto":
+        return requested, f"{_size(nbytes)}, as asked"
+    needed = _size(nbytes)
+    if not (cuda and host_only) and nbytes <= DEVICE_SHARE * room.device:
+        return "device", f"{needed} of {_size(room.device)} free on {device}"
+    if cuda and nbytes <= HOST_SHARE * room.host:
+        return "pinned", f"{needed} of {_size(room.host)} free in host memory, {_size(room.device)} on {device}"
+    if not on_disk:
+        raise UserError(f"--pool.capacity: {needed} do not fit into memory; lower it, or give the pool a folder")
+    return "mmap", f"{needed}; only {_size(room.device)} free on {device}, {_size(room.host)} in host memory"
+
+
+def free_memory(device: torch.device) -> Room:
+    """What is free now on the device and in host memory."""
+    host = free_host_memory()
+    return Room(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host, host)
+
+
+def free_host_memory(root: Path = Path("/")) -> int:
+    """Bytes that may be taken without swapping: of the machine, and of the control group (a container's limit)."""
+    limits = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    meminfo, group = root / "proc/meminfo", root / "sys/fs/cgroup"
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        limits = [int(lines["MemAvailable"].split()[0]) * 1024]
+    if (group / "memory.max").exists() and (limit := (group / "memory.max").read_text().strip()) != "max":
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(stat["inactive_file"])
+        limits.append(int(limit) - used)
+    return max(0, min(limits))
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:.1f} MB"
