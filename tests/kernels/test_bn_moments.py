@@ -171,6 +171,15 @@ def test_gradient_of_one_output(backend, used):
     assert_near(gradient, expected.double(), torch.float32, ulps=4)
 
 
+@pytest.mark.parametrize("name", ["triton", "native"])
+def test_a_second_derivative_is_refused(name):
+    with running_on(name, "bn_act_moments"):
+        layer = Layer(SHAPES[0])
+        (gradient,) = torch.autograd.grad(layer.run()[0].square().sum(), layer.x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            gradient.sum().backward()
+
+
 @pytest.mark.parametrize("layout", ["sliced", "transposed", "mixed"])
 def test_other_layouts(backend, layout):
     layer = Layer(SHAPES[0], residual=True)

@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for the GPUs we support, with none there: the interpreter takes more than the compiler."""
+"""Every Triton kernel compiles for our GPUs, with none there; the interpreter takes what compilers reject."""
 
 import json
 import os

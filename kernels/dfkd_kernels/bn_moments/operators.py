@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..registration import Operator, launcher
 from .layout import laid_out_like
@@ -74,6 +75,7 @@ class BnActMoments(torch.autograd.Function):
         return y, *_split(ctx, stats)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         dy, dsum, dsum_sq = grads[0], _contiguous(grads[1]), _contiguous(grads[2])
         x, shift, scale, bias, y = ctx.saved_tensors
@@ -97,6 +99,7 @@ class BatchMoments(torch.autograd.Function):
         return _split(ctx, batch_forward(x, shift, backend))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         dsum, dsum_sq = _contiguous(grads[0]), _contiguous(grads[1])
         x, shift = ctx.saved_tensors

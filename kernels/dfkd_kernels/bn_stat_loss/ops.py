@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..backend import pick
 from ..bn_moments.moments import Moments
@@ -90,6 +91,7 @@ class MomentLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (coef,) = ctx.saved_tensors
         return None, *(coef * grads[0]).split(ctx.sizes)
