@@ -7,6 +7,8 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.checkpoint import PHASES, Checkpoint, latest_checkpoint, oldest_record, save_checkpoint, save_network
 from dfkd_fast.config import TrainConfig, write_config
@@ -45,10 +47,13 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     test = load_split(config.data, "test", image_size=config.image_size) if config.data else None
     model, info = load_teacher(config, test, runtime)
     check_teacher(model, info, method_class, config, test)
+    teacher = FrozenNet(model, info, runtime)
+    student = make_student(config, info, runtime)
+    method = make_method(config, method_class, teacher, student, runtime)
     _claim(folder, config, resume=resume)
     with stop_signals() as signals:
         try:
-            with closing(Run(config, runtime, method_class, FrozenNet(model, info, runtime), test, signals)) as run:
+            with closing(Run(config, runtime, teacher, student, method, test, signals)) as run:
                 run.execute(latest_checkpoint(folder / "checkpoints") if resume else None)
         except Interrupted as stop:
             stop.run_dir = folder
@@ -62,6 +67,17 @@ def load_method(name: str) -> type[Method]:
     return getattr(importlib.import_module(module), cls)
 
 
+def make_method(
+    config: TrainConfig, method_class: type[Method], teacher: FrozenNet, student: nn.Module, runtime: Runtime
+) -> Method:
+    """The method on its networks, on the device; the same on every rank."""
+    embeddings = label_embeddings(config.label_embeddings, teacher.info.num_classes)
+    seed_phase(config.seed, 0, 0, "method")
+    method = method_class(config.method, Setup(teacher, frozen_twin(student), teacher.info, embeddings))
+    runtime.place(method)
+    return method
+
+
 class Run:
     """One run, assembled: networks, method, pool and loop, and what is written along the way."""
 
@@ -69,19 +85,15 @@ class Run:
         self,
         config: TrainConfig,
         runtime: Runtime,
-        method_class: type[Method],
         teacher: FrozenNet,
+        student: nn.Module,
+        method: Method,
         test: ImageSet | None,
         signals: StopSignals,
     ) -> None:
         self.config, self.runtime, self.teacher, self.test = config, runtime, teacher, test
-        self.folder, info = config.run_folder, teacher.info
-        student = make_student(config, info, runtime)
+        self.method, self.folder, info = method, config.run_folder, teacher.info
         self.student_info = replace(info, name=config.student)
-        embeddings = label_embeddings(config.label_embeddings, info.num_classes)
-        seed_phase(config.seed, 0, 0, "method")
-        self.method = method_class(config.method, Setup(teacher, frozen_twin(student), info, embeddings))
-        runtime.place(self.method)
         self.pool, where = make_pool(
             config.pool,
             self.folder / "pool",
