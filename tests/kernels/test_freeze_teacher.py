@@ -320,13 +320,25 @@ def test_compiles_without_a_graph_break():
     torch.testing.assert_close(compiled, eager)
 
 
-def test_frozen_convolution_keeps_no_activation():
-    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2).requires_grad_(False)
-    x = torch.randn(2, 4, 9, 9, requires_grad=True)
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 1},
+        {"kernel_size": (5, 3), "padding": (0, 2), "dilation": (2, 1), "bias": False},
+        {"kernel_size": 1, "padding": 2},
+        {"kernel_size": 3, "stride": 2, "padding": 1},
+        {"kernel_size": 3, "padding": 1, "groups": 2},
+    ],
+)
+def test_frozen_convolution_keeps_no_activation(geometry, share):
+    conv = nn.Conv2d(4, 6, **geometry).requires_grad_(False)
+    x = torch.randn(2, 4, 11, 9, requires_grad=True)
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t):
-        y = FrozenConv2d(conv)(x)
-    assert kept == [conv.weight.shape]
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda t: t):
+        y = FrozenConv2d(conv, share=share)(x)
+    assert [tensor.numel() for tensor in kept] == [conv.weight.numel()]  # as it is, or mirrored
     torch.testing.assert_close(y, conv(x))
     (ours,) = torch.autograd.grad(y.square().sum(), x)
     (expected,) = torch.autograd.grad(conv(x).square().sum(), x)

@@ -199,7 +199,7 @@ def _swap_layers(model: nn.Module, share: bool) -> list[str]:
         twin: nn.Module | None = None
         if isinstance(module, nn.Conv2d):
             reason = FrozenConv2d.why_not(module)
-            twin = None if reason else FrozenConv2d(module)
+            twin = None if reason else FrozenConv2d(module, share=share)
             if reason:
                 report.append(f"{name}: keeps its input for backward, {reason}")
         elif isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
