@@ -22,7 +22,7 @@ class OptimizerSpec:
 
     def build(self) -> Optimizer:
         """The torch optimiser, fused: one pass over each parameter, no host synchronisation."""
-        groups = [dict(group) for group in self.groups]
+        groups = [{**group, "base_lr": group["lr"]} for group in self.groups]
         if self.kind == "sgd":
             return SGD(groups, momentum=self.momentum, weight_decay=self.weight_decay, fused=True)
         cls = Adam if self.kind == "adam" else AdamW
@@ -43,7 +43,17 @@ def reset_state(optimizer: Optimizer) -> None:
 def set_lr(optimizer: Optimizer, lr: float) -> None:
     """Set every group's learning rate; in place where it is a tensor (captured steps hold its address)."""
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(lr)
-        else:
-            group["lr"] = lr
+        _set_group_lr(group, lr)
+
+
+def scale_lr(optimizer: Optimizer, factor: float) -> None:
+    """Set each group's learning rate to `factor` times the one that its spec gave."""
+    for group in optimizer.param_groups:
+        _set_group_lr(group, factor * group["base_lr"])
+
+
+def _set_group_lr(group: dict[str, Any], lr: float) -> None:
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr

@@ -56,7 +56,11 @@ class Progress:
 
 @dataclass(kw_only=True)
 class AlternatingLoop:
-    """Runs the epochs of a method that alternates between synthesis and distillation."""
+    """Runs the epochs of a method that alternates between synthesis and distillation.
+
+    Either phase may be empty: warm-up epochs only make images, and an epoch without rounds only teaches. All images
+    first, then the student, is the schedule whose rounds are all in the warm-up.
+    """
 
     method: Method
     student: nn.Module
@@ -88,6 +92,8 @@ class AlternatingLoop:
 
     def _synthesis(self, epoch: int) -> None:
         config, rounds = self.method.config, self.method.rounds(epoch)
+        if not rounds:
+            return
         with self._phase("synthesis", epoch, rounds * config.synthesis_steps) as on_step:
             self.method.train()
             for index in range(rounds):
@@ -131,6 +137,8 @@ class AlternatingLoop:
     def _boundary(self, epoch: int, phase: str) -> None:
         tensors = module_tensors("student", self.student) | module_tensors("method", self.method)
         tensors |= optimizer_tensors("optimizer", self.trainer.optimizer)
+        for lasting in self.synthesizer.optimizers[1:]:
+            tensors |= optimizer_tensors("synthesis_optimizer", lasting)
         scalers = [scaler.state_dict() for scaler in self._scalers]
         record = {"pool": self.pool.flush(), "scalers": scalers, **self.progress.record()}
         self.save(Checkpoint(epoch=epoch, phase=phase, tensors=tensors, record=record))
@@ -140,6 +148,8 @@ class AlternatingLoop:
         load_module("student", self.student, checkpoint.tensors)
         load_module("method", self.method, checkpoint.tensors)
         load_optimizer("optimizer", self.trainer.optimizer, checkpoint.tensors)
+        for lasting in self.synthesizer.optimizers[1:]:
+            load_optimizer("synthesis_optimizer", lasting, checkpoint.tensors)
         for scaler, state in zip(self._scalers, checkpoint.record["scalers"], strict=True):
             scaler.load_state_dict(state)
         self.pool.restore(checkpoint.record["pool"])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dfkd_fast.errors import UserError
 from dfkd_fast.methods.base import LossTerms, Method, SynthBatch, weighted_sum
-from dfkd_fast.optim import reset_state
+from dfkd_fast.optim import reset_state, scale_lr
 from dfkd_fast.runtime import Runtime
 
 OnStep = Callable[[LossTerms, int], None]
@@ -17,7 +17,7 @@ OnStep = Callable[[LossTerms, int], None]
 
 
 class Synthesizer:
-    """Runs rounds of a method: optimiser with in-place reset, mixed precision, best iterate.
+    """Runs rounds of a method: optimisers with in-place reset, learning rates, mixed precision, best iterate.
 
     The step touches the device only: no loss is read back, the best images are kept by `torch.where`.
     """
@@ -25,34 +25,44 @@ class Synthesizer:
     def __init__(self, method: Method, runtime: Runtime) -> None:
         self.method, self.runtime = method, runtime
         self.optimizer = method.synthesis_optimizer().build()
+        lasting = method.lasting_optimizer()
+        self.optimizers = [self.optimizer, *([] if lasting is None else [lasting.build()])]
+        """the round's own, and the one whose state lasts, if the method has one"""
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         self.best_loss = torch.full((), torch.inf, device=runtime.device, dtype=runtime.master_dtype)
         self.best_images: Tensor | None = None
 
     def round(self, epoch: int, index: int, on_step: OnStep) -> SynthBatch:
-        """One round: `synthesis_steps` steps; what the step of the lowest loss made goes to the pool."""
-        reset_state(self.optimizer)
-        self.best_loss.fill_(torch.inf)
+        """One round: `synthesis_steps` steps; what the step of the lowest loss (in the last stage) made goes to the
+        pool.
+        """
         self.method.begin_round(epoch, index)
-        for _ in range(self.method.config.synthesis_steps):
-            on_step(self.step(), self.method.config.synthesis_batch_size)
+        for stage, steps in enumerate(self.method.stages()):
+            reset_state(self.optimizer)
+            self.best_loss.fill_(torch.inf)
+            self.method.begin_stage(stage)
+            for step in range(steps):
+                scale_lr(self.optimizer, self.method.lr_scale(step, steps))
+                on_step(self.step(), self.method.config.synthesis_batch_size)
         if self.best_images is None or not self.best_loss.isfinite():
             raise UserError(
                 f"--precision {self.runtime.precision}: no finite synthesis loss in round {index} of epoch {epoch}; "
-                "choose fp32, or lower --method.generator-lr"
+                "choose fp32, or lower the learning rate of synthesis"
             )
         with torch.no_grad():
             return self.method.end_round(self.best_images)
 
     def step(self) -> LossTerms:
         """One step: images, loss, backward, best iterate, optimiser. Returns the detached terms."""
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         with self.runtime.autocast():
             images, terms = self.method.synthesis_step()
         loss = weighted_sum(terms, self.method.config)
         self.scaler.scale(loss).backward()
         self._keep_best(loss.detach(), images.detach())
-        self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
         self.scaler.update()
         self.method.end_step()
         return {name: term.detach() for name, term in terms.items()}
@@ -63,3 +73,5 @@ class Synthesizer:
         better = loss < self.best_loss  # False for NaN, which therefore never enters the pool
         torch.where(better, images, self.best_images, out=self.best_images)
         torch.where(better, loss, self.best_loss, out=self.best_loss)
+        with torch.no_grad():
+            self.method.keep_best(better)

@@ -7,6 +7,7 @@ logging, the pool.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -86,7 +87,7 @@ class Method(nn.Module):
     and are deliberately not registered, so that state_dict() is the method's own state and nothing else.
     """
 
-    loop: ClassVar[Literal["alternating", "stepwise", "offline"]] = "alternating"
+    loop: ClassVar[Literal["alternating", "stepwise"]] = "alternating"
     needs_data: ClassVar[bool] = False
     """True where real images are part of the method: then it is not data-free in the strict sense"""
     needs_batchnorm: ClassVar[bool] = True
@@ -98,18 +99,39 @@ class Method(nn.Module):
     info: ModelInfo
 
     def rounds(self, epoch: int) -> int:
-        """Synthesis rounds in this epoch."""
+        """Synthesis rounds in this epoch. 0: no synthesis; a method that makes all images first has none after
+        warm-up.
+        """
         raise NotImplementedError
 
     def synthesis_optimizer(self) -> OptimizerSpec:
-        """What a round optimises. Built once; its state is reset in place at the start of each round."""
+        """What a round optimises. Built once; its state is reset in place at the start of each stage."""
         raise NotImplementedError
+
+    def lasting_optimizer(self) -> OptimizerSpec | None:
+        """What is stepped along with it but never reset: its state lasts over the rounds and is saved. None by
+        default.
+        """
+        return None
+
+    def stages(self) -> Sequence[int]:
+        """Steps of each stage of a round, together `synthesis_steps`. Optimiser state and best iterate start anew with
+        a stage; what enters the pool is the best of the last one. A round is one stage by default.
+        """
+        return (self.config.synthesis_steps,)
+
+    def lr_scale(self, step: int, steps: int) -> float:
+        """Factor on the learning rates of `synthesis_optimizer` at `step` (0-based) of a stage of `steps`."""
+        return 1.0
 
     def begin_round(self, epoch: int, index: int) -> None:
         """In-place resets and new labels, before the first step of round `index`. Host code; may draw random
         numbers.
         """
         raise NotImplementedError
+
+    def begin_stage(self, stage: int) -> None:
+        """Host code before the first step of stage `stage` (0-based): another resolution, say. Nothing by default."""
 
     def synthesis_step(self) -> tuple[Tensor, LossTerms]:
         """Images (B, C, H, W) in [0, 1] and the loss terms of one step.
@@ -118,6 +140,12 @@ class Method(nn.Module):
         captured.
         """
         raise NotImplementedError
+
+    def keep_best(self, better: Tensor) -> None:
+        """On the device, before the optimiser's step: `better` (0-dim bool) says whether this step is the best so far.
+
+        For what is kept beside the images, by `torch.where`. Nothing by default.
+        """
 
     def end_step(self) -> None:
         """After the optimiser's step, on the device (a meta-gradient, say). Nothing by default."""
