@@ -101,9 +101,13 @@ def module_tensors(part: str, module: nn.Module) -> dict[str, Tensor]:
 
 def load_module(part: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy a part's state into a module, in place and strictly."""
+    module.load_state_dict(part_tensors(part, tensors))
+
+
+def part_tensors(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one part, under their names within it."""
     prefix = f"{part}/"
-    state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    module.load_state_dict(state)
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def optimizer_tensors(part: str, optimizer: Optimizer) -> dict[str, Tensor]:

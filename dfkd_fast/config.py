@@ -55,8 +55,10 @@ class PoolConfig:
 
     capacity: int | None = None
     """most images kept at once; without it what the whole recipe makes"""
-    policy: Literal["append", "cap", "ring"] = "append"
-    """what to do when it is full: stop with an error (append), drop what is new (cap), overwrite the oldest (ring)"""
+    policy: Literal["append", "cap", "ring"] | None = None
+    """when it is full: stop with an error (append), drop what is new (cap) or overwrite the oldest (ring); without it
+    as the method does
+    """
     storage: Literal["auto", "device", "pinned", "mmap"] = "auto"
     """memory that holds the images: the device's own, page-locked host memory, or files on disk; auto goes by size"""
     stream: Literal["auto", "kernel", "dali", "torch"] = "auto"

@@ -18,6 +18,7 @@ from dfkd_fast.checkpoint import (
     load_optimizer,
     module_tensors,
     optimizer_tensors,
+    part_tensors,
 )
 from dfkd_fast.loggers import RunLogger
 from dfkd_fast.loops.interrupt import StopSignals
@@ -98,7 +99,10 @@ class AlternatingLoop:
             self.method.train()
             for index in range(rounds):
                 batch = self.synthesizer.round(epoch, index, on_step)
-                self.pool.add(batch.images, batch.labels)
+                slots = self.pool.add(batch.images, batch.labels, **batch.extras)
+                if self.trainer.priorities is not None:
+                    assert batch.deltas is not None, "a pool with priorities needs those of new images"
+                    self.trainer.priorities.update(slots, batch.deltas[: len(slots)])
                 self.progress.counts["images_synthesized"] += len(batch.images)
                 self.progress.counts["generator_steps"] += config.synthesis_steps
         self._boundary(epoch, "synthesis")
@@ -137,6 +141,8 @@ class AlternatingLoop:
     def _boundary(self, epoch: int, phase: str) -> None:
         tensors = module_tensors("student", self.student) | module_tensors("method", self.method)
         tensors |= optimizer_tensors("optimizer", self.trainer.optimizer)
+        if self.trainer.priorities is not None:
+            tensors |= {f"priorities/{name}": value for name, value in self.trainer.priorities.state_dict().items()}
         for lasting in self.synthesizer.optimizers[1:]:
             tensors |= optimizer_tensors("synthesis_optimizer", lasting)
         scalers = [scaler.state_dict() for scaler in self._scalers]
@@ -148,6 +154,8 @@ class AlternatingLoop:
         load_module("student", self.student, checkpoint.tensors)
         load_module("method", self.method, checkpoint.tensors)
         load_optimizer("optimizer", self.trainer.optimizer, checkpoint.tensors)
+        if self.trainer.priorities is not None:
+            self.trainer.priorities.load_state_dict(part_tensors("priorities", checkpoint.tensors))
         for lasting in self.synthesizer.optimizers[1:]:
             load_optimizer("synthesis_optimizer", lasting, checkpoint.tensors)
         for scaler, state in zip(self._scalers, checkpoint.record["scalers"], strict=True):

@@ -14,7 +14,7 @@ from dfkd_fast.optim import OptimizerSpec, set_lr
 from dfkd_fast.pool.pool import Pool, PoolBatch
 from dfkd_fast.pool.stream import View
 from dfkd_fast.runtime import Runtime
-from dfkd_fast.sampling import EpochShuffle
+from dfkd_fast.sampling import ByPriority, EpochShuffle, Sampler
 
 
 class StudentTrainer:
@@ -25,6 +25,7 @@ class StudentTrainer:
     def __init__(self, student: nn.Module, *, method: Method, teacher: FrozenNet, pool: Pool, runtime: Runtime) -> None:
         self.student, self.method, self.teacher = student, method, teacher
         self.pool, self.runtime = pool, runtime
+        self.priorities = method.open_pool(pool)
         config = method.config
         self.view = View(info=method.info, pad=config.crop_padding, flip=config.flip)
         self.optimizer = OptimizerSpec(
@@ -40,8 +41,7 @@ class StudentTrainer:
         config = self.method.config
         set_lr(self.optimizer, student_lr(config, epoch))
         self.student.train()
-        sampler = EpochShuffle(len(self.pool), config.batch_size, device=self.runtime.device)
-        for batch in self.pool.batches(sampler, self.view, config.student_steps):
+        for batch in self.pool.batches(self._sampler(), self.view, config.student_steps):
             on_step(self.step(batch), config.batch_size)
 
     def step(self, batch: PoolBatch) -> LossTerms:
@@ -56,6 +56,12 @@ class StudentTrainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return {name: term.detach() for name, term in terms.items()}
+
+    def _sampler(self) -> Sampler:
+        batch_size = self.method.config.batch_size
+        if self.priorities is not None:
+            return ByPriority(self.priorities, batch_size)
+        return EpochShuffle(len(self.pool), batch_size, device=self.runtime.device)
 
 
 def student_lr(config: MethodConfig, epoch: int) -> float:

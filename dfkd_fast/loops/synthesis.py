@@ -49,7 +49,7 @@ class Synthesizer:
                 f"--precision {self.runtime.precision}: no finite synthesis loss in round {index} of epoch {epoch}; "
                 "choose fp32, or lower the learning rate of synthesis"
             )
-        with torch.no_grad():
+        with torch.no_grad(), self.runtime.autocast():
             return self.method.end_round(self.best_images)
 
     def step(self) -> LossTerms:
@@ -70,7 +70,8 @@ class Synthesizer:
     def _keep_best(self, loss: Tensor, images: Tensor) -> None:
         if self.best_images is None:
             self.best_images = torch.zeros_like(images)
-        better = loss < self.best_loss  # False for NaN, which therefore never enters the pool
+        # False for NaN, which therefore never enters the pool
+        better = loss < self.best_loss if self.method.config.keep == "best" else loss.isfinite()
         torch.where(better, images, self.best_images, out=self.best_images)
         torch.where(better, loss, self.best_loss, out=self.best_loss)
         with torch.no_grad():

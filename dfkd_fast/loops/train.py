@@ -101,6 +101,7 @@ class Run:
             image_shape=(info.in_chans, info.image_size, info.image_size),
             num_classes=info.num_classes,
             runtime=runtime,
+            policy=self.method.pool_policy,
         )
         self.logger = RunLogger(
             self.folder,

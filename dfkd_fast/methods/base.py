@@ -8,7 +8,9 @@ logging, the pool.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -17,10 +19,13 @@ from torch import Tensor, nn
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.teacher import FrozenNet, NetOutput
 from dfkd_fast.optim import OptimizerSpec
-from dfkd_fast.pool.pool import PoolBatch
+from dfkd_fast.pool.pool import Policy, Pool, PoolBatch
+from dfkd_kernels import PrioritySampler
 
 LossTerms = dict[str, Tensor]
 """scalar loss terms by name; term `x` is weighted by the config's `x_weight`"""
+
+_NO_EXTRAS: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class SynthBatch(NamedTuple):
@@ -29,7 +34,11 @@ class SynthBatch(NamedTuple):
     images: Tensor
     """(B, C, H, W) in [0, 1], not normalised"""
     labels: Tensor
-    """(B,) int64, the class each image was made for"""
+    """(B,) int64, the class each image was made for, or is counted as"""
+    extras: Mapping[str, Tensor] = _NO_EXTRAS
+    """further (B, ...) tensors to keep with the images; a student batch has them under the same names"""
+    deltas: Tensor | None = None
+    """(B,) first priorities of the images, where the method's pool has priorities"""
 
 
 class Setup(NamedTuple):
@@ -58,6 +67,8 @@ class MethodConfig:
     """images made in one synthesis round (global)"""
     synthesis_steps: int = 10
     """generator steps in one round"""
+    keep: Literal["best", "last"] = "best"
+    """what a round leaves to the pool: what the step of the lowest loss made, or the last step"""
     batch_size: int = 256
     """images in one student step (global)"""
     student_steps: int = 400
@@ -94,9 +105,19 @@ class Method(nn.Module):
     """whether the method matches the teacher's BatchNorm statistics"""
     paper: ClassVar[str]
     """arXiv id"""
+    pool_policy: ClassVar[Policy] = "append"
+    """what the pool does when it is full, unless --pool.policy says otherwise"""
 
     config: MethodConfig
     info: ModelInfo
+
+    def open_pool(self, pool: Pool) -> PrioritySampler | None:
+        """Called once, before the first round, with the pool.
+
+        Returns the priorities that student batches are drawn by, which the loop saves and fills with
+        `SynthBatch.deltas`; None: batches are drawn uniformly without replacement.
+        """
+        return None
 
     def rounds(self, epoch: int) -> int:
         """Synthesis rounds in this epoch. 0: no synthesis; a method that makes all images first has none after
@@ -151,7 +172,9 @@ class Method(nn.Module):
         """After the optimiser's step, on the device (a meta-gradient, say). Nothing by default."""
 
     def end_round(self, best_images: Tensor) -> SynthBatch:
-        """After the last step: update running statistics, and say what goes into the pool."""
+        """After the last step: update running statistics, and say what goes into the pool. Without gradients, under
+        the autocast of the steps.
+        """
         raise NotImplementedError
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dfkd_fast.config import PoolConfig
 from dfkd_fast.pool.journal import Journal
-from dfkd_fast.pool.pool import Pool
+from dfkd_fast.pool.pool import Policy, Pool
 from dfkd_fast.pool.stream_dali import import_dali
 from dfkd_fast.pool.tier import Room, choose_tier, free_memory
 from dfkd_fast.runtime import Runtime
@@ -31,10 +31,11 @@ def make_pool(
     image_shape: tuple[int, int, int],
     num_classes: int,
     runtime: Runtime,
+    policy: Policy,
 ) -> tuple[Pool, str]:
     """An empty pool with its journal in `folder`, and a line that says where it is kept and why.
 
-    `capacity` is that of the recipe, `image_shape` (C, H, W). A pool that the folder holds is replaced unless it is
+    `capacity` and `policy` are the recipe's, unless the config has its own; `image_shape` (C, H, W). A pool that the folder holds is replaced unless it is
     restored.
     Raises UserError for what this machine cannot do.
     """
@@ -59,7 +60,7 @@ def make_pool(
         tier=tier,
         stream=config.stream,
         prefetch=prefetch,
-        policy=config.policy,
+        policy=config.policy or policy,
         quantize=config.quantize,
     )
     return pool, f"pool: {capacity:,} images of {height}x{width}, storage {tier} ({why})"
