@@ -43,7 +43,7 @@ class FrozenNet:
 
     def __call__(self, view: Tensor, *, maps: Sequence[str] = (), moments: bool = True) -> NetOutput:
         """Views (B, C, H, W), normalised -> NetOutput. `moments=False` skips the statistics (the student phase needs
-        none).
+        none). `maps`: modules whose outputs to hand out, `layer1:input` for what a module reads.
         """
         if maps:
             logits, features, found, named = self.net(view, maps=tuple(maps), moments=moments)
@@ -59,6 +59,11 @@ class FrozenNet:
     def targets(self) -> Sequence[tuple[Tensor, Tensor]]:
         """(running_mean, running_var) of each BatchNorm layer, float32."""
         return self.net.targets
+
+    @property
+    def norm_inputs(self) -> tuple[str, ...]:
+        """Names for `maps` of the input of each BatchNorm layer."""
+        return self.net.norm_inputs
 
 
 def frozen_twin(student: nn.Module) -> nn.Module:

@@ -206,6 +206,28 @@ def test_maps(traced):
     assert teacher(images(), maps=names, moments=False).moments == []
 
 
+@pytest.mark.parametrize("name", ["cifar:resnet18", "cifar:wrn16_1", "timm:resnet18", "untraceable"])
+def test_maps_of_inputs(name):
+    """What every BatchNorm reads, and what a stage reads, where fusion has removed the layer before it."""
+    network = trained_looking((Untraceable() if name == "untraceable" else NETWORKS[name]()).double())
+    teacher = freeze_teacher(network)
+    stages = {"cifar:wrn16_1": ("block2", "block3"), "untraceable": ("stage",)}.get(name, ("layer1", "layer4"))
+    teacher(images())  # what cannot be traced is known after a pass: one of its layers does not run
+    norms = [
+        path for path, module in network.named_modules() if isinstance(module, nn.BatchNorm2d) and path != "unused"
+    ]
+    assert sorted(teacher.norm_inputs) == sorted(f"{path}:input" for path in norms)
+    expected = {}
+    for path in (*norms, *stages):
+        hook = network.get_submodule(path)
+        hook.register_forward_hook(lambda module, inputs, output, path=path: expected.update({path: inputs[0].clone()}))
+    network(images())
+    names = (*teacher.norm_inputs, *(f"{path}:input" for path in stages))
+    maps = teacher(images(), maps=names).maps
+    for path, value in expected.items():
+        assert_same((maps[f"{path}:input"],), (value,))
+
+
 def test_maps_names_what_is_not_there():
     teacher = freeze_teacher(NETWORKS["resnet18"]())
     with pytest.raises(ValueError, match=r"maps 'layer9': no such module.*choose from .*layer1, layer2"):

@@ -11,6 +11,9 @@ from torch import fx, nn
 from . import patterns
 from .layers import FrozenConv2d, StatBatchNorm2d, WatchedBatchNorm
 
+INPUT = ":input"
+"""`layer2:input` names what module `layer2` reads, `layer2` what it gives"""
+
 
 class Plan:
     """A rewritten graph and where its interesting values are; functions for any choice of outputs come from it.
@@ -51,14 +54,15 @@ class Plan:
         """Raise ValueError for a name that is no module, or whose output no longer exists."""
         for name in maps:
             if name not in self.places:
+                outputs = (path for path in self.places if not path.endswith(INPUT))
                 raise ValueError(
                     f"maps {name!r}: no such module, or its output is inside a fused operator (fuse=False keeps all); "
-                    f"choose from {', '.join(sorted(self.places, key=lambda path: (path.count('.'), path)))}"
+                    f"choose from {', '.join(sorted(outputs, key=lambda path: (path.count('.'), path)))}"
                 )
 
 
 class _Tracer(fx.Tracer):
-    """Traces into blocks but not into layers, and remembers each module's output."""
+    """Traces into blocks but not into layers, and remembers each module's input and output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,8 +76,11 @@ class _Tracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         out = super().call_module(m, forward, args, kwargs)
+        path = self.path_of_module(m)
         if isinstance(out, fx.Proxy):
-            self.places[self.path_of_module(m)] = out.node
+            self.places[path] = out.node
+        if args and isinstance(args[0], fx.Proxy):
+            self.places[path + INPUT] = args[0].node
         return out
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..bn_moments.moments import Moments
 from .layers import StatBatchNorm2d, WatchedBatchNorm
+from .rewrite import INPUT
 
 _POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d)
 
@@ -18,7 +19,7 @@ class Log:
 
     def __init__(self) -> None:
         self.want_moments = True
-        self.norms: list[StatBatchNorm2d | WatchedBatchNorm] = []
+        self.norms: list[RecordingNorm] = []
         self.moments: list[Moments] = []
         self.features: Tensor | None = None
         self.maps: dict[str, Tensor] = {}
@@ -32,9 +33,9 @@ class Log:
 class RecordingNorm(nn.Module):
     """A BatchNorm in its place in the network: returns y, logs its moments."""
 
-    def __init__(self, norm: StatBatchNorm2d | WatchedBatchNorm, log: Log) -> None:
+    def __init__(self, norm: StatBatchNorm2d | WatchedBatchNorm, name: str, log: Log) -> None:
         super().__init__()
-        self.norm, self.log = norm, log
+        self.norm, self.name, self.log = norm, name, log
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> bn(x)."""
@@ -42,7 +43,7 @@ class RecordingNorm(nn.Module):
             y: Tensor = self.norm(x, moments=False)
             return y
         y, moments = self.norm(x)
-        self.log.norms.append(self.norm)
+        self.log.norms.append(self)
         self.log.moments.append(moments)
         return y
 
@@ -62,7 +63,7 @@ class RecordingPool(nn.Module):
 
 
 class RecordingStage(nn.Module):
-    """Any module: logs its output under its name."""
+    """Any module: logs its input and its output under its name."""
 
     def __init__(self, stage: nn.Module, name: str, log: Log) -> None:
         super().__init__()
@@ -72,6 +73,8 @@ class RecordingStage(nn.Module):
         """The stage's own output."""
         out = self.stage(*args, **kwargs)
         self.log.maps[self.name] = out
+        if args:
+            self.log.maps[self.name + INPUT] = args[0]
         return out
 
 
@@ -86,19 +89,17 @@ class SwappedNetwork(nn.Module):
         self._watched: set[str] = set()
         for name, module in list(model.named_modules()):
             if isinstance(module, StatBatchNorm2d | WatchedBatchNorm):
-                self._wrap(name, RecordingNorm(module, self.log))
+                self._wrap(name, RecordingNorm(module, name, self.log))
             elif isinstance(module, _POOLS):
                 self._wrap(name, RecordingPool(module, self.log))
 
-    def norms(self) -> list[StatBatchNorm2d | WatchedBatchNorm]:
+    def norms(self) -> list[RecordingNorm]:
         """The layers whose moments the last pass gave, in its order; before any pass, all of them as registered."""
-        if self.log.norms:
-            return self.log.norms
-        return [module.norm for module in self.modules() if isinstance(module, RecordingNorm)]
+        return self.log.norms or [module for module in self.modules() if isinstance(module, RecordingNorm)]
 
     def watch(self, maps: Sequence[str]) -> None:
-        """Make the named modules record their outputs."""
-        for name in maps:
+        """Make the named modules record their inputs and outputs."""
+        for name in (path.removesuffix(INPUT) for path in maps):
             if name not in self._homes:
                 raise ValueError(f"maps {name!r}: no such module; choose from {', '.join(self._homes)}")
             if name not in self._watched:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..bn_moments.moments import Moments
 from ..bn_moments.reference import accumulation_dtype
 from .layers import FrozenConv2d, StatBatchNorm2d, WatchedBatchNorm
-from .rewrite import Plan, trace
+from .rewrite import INPUT, Plan, trace
 from .swap import SwappedNetwork
 
 
@@ -34,7 +34,7 @@ class MappedTeacherOutput(NamedTuple):
     features: Tensor | None
     moments: list[Moments]
     maps: dict[str, Tensor]
-    """by module path of the original network"""
+    """by the names that were asked for"""
 
 
 class FrozenTeacher(nn.Module):
@@ -61,6 +61,14 @@ class FrozenTeacher(nn.Module):
     def targets(self) -> list[tuple[Tensor, Tensor]]:
         """(running_mean, running_var) of each BatchNorm that hands out moments, in their order."""
         return [(norm.running_mean, norm.running_var) for norm in self._norms()]
+
+    @property
+    def norm_inputs(self) -> tuple[str, ...]:
+        """Names for `maps` of what each BatchNorm that hands out moments reads."""
+        if isinstance(self.body, SwappedNetwork):
+            return tuple(norm.name + INPUT for norm in self.body.norms())
+        assert self._plan is not None
+        return tuple(path + INPUT for path in self._plan.norms)
 
     @property
     def class_weights(self) -> Tensor | None:
@@ -95,7 +103,8 @@ class FrozenTeacher(nn.Module):
 
         Args:
             x: (B, C, H, W), floating; cast to the compute dtype and to channels-last if the network was frozen so.
-            maps: module paths of the original network whose outputs to return as well.
+            maps: module paths of the original network whose outputs to return as well; `path:input` returns what the
+                module reads.
             moments: False skips the batch statistics.
 
         Returns:
@@ -121,7 +130,7 @@ class FrozenTeacher(nn.Module):
 
     def _norms(self) -> list[StatBatchNorm2d | WatchedBatchNorm]:
         if isinstance(self.body, SwappedNetwork):
-            return self.body.norms()
+            return [recording.norm for recording in self.body.norms()]
         assert self._plan is not None
         return [self.body.get_submodule(path) for path in self._plan.norms]  # type: ignore[misc]
 
