@@ -7,6 +7,7 @@ from pathlib import Path
 from dfkd_fast.config import PoolConfig
 from dfkd_fast.pool.journal import Journal
 from dfkd_fast.pool.pool import Policy, Pool
+from dfkd_fast.pool.shards import shard_folder
 from dfkd_fast.pool.stream_dali import import_dali
 from dfkd_fast.pool.tier import Room, choose_tier, free_memory
 from dfkd_fast.runtime import Runtime
@@ -31,15 +32,15 @@ def make_pool(
     image_shape: tuple[int, int, int],
     num_classes: int,
     runtime: Runtime,
-    policy: Policy,
+    policy: Policy = "append",
 ) -> tuple[Pool, str]:
     """An empty pool with its journal in `folder`, and a line that says where it is kept and why.
 
-    `capacity` and `policy` are the recipe's, unless the config has its own; `image_shape` (C, H, W). A pool that the folder holds is replaced unless it is
-    restored.
+    `capacity` is that of the recipe, over all ranks, and `policy` the method's, where the config does not say;
+    `image_shape` is (C, H, W). A pool that the folder holds is replaced unless it is restored.
     Raises UserError for what this machine cannot do.
     """
-    capacity = config.capacity or capacity
+    capacity = -(-(config.capacity or capacity) // runtime.world_size)
     channels, height, width = image_shape
     tier, why = choose_tier(
         config.storage,
@@ -56,7 +57,7 @@ def make_pool(
         image_shape,
         runtime=runtime,
         num_classes=num_classes,
-        journal=Journal(folder, capacity=capacity, replace=True),
+        journal=Journal(shard_folder(folder, runtime.rank, runtime.world_size), capacity=capacity, replace=True),
         tier=tier,
         stream=config.stream,
         prefetch=prefetch,

@@ -72,8 +72,8 @@ class Journal:
         """Wait until what was appended can be read back."""
         self._queue.drain()
 
-    def flush(self) -> dict[str, int]:
-        """Make all that was appended safe and commit it; returns what a checkpoint records."""
+    def flush(self) -> int:
+        """Make all that was appended safe and commit it; returns the count, which a checkpoint records."""
         self.drain()
         if self.count != self._committed:
             manifest = self.manifest
@@ -86,7 +86,7 @@ class Journal:
                 raise write_error(error, self.folder / MANIFEST) from error
             self._committed = self.count
             self._close_segments(keep=self.count // manifest.layout.records)
-        return {"count": self.count}
+        return self.count
 
     def restore(self, count: int) -> None:
         """Take up the pool as it was when `flush` returned `count`; what came later is dropped.

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Generator, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dfkd_fast.errors import UserError
+from dfkd_fast.pool.files import PoolFiles
 from dfkd_fast.pool.journal import Journal
-from dfkd_fast.pool.layout import Field
+from dfkd_fast.pool.layout import BLOCK, Field
 from dfkd_fast.pool.quantize import Quantize, to_bytes
-from dfkd_fast.pool.storage import MappedStorage, MemoryStorage, Storage, Tier
-from dfkd_fast.pool.stream import Output, Stream, View
+from dfkd_fast.pool.shards import drop_other_shards, redistribute
+from dfkd_fast.pool.storage import Tier, make_storage
+from dfkd_fast.pool.stream import Stream, View
 from dfkd_fast.pool.streams import StreamChoice, make_stream
+from dfkd_fast.pool.writer import on_host
 from dfkd_fast.rng import fold
 from dfkd_fast.runtime import Runtime
 from dfkd_fast.sampling import Sampler
@@ -38,10 +42,9 @@ class PoolBatch(NamedTuple):
 
 
 class Pool:
-    """A pool of fixed capacity: `device` memory, `pinned` host memory, or the journal's files read through a mapping.
+    """A pool of fixed capacity in `device` memory, `pinned` host memory, or the journal's files read through a mapping.
 
-    The whole capacity is reserved at the start, so addresses never move; pages of host memory are only touched as they
-    fill.
+    The whole capacity is reserved at the start: addresses never move. Pages of host memory are touched as they fill.
     `policy` "append" refuses to grow beyond the capacity, "cap" drops what would, "ring" overwrites the oldest slots.
     With a journal, what is added is also appended there, in the background, and is safe once `flush` has returned.
     Every tier and every stream gives the same batches.
@@ -67,12 +70,7 @@ class Pool:
         self.policy, self.quantize, self.stream, self.prefetch = policy, quantize, stream, prefetch
         channels, height, width = image_shape
         self.pixel_shape = (height, width, channels)
-        self.storage: Storage
-        if tier == "mmap":
-            assert journal is not None, "the mmap tier reads a journal"
-            self.storage = MappedStorage(journal, capacity)
-        else:
-            self.storage = MemoryStorage(capacity, runtime.device, pinned=tier == "pinned")
+        self.storage = make_storage(tier, capacity, runtime.device, journal)
         self.labels = torch.full((capacity,), -1, dtype=torch.int64, device=runtime.device)
         self.class_counts = torch.zeros(num_classes or 0, dtype=torch.int64, device=runtime.device)
         """images of each class (K,); empty when the pool was not told how many classes there are"""
@@ -100,7 +98,7 @@ class Pool:
 
     @torch.no_grad()
     def add_bytes(self, pixels: Tensor, labels: Tensor, **extras: Tensor) -> Tensor:
-        """The same for images that are bytes already: (B, H, W, C) uint8."""
+        """The same for images that are bytes already, (B, H, W, C) uint8."""
         count = self._admit(len(pixels))
         return self._put(pixels[:count].clone(), labels, extras)
 
@@ -111,7 +109,7 @@ class Pool:
         images, extras = stream.pop()
         return PoolBatch(images, self.labels[indices], indices, extras)
 
-    def batches(self, sampler: Sampler, view: View, steps: int) -> Iterator[PoolBatch]:
+    def batches(self, sampler: Sampler, view: View, steps: int) -> Generator[PoolBatch, None, None]:
         """`steps` batches of the sampler's slots, `prefetch` of them prepared ahead.
 
         What is drawn depends on the seed of the phase only (`rng.seed_phase`), not on tier, stream or prefetch. A batch
@@ -148,25 +146,44 @@ class Pool:
         return column[rows.to(column.device)]
 
     def flush(self) -> dict[str, Any]:
-        """Wait until what was added is safe on the disk; returns what a checkpoint records."""
-        return self.journal.flush() if self.journal is not None else {"count": self.written}
+        """Wait until what was added is safe on the disk; returns what a checkpoint records. Every rank calls it."""
+        count = self.journal.flush() if self.journal is not None else self.written
+        counts = torch.zeros(self.runtime.world_size, dtype=torch.int64, device=self.runtime.device)
+        counts[self.runtime.rank] = count
+        return {"shards": self.runtime.all_reduce(counts).tolist()}
 
-    def restore(self, manifest: Mapping[str, Any]) -> None:
+    def restore(self, manifest: Mapping[str, Any]) -> str:
         """Fill an empty pool from its journal as it was when `manifest` was taken; what came later is dropped.
 
-        Every block is checked against its checksum. Raises UserError for damage and for a pool of other images.
+        Says what is not as it was, if anything: another number of ranks, or what a repair had to drop.
+        Every block is checked. Raises UserError for damage and for a pool of other images.
         """
         if self.journal is None:
             raise ValueError("pool: a pool without a journal cannot be restored")
-        self.journal.restore(manifest["count"])
+        counts, runtime = manifest["shards"], self.runtime
+        if len(counts) != runtime.world_size:
+            for fields in redistribute(self._root, counts, runtime.rank, runtime.world_size):
+                self._put(fields.pop("images"), fields.pop("labels"), fields)
+            now = f"shared out anew among {runtime.world_size}: the same images, but not bit for bit the same run"
+            return f"pool: written by {len(counts)} ranks, {now}"
+        self.journal.restore(counts[runtime.rank])
         if self.journal.count == 0:
-            return
-        files = self.journal.files
+            return ""
+        self._load(self.journal.files)
+        lost = len(self.journal.manifest.dropped)
+        return (
+            f"pool: a repair has dropped {lost} blocks of up to {BLOCK} images; the run goes on without" if lost else ""
+        )
+
+    @property
+    def _root(self) -> Path:
+        assert self.journal is not None
+        return self.journal.folder if self.runtime.world_size == 1 else self.journal.folder.parent
+
+    def _load(self, files: PoolFiles) -> None:
         held, own = files.manifest.layout.fields["images"], Field("uint8", self.pixel_shape)
         if held != own:
-            raise UserError(
-                f"pool {self.journal.folder}: holds images of {held}, the run makes {own}; choose another run"
-            )
+            raise UserError(f"pool {files.folder}: holds images of {held}, the run makes {own}; choose another run")
         end = files.manifest.live(files.manifest.count)
         start = max(files.manifest.live(files.manifest.first), end - self.capacity)
         for index, fields in files.read(start, end):
@@ -174,8 +191,16 @@ class Pool:
 
     def release(self, manifest: Mapping[str, Any]) -> None:
         """No pool older than the one of `manifest` will be restored any more: files that only those need may go."""
-        if self.journal is not None:
-            self.journal.release(manifest["count"])
+        counts, runtime = manifest["shards"], self.runtime
+        if self.journal is None or len(counts) != runtime.world_size:
+            return
+        self.journal.release(counts[runtime.rank])
+        if runtime.is_main:
+            drop_other_shards(self._root, runtime.world_size)
+
+    def global_class_counts(self) -> Tensor:
+        """`class_counts` (K,) over all ranks. Every rank calls it."""
+        return self.runtime.all_reduce(self.class_counts.clone())
 
     def close(self) -> None:
         """End threads and give up the journal."""
@@ -202,7 +227,7 @@ class Pool:
         for stream in self._streams.values():
             stream.settle()
         if self.journal is not None:
-            self.journal.append(*_on_host(fields))
+            self.journal.append(*on_host(fields))
         self._store(self.written, fields)
         return slots
 
@@ -221,20 +246,6 @@ class Pool:
     def _stream(self, view: View, batch_size: int, depth: int) -> Stream:
         key = (view, batch_size, depth)
         if key not in self._streams:
-            runtime = self.runtime
-            output = Output(device=runtime.device, dtype=runtime.compute_dtype, memory_format=runtime.memory_format)
             shape = (batch_size, *self.pixel_shape)
-            self._streams[key] = make_stream(self.stream, self.storage, view, output, shape=shape, depth=depth)
+            self._streams[key] = make_stream(self.stream, self.storage, view, self.runtime, shape=shape, depth=depth)
         return self._streams[key]
-
-
-def _on_host(fields: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None] | None]:
-    """Fields as contiguous CPU tensors, and what to wait for before they are read: copies from a GPU are in flight."""
-    if not any(values.is_cuda for values in fields.values()):
-        return {name: values.contiguous() for name, values in fields.items()}, None
-    host = {name: torch.empty(values.shape, dtype=values.dtype, pin_memory=True) for name, values in fields.items()}
-    for name, values in fields.items():
-        host[name].copy_(values, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return host, arrived.synchronize

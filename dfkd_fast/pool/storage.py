@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Mapping
 from typing import Literal, Protocol
@@ -79,6 +80,7 @@ class MappedStorage:
     def __init__(self, journal: Journal, capacity: int) -> None:
         self.journal, self.capacity = journal, capacity
         self._written = self._placed = self._places = 0
+        self._mapping = threading.Lock()  # a stream's thread and the main thread may both come upon a new segment
         self._windows: dict[str, Window] = {}
         self._columns: dict[str, Tensor] = {}
 
@@ -92,9 +94,13 @@ class MappedStorage:
         self._written = index + len(next(iter(fields.values())))
 
     def locate(self, slots: Tensor) -> Tensor:
-        """Waits until what was added has been written, and maps segments that are new."""
+        """Waits until what was added has been written, and maps segments that are new. Rows are on the host."""
+        slots, held = slots.cpu(), min(self._written, self.capacity)
+        if not ((slots >= 0) & (slots < held)).all():
+            raise IndexError(f"pool: slots {int(slots.min())} to {int(slots.max())} asked for, it holds {held}")
         self.journal.drain()
-        self._place()
+        with self._mapping:
+            self._place()
         last = self._written - 1
         indices = last - (last - slots) % self.capacity  # of the newest image in each slot
         return self.journal.manifest.positions(indices) % (self._places * self.journal.manifest.layout.records)
@@ -123,6 +129,14 @@ class MappedStorage:
                 self._windows[name].place(number % self._places * size, handle, layout.offset(name), size)
         finally:
             os.close(handle)
+
+
+def make_storage(tier: Tier, capacity: int, device: torch.device, journal: Journal | None) -> Storage:
+    """The storage of a tier; mmap reads the journal's files."""
+    if tier != "mmap":
+        return MemoryStorage(capacity, device, pinned=tier == "pinned")
+    assert journal is not None, "mmap needs a journal"
+    return MappedStorage(journal, capacity)
 
 
 def pin(memory: Tensor) -> Tensor:

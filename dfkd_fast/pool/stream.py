@@ -28,15 +28,6 @@ class View:
         return draw_crop_flip(batch_size, pad=self.pad, flip=self.flip, device=device, generator=generator)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    """What the network takes."""
-
-    device: torch.device
-    dtype: torch.dtype
-    memory_format: torch.memory_format
-
-
 class Gathered(NamedTuple):
     """A batch as a stream hands it out, on the network's device."""
 

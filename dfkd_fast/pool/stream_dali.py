@@ -17,8 +17,9 @@ from torch import Tensor
 from dfkd_fast.augment import CropFlip
 from dfkd_fast.errors import UserError
 from dfkd_fast.pool.storage import Storage
-from dfkd_fast.pool.stream import Gathered, Output, View, gather_extras, on_device
+from dfkd_fast.pool.stream import Gathered, View, gather_extras, on_device
 from dfkd_fast.pool.stream_kernel import HostRows
+from dfkd_fast.runtime import Runtime
 
 
 class _Feed(NamedTuple):
@@ -38,11 +39,11 @@ class DaliStream:
     `depth` batches of `shape` (B, H, W, C) are prepared ahead.
     """
 
-    def __init__(self, storage: Storage, view: View, output: Output, *, shape: tuple[int, ...], depth: int) -> None:
-        self.storage, self.output = storage, output
+    def __init__(self, storage: Storage, view: View, runtime: Runtime, *, shape: tuple[int, ...], depth: int) -> None:
+        self.storage, self.runtime = storage, runtime
         self._depth = max(1, depth)
-        self._pipeline = _build(view, output, shape, self._depth)
-        pinned = output.device.type == "cuda"
+        self._pipeline = _build(view, runtime, shape, self._depth)
+        pinned = runtime.device.type == "cuda"
         # one buffer per batch that may be under way, and one to fill meanwhile
         self._feeds = deque(
             _Feed(
@@ -67,14 +68,14 @@ class DaliStream:
     def pop(self) -> Gathered:
         while not self._running:
             self._run()
-        stream = torch.cuda.current_stream(self.output.device) if self.output.device.type == "cuda" else None
+        stream = torch.cuda.current_stream(self.runtime.device) if self.runtime.device.type == "cuda" else None
         (images,) = self._pipeline.share_outputs(cuda_stream=stream)
         images = torch.from_dlpack(images.as_tensor())  # DALI's memory, which lives as long as the tensor
         self._pipeline.release_outputs()
         feed, extras = self._running.popleft()
         self._feeds.append(feed)
-        images = images.permute(0, 3, 1, 2) if self.output.memory_format == torch.channels_last else images
-        return Gathered(images.to(self.output.dtype), on_device(extras, self.output.device))
+        images = images.permute(0, 3, 1, 2) if self.runtime.memory_format == torch.channels_last else images
+        return Gathered(images.to(self.runtime.compute_dtype), on_device(extras, self.runtime.device))
 
     def settle(self) -> None:
         for _, work in self._filling:
@@ -122,11 +123,11 @@ def import_dali() -> Any:
         raise UserError(f"--pool.stream dali: NVIDIA DALI is missing ({error}); {hint}") from None
 
 
-def _build(view: View, output: Output, shape: tuple[int, ...], depth: int) -> Any:
+def _build(view: View, runtime: Runtime, shape: tuple[int, ...], depth: int) -> Any:
     dali = import_dali()
     fn, types = dali.fn, dali.types
     batch_size, height, width, _ = shape
-    device_id = output.device.index or 0 if output.device.type == "cuda" else None
+    device_id = runtime.device.index or 0 if runtime.device.type == "cuda" else None
     threads = max(1, torch.get_num_threads())
     pipeline = dali.Pipeline(batch_size, threads, device_id, prefetch_queue_depth=depth)
     with pipeline:
@@ -144,7 +145,7 @@ def _build(view: View, output: Output, shape: tuple[int, ...], depth: int) -> An
                 dtype=types.FLOAT,
                 mean=[255 * value for value in view.info.mean],
                 std=[255 * value for value in view.info.std],
-                output_layout="HWC" if output.memory_format == torch.channels_last else "CHW",
+                output_layout="HWC" if runtime.memory_format == torch.channels_last else "CHW",
             )
         )
     pipeline.build()

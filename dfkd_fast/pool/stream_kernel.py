@@ -11,11 +11,12 @@ from torch import Tensor
 
 from dfkd_fast.augment import CropFlip
 from dfkd_fast.pool.storage import Storage
-from dfkd_fast.pool.stream import DirectStream, Gathered, Output, View, gather_extras, on_device
+from dfkd_fast.pool.stream import DirectStream, Gathered, View, gather_extras, on_device
+from dfkd_fast.runtime import Runtime
 from dfkd_kernels import gather_augment
 
 
-def augment(images: Tensor, rows: Tensor, params: CropFlip, *, view: View, output: Output) -> Tensor:
+def augment(images: Tensor, rows: Tensor, params: CropFlip, *, view: View, runtime: Runtime) -> Tensor:
     """`gather_augment` for a view."""
     return gather_augment(
         images,
@@ -25,14 +26,14 @@ def augment(images: Tensor, rows: Tensor, params: CropFlip, *, view: View, outpu
         view.info.mean,
         view.info.std,
         pad=view.pad,
-        dtype=output.dtype,
-        memory_format=output.memory_format,
+        dtype=runtime.compute_dtype,
+        memory_format=runtime.memory_format,
     )
 
 
-def kernel_stream(storage: Storage, view: View, output: Output) -> DirectStream:
+def kernel_stream(storage: Storage, view: View, runtime: Runtime) -> DirectStream:
     """One launch per batch. Images in pinned host memory are read in place, over the bus."""
-    return DirectStream(storage, lambda images, rows, params: augment(images, rows, params, view=view, output=output))
+    return DirectStream(storage, lambda images, rows, params: augment(images, rows, params, view=view, runtime=runtime))
 
 
 @dataclass
@@ -79,11 +80,11 @@ class StagedStream:
     buffers that are still being read. `depth` batches of `shape` (B, H, W, C) are prepared ahead.
     """
 
-    def __init__(self, storage: Storage, view: View, output: Output, *, shape: tuple[int, ...], depth: int) -> None:
-        self.storage, self.view, self.output = storage, view, output
-        self._cuda = output.device.type == "cuda"
-        self._side = torch.cuda.Stream(output.device) if self._cuda else None
-        self._rows = torch.arange(shape[0], device=output.device)
+    def __init__(self, storage: Storage, view: View, runtime: Runtime, *, shape: tuple[int, ...], depth: int) -> None:
+        self.storage, self.view, self.runtime = storage, view, runtime
+        self._cuda = runtime.device.type == "cuda"
+        self._side = torch.cuda.Stream(runtime.device) if self._cuda else None
+        self._rows = torch.arange(shape[0], device=runtime.device)
         self._free = deque(self._buffer(shape) for _ in range(depth + 1))
         self._busy: deque[_Buffer] = deque()
         self._thread = ThreadPoolExecutor(1, "pool gather")
@@ -100,11 +101,11 @@ class StagedStream:
         if buffer.copied is not None:
             buffer.copied.wait()  # the network's stream, not the host
         assert buffer.params is not None
-        images = augment(buffer.device, self._rows, buffer.params, view=self.view, output=self.output)
+        images = augment(buffer.device, self._rows, buffer.params, view=self.view, runtime=self.runtime)
         if buffer.consumed is not None:
             buffer.consumed.record()
         self._free.append(buffer)
-        return Gathered(images, on_device(extras, self.output.device))
+        return Gathered(images, on_device(extras, self.runtime.device))
 
     def settle(self) -> None:
         for buffer in self._busy:
@@ -117,7 +118,7 @@ class StagedStream:
         host = torch.empty(shape, dtype=torch.uint8, pin_memory=self._cuda)
         if not self._cuda:
             return _Buffer(host, host)
-        return _Buffer(host, torch.empty_like(host, device=self.output.device), torch.cuda.Event(), torch.cuda.Event())
+        return _Buffer(host, torch.empty_like(host, device=self.runtime.device), torch.cuda.Event(), torch.cuda.Event())
 
     def _prepare(self, buffer: _Buffer, pending: HostRows) -> dict[str, Tensor]:
         rows = self.storage.locate(pending.wait())

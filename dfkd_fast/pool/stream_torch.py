@@ -7,18 +7,21 @@ from torch import Tensor
 
 from dfkd_fast.augment import CropFlip, shift_flip
 from dfkd_fast.pool.storage import Storage
-from dfkd_fast.pool.stream import DirectStream, Output, View
+from dfkd_fast.pool.stream import DirectStream, View
+from dfkd_fast.runtime import Runtime
 
 
-def torch_stream(storage: Storage, view: View, output: Output) -> DirectStream:
+def torch_stream(storage: Storage, view: View, runtime: Runtime) -> DirectStream:
     """Gather, shift and flip bytes, then look each one up in the table of its normalised values."""
-    table = normalized_values(view, torch.float64 if output.dtype == torch.float64 else torch.float32).to(output.device)
+    table = normalized_values(view, torch.float64 if runtime.compute_dtype == torch.float64 else torch.float32).to(
+        runtime.device
+    )
 
     def augment(images: Tensor, rows: Tensor, params: CropFlip) -> Tensor:
-        pixels = images[rows.to(images.device)].to(output.device)
+        pixels = images[rows.to(images.device)].to(runtime.device)
         moved = shift_flip(pixels.permute(0, 3, 1, 2), params).long()
-        channels = torch.arange(moved.shape[1], device=output.device).view(1, -1, 1, 1)
-        return table[moved, channels].to(output.dtype, memory_format=output.memory_format)
+        channels = torch.arange(moved.shape[1], device=runtime.device).view(1, -1, 1, 1)
+        return table[moved, channels].to(runtime.compute_dtype, memory_format=runtime.memory_format)
 
     return DirectStream(storage, augment)
 

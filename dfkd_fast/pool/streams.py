@@ -6,16 +6,17 @@ from typing import Literal
 
 import dfkd_kernels
 from dfkd_fast.pool.storage import Storage
-from dfkd_fast.pool.stream import Output, Stream, View
+from dfkd_fast.pool.stream import Stream, View
 from dfkd_fast.pool.stream_dali import DaliStream
 from dfkd_fast.pool.stream_kernel import StagedStream, kernel_stream
 from dfkd_fast.pool.stream_torch import torch_stream
+from dfkd_fast.runtime import Runtime
 
 StreamChoice = Literal["auto", "kernel", "dali", "torch"]
 
 
 def make_stream(
-    choice: StreamChoice, storage: Storage, view: View, output: Output, *, shape: tuple[int, ...], depth: int
+    choice: StreamChoice, storage: Storage, view: View, runtime: Runtime, *, shape: tuple[int, ...], depth: int
 ) -> Stream:
     """A stream of batches of `shape` (B, H, W, C), of which it may prepare `depth` ahead.
 
@@ -23,12 +24,12 @@ def make_stream(
     reads them in place; a GPU gets files through a double buffer.
     """
     if choice == "torch":
-        return torch_stream(storage, view, output)
+        return torch_stream(storage, view, runtime)
     if choice == "dali":
-        return DaliStream(storage, view, output, shape=shape, depth=depth)
-    if output.device.type == "cuda" and (storage.tier == "mmap" or (storage.tier == "pinned" and not _reads_pinned())):
-        return StagedStream(storage, view, output, shape=shape, depth=depth)
-    return kernel_stream(storage, view, output)
+        return DaliStream(storage, view, runtime, shape=shape, depth=depth)
+    if runtime.device.type == "cuda" and (storage.tier == "mmap" or (storage.tier == "pinned" and not _reads_pinned())):
+        return StagedStream(storage, view, runtime, shape=shape, depth=depth)
+    return kernel_stream(storage, view, runtime)
 
 
 def _reads_pinned() -> bool:

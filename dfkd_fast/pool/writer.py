@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
 
 PENDING = 8
 """batches that may wait; the next one blocks, so that a slow disk bounds the memory and not the other way round"""
@@ -52,3 +55,15 @@ class WriteQueue:
     def _raise(self) -> None:
         if self._failure is not None:
             raise self._failure
+
+
+def on_host(fields: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None] | None]:
+    """Fields as contiguous CPU tensors, and what to wait for before they are read: copies from a GPU are in flight."""
+    if not any(values.is_cuda for values in fields.values()):
+        return {name: values.contiguous() for name, values in fields.items()}, None
+    host = {name: torch.empty(values.shape, dtype=values.dtype, pin_memory=True) for name, values in fields.items()}
+    for name, values in fields.items():
+        host[name].copy_(values, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return host, arrived.synchronize

@@ -45,7 +45,7 @@ def journal(folder: Path, *, capacity: int = 10 * GRAIN, replace: bool = False) 
         made.close()
 
 
-def write(folder: Path, count: int, batch: int = 1000, capacity: int = 10 * GRAIN) -> dict[str, int]:
+def write(folder: Path, count: int, batch: int = 1000, capacity: int = 10 * GRAIN) -> int:
     """A pool of `count` records, flushed once."""
     with journal(folder, capacity=capacity) as made:
         for first in range(0, count, batch):
@@ -65,7 +65,7 @@ def held(folder: Path, start: int = 0, stop: int = 1 << 40) -> list[int]:
 
 
 def test_what_was_flushed_is_read_back_across_segments(tmp_path: Path) -> None:
-    assert write(tmp_path, 2 * GRAIN + 300) == {"count": 2 * GRAIN + 300}
+    assert write(tmp_path, 2 * GRAIN + 300) == 2 * GRAIN + 300
     assert held(tmp_path) == list(range(2 * GRAIN + 300))
     assert held(tmp_path, 4000, 4500) == list(range(4000, 4500))
     assert len(PoolFiles(tmp_path)) == 2 * GRAIN + 300
@@ -80,7 +80,7 @@ def test_restore_drops_what_came_later_and_appends_go_on_there(tmp_path: Path, k
         made.restore(kept)
         assert held(tmp_path) == list(range(kept))  # committed, before anything is overwritten
         made.append(records(50_000, 300))
-        assert made.flush() == {"count": kept + 300}
+        assert made.flush() == kept + 300
     assert held(tmp_path) == [*range(kept), *range(50_000, 50_300)]
 
 
@@ -98,7 +98,7 @@ def test_a_ring_releases_the_segments_that_no_checkpoint_needs(tmp_path: Path) -
         counts = []
         for first in range(0, 5 * GRAIN, GRAIN):
             made.append(records(first, GRAIN))
-            counts.append(made.flush()["count"])
+            counts.append(made.flush())
         made.release(counts[-2])
         files = PoolFiles(tmp_path)
         assert files.manifest.first == 3 * GRAIN
@@ -112,7 +112,7 @@ def test_an_empty_pool_restores_from_nothing(tmp_path: Path) -> None:
     with journal(tmp_path / "pool") as made:
         made.restore(0)
         assert made.count == 0
-        assert made.flush() == {"count": 0}
+        assert made.flush() == 0
 
 
 def test_a_pool_is_replaced_only_when_asked_to(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_damaged_end_is_dropped_whole_and_not_written_to_again(tmp_path: Path)
         with journal(tmp_path) as made:
             made.restore(kept)
             made.append(records(5000, 10))
-            assert made.flush() == {"count": 1024 + 10}
+            assert made.flush() == 1024 + 10
         assert held(tmp_path) == [*range(768), *range(5000, 5010)]
 
 

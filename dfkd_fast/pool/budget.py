@@ -1,0 +1,39 @@
+"""How large a pool a data ratio allows, and how its making is spread over the epochs.
+
+After Tran et al., "Large-Scale Data-Free Knowledge Distillation for ImageNet via Multi-Resolution Data Generation"
+(MUSE): a budget is a share of the data set, counted in images of full resolution. At a lower resolution e each of them
+buys (full / e)^2 images, since it is the pixels that cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+
+def data_ratio_capacity(data_size: int, ratio: float, *, full_size: int, image_size: int) -> int:
+    """Images of `image_size` pixels a side that `ratio` (1.0: all) of `data_size` images of `full_size` pixels pay for.
+
+    ImageNet-1k counts as 1,000 images a class: 10 % of 1,000,000 at 224 px is 400,000 at 112 px.
+    """
+    return round(data_size * ratio * (full_size / image_size) ** 2)
+
+
+def split_capacity(data_size: int, ratio: float, *, full_size: int, shares: Mapping[int, float]) -> dict[int, int]:
+    """One budget over several resolutions: `shares` gives the part of it that each image size gets."""
+    if not math.isclose(sum(shares.values()), 1):
+        raise ValueError(f"shares {dict(shares)}: expected a sum of 1")
+    return {
+        size: data_ratio_capacity(data_size, ratio * share, full_size=full_size, image_size=size)
+        for size, share in shares.items()
+    }
+
+
+def rounds_in_epoch(epoch: int, *, epochs: int, capacity: int, batch_size: int) -> int:
+    """Synthesis rounds of `batch_size` in an epoch, so that all epochs together just fill `capacity`.
+
+    Spread evenly; how the paper enforces its limit is not stated. With the policy "cap" the pool leaves out what the
+    last round has too much.
+    """
+    rounds = -(-capacity // batch_size)
+    return (epoch + 1) * rounds // epochs - epoch * rounds // epochs

@@ -1,0 +1,181 @@
+"""The memory that a pool goes to, and the mapping that makes one range of many files."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfkd_fast.config import PoolConfig
+from dfkd_fast.errors import UserError
+from dfkd_fast.pool.build import check_pool, make_pool
+from dfkd_fast.pool.tier import Room, choose_tier, free_host_memory
+from dfkd_fast.pool.window import Window
+from dfkd_fast.runtime import Runtime
+
+CPU = Runtime(device=torch.device("cpu"), precision="fp32", channels_last=True)
+CUDA = torch.device("cuda", 0)
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("requested", "size", "device", "host_only", "tier", "words"),
+    [
+        ("auto", 3, "cpu", False, "device", "3.0 GB of 16.0 GB free on cpu"),
+        ("auto", 9, "cpu", False, "mmap", "9.0 GB; only 16.0 GB free on cpu"),
+        ("auto", 5, "cuda:0", False, "device", "5.0 GB of 10.0 GB free on cuda:0"),
+        ("auto", 6, "cuda:0", False, "pinned", "6.0 GB of 16.0 GB free in host memory, 10.0 GB on cuda:0"),
+        ("auto", 5, "cuda:0", True, "pinned", "5.0 GB of 16.0 GB free in host memory"),
+        ("auto", 10, "cuda:0", False, "mmap", "only 10.0 GB free on cuda:0, 16.0 GB in host memory"),
+        ("mmap", 1, "cpu", False, "mmap", "as asked"),
+        ("device", 99, "cpu", False, "device", "as asked"),
+    ],
+)
+def test_auto_goes_by_size_and_says_why(
+    requested: str, size: int, device: str, host_only: bool, tier: str, words: str
+) -> None:
+    room = Room(16 * GB if device == "cpu" else 10 * GB, 16 * GB)
+    found, why = choose_tier(
+        requested,  # type: ignore[arg-type]
+        size * GB,
+        device=torch.device(device),
+        room=room,
+        on_disk=True,
+        host_only=host_only,
+    )
+    assert found == tier
+    assert words in why
+
+
+@pytest.mark.parametrize(
+    ("requested", "device", "on_disk", "host_only", "words"),
+    [
+        ("pinned", "cpu", True, False, "--pool.storage pinned: serves a CUDA device, the run is on cpu; choose device"),
+        ("device", "cuda:0", True, True, "--pool.storage device: --pool.stream dali reads host memory"),
+        ("mmap", "cpu", False, False, "--pool.storage mmap: needs a pool folder"),
+        ("auto", "cpu", False, False, "--pool.capacity: 50.0 GB do not fit"),
+    ],
+)
+def test_what_this_machine_cannot_do(requested: str, device: str, on_disk: bool, host_only: bool, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        choose_tier(
+            requested,  # type: ignore[arg-type]
+            50 * GB,
+            device=torch.device(device),
+            room=Room(GB, GB),
+            on_disk=on_disk,
+            host_only=host_only,
+        )
+
+
+def test_free_memory_respects_a_containers_limit(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:  16000 kB\nMemAvailable:  9000 kB\n")
+    assert free_host_memory(tmp_path) == 9000 * 1024
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("max\n")
+    assert free_host_memory(tmp_path) == 9000 * 1024
+    (group / "memory.max").write_text("4000000\n")
+    (group / "memory.current").write_text("3000000\n")
+    (group / "memory.stat").write_text("anon 1000000\ninactive_file 500000\n")
+    assert free_host_memory(tmp_path) == 1_500_000
+    assert free_host_memory() > 0
+
+
+def test_a_run_is_told_where_its_pool_is(tmp_path: Path) -> None:
+    options = {"capacity": 5000, "image_shape": (3, 32, 32), "num_classes": 10, "runtime": CPU}
+    pool, where = make_pool(PoolConfig(), tmp_path, **options)  # type: ignore[arg-type]
+    assert re.fullmatch(r"pool: 5,000 images of 32x32, storage device \(15.4 MB of .* free on cpu\)", where)
+    assert (pool.capacity, pool.prefetch) == (5000, 0)
+    pool, where = make_pool(PoolConfig(capacity=70, storage="mmap", stream="dali"), tmp_path, **options)  # type: ignore[arg-type]
+    assert "storage mmap" in where
+    assert (pool.capacity, pool.prefetch) == (70, 2)
+    with pytest.raises(UserError, match="pinned"):
+        check_pool(PoolConfig(storage="pinned"), CPU)
+
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def file_of(path: Path, value: int, pages: int = 2) -> int:
+    path.write_bytes(bytes([value]) * pages * PAGE)
+    return os.open(path, os.O_RDONLY)
+
+
+def test_a_window_shows_parts_of_files_at_any_place(tmp_path: Path) -> None:
+    window = Window(4 * PAGE)
+    tensor = window.tensor(torch.uint8, (4, PAGE))
+    assert not tensor.any()
+    handles = [file_of(tmp_path / str(value), value) for value in (1, 2)]
+    window.place(PAGE, handles[0], PAGE, PAGE)
+    window.place(2 * PAGE, handles[1], 0, 2 * PAGE)
+    assert tensor[:, 7].tolist() == [0, 1, 2, 2]
+    window.place(PAGE, handles[1], 0, PAGE)
+    assert tensor[:, 7].tolist() == [0, 2, 2, 2]
+    os.pwrite(os.open(tmp_path / "2", os.O_RDWR), b"\x09", 7)
+    assert tensor[:, 7].tolist() == [0, 9, 9, 2]  # written by anybody, seen here
+    with pytest.raises(UserError, match="maps pages of"):
+        window.place(0, handles[0], 100, PAGE)
+
+
+def test_a_window_lives_as_long_as_a_tensor_over_it(tmp_path: Path) -> None:
+    window = Window(64 * PAGE)
+    address = window.address
+    mapped = f"{address:x}-"
+    window.place(0, file_of(tmp_path / "a", 5), 0, 2 * PAGE)
+    view = window.tensor(torch.uint8, (64 * PAGE,))[3:10]
+    del window
+    gc.collect()
+    assert view.tolist() == [5] * 7
+    assert mapped in Path("/proc/self/maps").read_text()
+    del view
+    gc.collect()
+    assert mapped not in Path("/proc/self/maps").read_text()
+
+
+READ_A_POOL = """
+import sys, torch
+from pathlib import Path
+from dfkd_fast.models.factory import ModelInfo
+from dfkd_fast.pool.journal import Journal
+from dfkd_fast.pool.pool import Pool
+from dfkd_fast.pool.stream import View
+from dfkd_fast.runtime import Runtime
+from dfkd_fast.sampling import EpochShuffle
+
+def anonymous():
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["RssAnon"].split()[0]) // 1024, int(lines["RssFile"].split()[0]) // 1024
+
+torch.set_num_threads(1)
+runtime = Runtime(device=torch.device("cpu"), precision="fp32", channels_last=True)
+info = ModelInfo(name="cnn", num_classes=10, image_size=112, mean=(0.5,) * 3, std=(0.2,) * 3)
+pool = Pool(8192, (3, 112, 112), runtime=runtime, journal=Journal(Path(sys.argv[1]), capacity=8192), tier="mmap")
+pool.restore({"shards": [8192]})
+before = anonymous()
+for batch in pool.batches(EpochShuffle(8192, 64), View(info=info, pad=4, flip=True), 128):
+    assert batch.images.shape == (64, 3, 112, 112)
+after = anonymous()
+print(before[0], after[0], after[1] - before[1])
+"""
+
+
+def test_a_mapped_pool_takes_no_memory_of_its_own(tmp_path: Path) -> None:
+    """300 MB of images: all of them get mapped, next to nothing is copied."""
+    runtime = {"runtime": CPU, "num_classes": 10}
+    pool, _ = make_pool(PoolConfig(storage="mmap"), tmp_path, capacity=8192, image_shape=(3, 112, 112), **runtime)  # type: ignore[arg-type]
+    for _ in range(16):
+        pool.add_bytes(torch.zeros(512, 112, 112, 3, dtype=torch.uint8), torch.zeros(512, dtype=torch.int64))
+    assert pool.flush() == {"shards": [8192]}
+    pool.close()
+    command = [sys.executable, "-c", READ_A_POOL, str(tmp_path)]
+    before, after, mapped = map(int, subprocess.run(command, check=True, capture_output=True).stdout.split())
+    assert mapped > 250
+    assert after - before < 60
