@@ -13,11 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfkd_fast.augment import Augment, batch_roll_flip
-from dfkd_fast.generators.decoder import make_decoder
-from dfkd_fast.generators.noisy_layer import NoisyLayer
+from dfkd_fast.generators.noisy_embedding import NoisyEmbeddingGenerator
 from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.losses.label import label_ce
@@ -65,30 +64,6 @@ class NayerConfig(MethodConfig):
     """roll by up to H/8 and flip whole batches before they may be kept (release: ImageNet only)"""
 
 
-class NayerGenerator(nn.Module):
-    """Label embedding -> BN -> noisy layer -> decoder. Embeddings (B, D) -> images (B, C, H, W) in [0, 1]."""
-
-    def __init__(self, embedding_dim: int, config: NayerConfig, setup: Setup) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(embedding_dim)
-        self.noise = NoisyLayer(
-            embedding_dim,
-            config.noise_features,
-            batch_size=config.synthesis_batch_size,
-            group_size=setup.info.num_classes,
-        )
-        self.decoder = make_decoder(
-            config.noise_features, setup.info.image_size, width=config.generator_width, in_chans=setup.info.in_chans
-        )
-
-    def reset_parameters(self) -> None:
-        for part in (self.norm, self.noise, self.decoder):
-            part.reset_parameters()
-
-    def forward(self, embeddings: Tensor) -> Tensor:
-        return self.decoder(self.noise(self.norm(embeddings)))
-
-
 class Nayer(Method):
     loop = "alternating"
     paper = "arXiv:2310.00258"
@@ -102,7 +77,15 @@ class Nayer(Method):
         self.config: NayerConfig = config
         self.info, self.teacher = setup.info, setup.teacher
         self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
-        self.generator = NayerGenerator(setup.label_embeddings.shape[1], config, setup)
+        self.generator = NoisyEmbeddingGenerator(
+            setup.label_embeddings.shape[1],
+            setup.info.image_size,
+            batch_size=config.synthesis_batch_size,
+            num_classes=setup.info.num_classes,
+            noise_features=config.noise_features,
+            width=config.generator_width,
+            in_chans=setup.info.in_chans,
+        )
         self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip)
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         self.adversarial = False

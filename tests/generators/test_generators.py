@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from dfkd_fast.generators.decoder import make_decoder
+from dfkd_fast.generators.noisy_embedding import NoisyEmbeddingGenerator
 from dfkd_fast.generators.noisy_layer import NoisyLayer
 
 
 def nayer_parameters(image_size: int) -> int:
     """BN1d(512) + one noisy Linear(512, 1000) + decoder, as counted for the released code."""
-    noisy = NoisyLayer(512, 1000, batch_size=100, group_size=100)
-    decoder = make_decoder(1000, image_size)
-    return sum(p.numel() for p in [*nn.BatchNorm1d(512).parameters(), *noisy.parameters(), *decoder.parameters()])
+    generator = NoisyEmbeddingGenerator(512, image_size, batch_size=100, num_classes=100)
+    return sum(p.numel() for p in generator.parameters())
 
 
 @pytest.mark.parametrize(("image_size", "millions"), [(32, 8.94), (64, 33.5), (224, 26.1)])

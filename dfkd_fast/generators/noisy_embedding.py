@@ -1,0 +1,41 @@
+"""NAYER's generator, which MUSE takes over: from the class's embedding, through a noisy layer, to an image."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from dfkd_fast.generators.decoder import make_decoder
+from dfkd_fast.generators.noisy_layer import NoisyLayer
+
+
+class NoisyEmbeddingGenerator(nn.Module):
+    """Label embedding -> BN -> noisy layers -> decoder (Tran et al., CVPR 2024, arXiv:2310.00258, Eq. 3).
+
+    Embeddings (B, embedding_dim) -> images (B, in_chans, H, W) in [0, 1]. `batch_size` is the B that it is made for:
+    every `num_classes` images in turn share one noisy layer of `noise_features` outputs. `width`: channels of the
+    decoder's first blocks.
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        image_size: int,
+        *,
+        batch_size: int,
+        num_classes: int,
+        noise_features: int = 1000,
+        width: int = 128,
+        in_chans: int = 3,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(embedding_dim)
+        self.noise = NoisyLayer(embedding_dim, noise_features, batch_size=batch_size, group_size=num_classes)
+        self.decoder = make_decoder(noise_features, image_size, width=width, in_chans=in_chans)
+
+    def reset_parameters(self) -> None:
+        """Re-initialise every layer in place."""
+        for part in (self.norm, self.noise, self.decoder):
+            part.reset_parameters()
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return self.decoder(self.noise(self.norm(embeddings)))
