@@ -7,11 +7,14 @@ captured.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo
 
 
@@ -82,25 +85,65 @@ def batch_roll_flip(images: Tensor, shift: Tensor, flip: Tensor) -> Tensor:
     return images.index_select(2, rows).index_select(3, columns)
 
 
+def draw_boxes(batch_size: int, *, scale: float, device: torch.device) -> Tensor:
+    """Boxes (B, 4) of a random resized crop: top, left, height and width as shares of the image.
+
+    As torchvision's RandomResizedCrop draws them for square images, but not rounded to pixels: area uniform in [scale,
+    1], aspect ratio log-uniform in [3/4, 4/3], the first of ten draws that fits, else the whole image.
+    """
+    area = scale + (1 - scale) * torch.rand(batch_size, 10, device=device)
+    ratio = torch.exp(math.log(4 / 3) * (2 * torch.rand(batch_size, 10, device=device) - 1))
+    sizes = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], dim=2)  # (B, 10, 2): height, width
+    fits = (sizes <= 1).all(dim=2)
+    first = fits.to(torch.uint8).argmax(dim=1)
+    rows = torch.arange(batch_size, device=device)
+    size = torch.where(fits[rows, first, None], sizes[rows, first], 1.0)
+    return torch.cat([torch.rand(batch_size, 2, device=device) * (1 - size), size], dim=1)
+
+
+def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
+    """Cut a box out of each image and scale it to the whole, bilinearly. Images (B, C, H, W) -> the same shape and
+    dtype; differentiable. Boxes (B, 4) as `draw_boxes` makes them.
+    """
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    top, left, height, width = boxes.to(dtype).unbind(dim=1)
+    zero = torch.zeros_like(top)
+    # a sampling grid has x before y, and [-1, 1] from edge to edge
+    theta = torch.stack([width, zero, 2 * left + width - 1, zero, height, 2 * top + height - 1], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    scaled = F.grid_sample(images.to(dtype), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    channels_last = images.is_contiguous(memory_format=torch.channels_last)
+    return scaled.to(images.dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
 class Augment(nn.Module):
     """What a network sees of an image in [0, 1]: random crop with zero padding, random flip, normalisation.
 
-    Images (B, C, H, W) in [0, 1] -> view of the same shape, normalised with the teacher's mean and std.
+    Images (B, C, H, W) in [0, 1] -> view of the same shape, normalised with the teacher's mean and std. `crop_scale`
+    below 1 puts a random resized crop in the place of the padded one.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, info: ModelInfo, *, pad: int = 4, flip: bool = True) -> None:
+    def __init__(self, info: ModelInfo, *, pad: int = 4, flip: bool = True, crop_scale: float = 1.0) -> None:
         super().__init__()
-        self.pad, self.flip = pad, flip
+        if not 0 < crop_scale <= 1:
+            raise UserError(f"--method.crop-scale {crop_scale}: choose a share above 0 and up to 1")
+        self.pad, self.flip, self.crop_scale = pad if crop_scale == 1 else 0, flip, crop_scale
         self.register_buffer("mean", torch.tensor(info.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(info.std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.crop_scale < 1:
+            images = resized_crop(images, draw_boxes(len(images), scale=self.crop_scale, device=images.device))
         params = draw_crop_flip(len(images), pad=self.pad, flip=self.flip, device=images.device)
         return self.normalize(shift_flip(images, params))
 
     def normalize(self, images: Tensor) -> Tensor:
         """(images - mean) / std, channel by channel."""
         return (images - self.mean) / self.std
+
+    def denormalize(self, view: Tensor) -> Tensor:
+        """The inverse: view * std + mean."""
+        return view * self.std + self.mean

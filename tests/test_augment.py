@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dfkd_fast.augment import Augment, CropFlip, batch_roll_flip, draw_crop_flip, shift_flip
+from dfkd_fast.augment import (
+    Augment,
+    CropFlip,
+    batch_roll_flip,
+    draw_boxes,
+    draw_crop_flip,
+    resized_crop,
+    shift_flip,
+)
+from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_kernels import gather_augment
 
@@ -74,3 +83,39 @@ def test_batch_roll_flip() -> None:
     rolled = batch_roll_flip(images, shift, torch.tensor(False))
     assert torch.equal(rolled, torch.roll(images, (2, -1), (2, 3)))
     assert torch.equal(batch_roll_flip(images, shift, torch.tensor(True)), rolled.flip(3))
+
+
+def test_boxes_are_those_of_a_random_resized_crop() -> None:
+    """Inside the image, areas uniform in [scale, 1] as far as they fit, aspect ratios within [3/4, 4/3]."""
+    torch.manual_seed(0)
+    top, left, height, width = draw_boxes(4000, scale=0.25, device=torch.device("cpu")).unbind(1)
+    for start, size in ((top, height), (left, width)):
+        assert start.min() >= 0
+        assert (start + size).max() <= 1 + 1e-6
+    area, ratio = height * width, width / height
+    assert area.min() >= 0.25 - 1e-6
+    assert 0.25 <= area.quantile(0.01) < 0.27
+    assert ratio.min() >= 0.75 - 1e-6
+    assert ratio.max() <= 4 / 3 + 1e-6
+    assert ratio.log().mean().abs() < 0.01
+    assert draw_boxes(50, scale=1.0, device=torch.device("cpu")).equal(torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(50, 4))
+
+
+def test_resized_crop_of_whole_pixels_is_interpolate() -> None:
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    boxes = torch.tensor([[0.25, 0.125, 0.5, 0.75], [0.0, 0.0, 1.0, 1.0]], dtype=torch.float64)
+    found = resized_crop(images, boxes)
+    cut = F.interpolate(images[:1, :, 2:6, 1:7], size=(8, 8), mode="bilinear", align_corners=False)
+    inner = (..., slice(2, 6), slice(1, 7))  # the cut's own edge is clamped, the crop sees what lies beyond it
+    torch.testing.assert_close(found[:1][inner], cut[inner], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[1], images[1], rtol=1e-9, atol=1e-9)
+    assert torch.autograd.gradcheck(lambda x: resized_crop(x, boxes), images[:, :1, :4, :4].detach().requires_grad_())
+    assert resized_crop(images.bfloat16(), boxes).dtype == torch.bfloat16
+
+
+def test_augment_with_a_resized_crop() -> None:
+    augment = Augment(INFO, pad=4, flip=True, crop_scale=0.75)
+    images = torch.full((4, 3, 8, 8), 0.5)
+    torch.testing.assert_close(augment(images), augment.normalize(images))  # no zero padding comes into view
+    with pytest.raises(UserError, match=r"--method.crop-scale 1.5: choose a share above 0 and up to 1"):
+        Augment(INFO, crop_scale=1.5)

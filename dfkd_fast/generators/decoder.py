@@ -28,50 +28,108 @@ class Decoder(nn.Module):
         in_chans: int = 3,
     ) -> None:
         super().__init__()
-        scale = 2 ** sum(upsample for upsample, _ in blocks)
-        if image_size % scale:
-            raise ValueError(f"image_size {image_size}: must be a multiple of {scale} for this generator")
-        self.stem_channels, self.stem_size = stem_channels, image_size // scale
-        self.stem = nn.Linear(in_features, stem_channels * self.stem_size**2)
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        if stem_norm:
-            layers["norm0"] = nn.BatchNorm2d(stem_channels)
-        channels = stem_channels
-        for index, (upsample, width) in enumerate(blocks, start=1):
-            if upsample:
-                layers[f"up{index}"] = nn.Upsample(scale_factor=2, mode="nearest")
-            layers[f"conv{index}"] = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-            layers[f"norm{index}"] = nn.BatchNorm2d(width)
-            layers[f"act{index}"] = nn.LeakyReLU(0.2, inplace=True)
-            channels = width
-        layers["to_rgb"] = nn.Conv2d(channels, in_chans, 3, padding=1)
-        self.layers = nn.Sequential(layers)
+        self.stem_channels, self.start_size = stem_channels, _start_size(image_size, blocks)
+        self.stem = nn.Linear(in_features, stem_channels * self.start_size**2)
+        self.layers = _conv_stack(stem_channels, blocks, norm=stem_norm, in_chans=in_chans)
 
     def reset_parameters(self) -> None:
         """Re-initialise every layer in place (torch's defaults): no tensor moves, so captured steps stay valid."""
         self.stem.reset_parameters()
-        for layer in self.layers:
-            if isinstance(layer, nn.Conv2d | nn.BatchNorm2d):
-                layer.reset_parameters()
+        _reset(self.layers)
+
+    @torch.no_grad()
+    def reset_first_layers(self, std: float = 0.02) -> None:
+        """Draw the stem's and the first BN's weights from N(0, std^2) and zero their biases, in place: Fast's release
+        does so once, half-way, for the sake of diversity. The BN's weights are around 0 there, not 1.
+        """
+        for layer in (self.stem, self.layers.get_submodule("norm0")):
+            layer.get_parameter("weight").normal_(0, std)
+            layer.get_parameter("bias").zero_()
 
     def forward(self, vectors: Tensor) -> Tensor:
-        maps = self.stem(vectors).view(-1, self.stem_channels, self.stem_size, self.stem_size)
-        if self.layers.get_parameter("to_rgb.weight").is_contiguous(memory_format=torch.channels_last):
-            maps = maps.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.layers(maps)
-        return torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        maps = self.stem(vectors).view(-1, self.stem_channels, self.start_size, self.start_size)
+        return _decode(self.layers, maps)
+
+
+class SpatialDecoder(nn.Module):
+    """The same without a stem: a map of latents is where the convolutions start.
+
+    Latents (B, latent_channels, h, h) -> images (B, 3, H, W) in [0, 1], h = `start_size`.
+    """
+
+    def __init__(
+        self, latent_channels: int, image_size: int, *, blocks: Sequence[tuple[bool, int]], in_chans: int = 3
+    ) -> None:
+        super().__init__()
+        self.start_size = _start_size(image_size, blocks)
+        self.layers = _conv_stack(latent_channels, blocks, norm=False, in_chans=in_chans)
+
+    def reset_parameters(self) -> None:
+        """Re-initialise every layer in place (torch's defaults)."""
+        _reset(self.layers)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return _decode(self.layers, latents)
 
 
 def make_decoder(in_features: int, image_size: int, *, width: int = 128, in_chans: int = 3) -> Decoder:
     """The decoder of the zju-vipa code family for an image size: shallow up to 64 px, deep above.
 
-    Shallow: Fast and NAYER at 32 and 64 px, stem of 128 x (H/4)^2 with BN, blocks 128 and 64. Deep: NAYER at 224 px, stem
-    of 128 x (H/16)^2 without BN, blocks 128, 128, 64, 64, 64 of which the first does not upsample. `width` stands for
-    their 128, its half for their 64.
+    Shallow: Fast and NAYER at 32 and 64 px, stem of 128 x (H/4)^2 with BN, blocks 128 and 64. Deep: NAYER at 224 px,
+    stem of 128 x (H/16)^2 without BN, blocks 128, 128, 64, 64, 64 of which the first does not upsample. `width` stands
+    for their 128, its half for their 64.
     """
     half = width // 2
     if image_size <= 64:
         shallow = ((True, width), (True, half))
         return Decoder(in_features, image_size, stem_channels=width, stem_norm=True, blocks=shallow, in_chans=in_chans)
-    deep = ((False, width), (True, width), (True, half), (True, half), (True, half))
-    return Decoder(in_features, image_size, stem_channels=width, stem_norm=False, blocks=deep, in_chans=in_chans)
+    return Decoder(
+        in_features, image_size, stem_channels=width, stem_norm=False, blocks=_deep_blocks(width), in_chans=in_chans
+    )
+
+
+def make_spatial_decoder(
+    latent_channels: int, image_size: int, *, width: int = 128, in_chans: int = 3
+) -> SpatialDecoder:
+    """Fast's decoder for ImageNet: the deep blocks of `make_decoder` on latents of (H/16)^2 positions."""
+    return SpatialDecoder(latent_channels, image_size, blocks=_deep_blocks(width), in_chans=in_chans)
+
+
+def _deep_blocks(width: int) -> tuple[tuple[bool, int], ...]:
+    half = width // 2
+    return (False, width), (True, width), (True, half), (True, half), (True, half)
+
+
+def _start_size(image_size: int, blocks: Sequence[tuple[bool, int]]) -> int:
+    scale: int = 2 ** sum(upsample for upsample, _ in blocks)
+    if image_size % scale:
+        raise ValueError(f"image_size {image_size}: must be a multiple of {scale} for this generator")
+    return image_size // scale
+
+
+def _conv_stack(channels: int, blocks: Sequence[tuple[bool, int]], *, norm: bool, in_chans: int) -> nn.Sequential:
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    if norm:
+        layers["norm0"] = nn.BatchNorm2d(channels)
+    for index, (upsample, width) in enumerate(blocks, start=1):
+        if upsample:
+            layers[f"up{index}"] = nn.Upsample(scale_factor=2, mode="nearest")
+        layers[f"conv{index}"] = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        layers[f"norm{index}"] = nn.BatchNorm2d(width)
+        layers[f"act{index}"] = nn.LeakyReLU(0.2, inplace=True)
+        channels = width
+    layers["to_rgb"] = nn.Conv2d(channels, in_chans, 3, padding=1)
+    return nn.Sequential(layers)
+
+
+def _reset(layers: nn.Sequential) -> None:
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d | nn.BatchNorm2d):
+            layer.reset_parameters()
+
+
+def _decode(layers: nn.Sequential, maps: Tensor) -> Tensor:
+    if layers.get_parameter("to_rgb.weight").is_contiguous(memory_format=torch.channels_last):
+        maps = maps.contiguous(memory_format=torch.channels_last)
+    logits: Tensor = layers(maps)
+    return torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from dfkd_fast.augment import draw_boxes, resized_crop
 from dfkd_fast.loops.synthesis import OnStep
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, weighted_sum
 from dfkd_fast.models.teacher import FrozenNet, NetOutput
@@ -27,7 +28,8 @@ class StudentTrainer:
         self.pool, self.runtime = pool, runtime
         self.priorities = method.open_pool(pool)
         config = method.config
-        self.view = View(info=method.info, pad=config.crop_padding, flip=config.flip)
+        pad = config.crop_padding if config.crop_scale == 1 else 0
+        self.view = View(info=method.info, pad=pad, flip=config.flip)
         self.optimizer = OptimizerSpec(
             kind="sgd",
             groups=[{"params": list(student.parameters()), "lr": config.student_lr}],
@@ -42,6 +44,9 @@ class StudentTrainer:
         set_lr(self.optimizer, student_lr(config, epoch))
         self.student.train()
         for batch in self.pool.batches(self._sampler(), self.view, config.student_steps):
+            if config.crop_scale < 1:
+                boxes = draw_boxes(len(batch.images), scale=config.crop_scale, device=self.runtime.device)
+                batch = batch._replace(images=resized_crop(batch.images, boxes))
             on_step(self.step(batch), config.batch_size)
 
     def step(self, batch: PoolBatch) -> LossTerms:

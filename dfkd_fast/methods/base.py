@@ -86,6 +86,8 @@ class MethodConfig:
     """weight of the distillation loss"""
     crop_padding: int = 4
     """zero padding of the random crop in pixels, for synthesis and for the student"""
+    crop_scale: float = 1.0
+    """smallest share of an image's area in a random resized crop, which below 1 replaces the padded crop"""
     flip: bool = True
     """random horizontal flips, for synthesis and for the student; off for images with a side (digits)"""
 

@@ -1,0 +1,46 @@
+"""A generator that brings its own input: latents that are learnt together with its weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dfkd_fast.generators.decoder import Decoder, SpatialDecoder, make_decoder, make_spatial_decoder
+
+
+class LatentGenerator(nn.Module):
+    """One learnable latent per image of a round, then the decoder: () -> images (batch_size, in_chans, H, W) in [0, 1].
+
+    Fast (Fang et al., AAAI 2022, arXiv:2112.06253) and SSD-KD optimise z and the weights together. `latents` is
+    (batch_size, latent_dim); `spatial`, Fast's form for ImageNet, makes it (batch_size, latent_dim, H/16, W/16).
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        latent_dim: int,
+        image_size: int,
+        *,
+        spatial: bool = False,
+        width: int = 128,
+        in_chans: int = 3,
+    ) -> None:
+        super().__init__()
+        make = make_spatial_decoder if spatial else make_decoder
+        self.decoder: Decoder | SpatialDecoder = make(latent_dim, image_size, width=width, in_chans=in_chans)
+        positions = (self.decoder.start_size, self.decoder.start_size) if spatial else ()
+        self.latents = nn.Parameter(torch.randn(batch_size, latent_dim, *positions))
+
+    @torch.no_grad()
+    def draw_latents(self) -> None:
+        """New latents from N(0, 1), in place."""
+        self.latents.normal_()
+
+    def reset_parameters(self) -> None:
+        """A new decoder and new latents, in place."""
+        self.decoder.reset_parameters()
+        self.draw_latents()
+
+    def forward(self) -> Tensor:
+        images: Tensor = self.decoder(self.latents)
+        return images
