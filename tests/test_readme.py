@@ -1,0 +1,118 @@
+"""Every command and every snippet in README.md runs, at tiny size and in its order; `make test` itself apart."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dfkd_fast.catalog import METHODS, MODELS
+from dfkd_fast.cli.main import main
+from dfkd_fast.models.torchvision_cpu import ensure_importable
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+TINY_RUN = shlex.split(
+    "--epochs 3 --warmup-epochs 1 --warmup-rounds 1 --synthesis-steps 2 --synthesis-batch-size 10 "
+    "--student-steps 2 --batch-size 8 --noise-features 8 --generator-width 8 --precision fp32 --threads 1"
+)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    return [line for block in blocks("console") for line in block.splitlines()]
+
+
+def make_target(name: str) -> list[str]:
+    """What a make target would run, without running it."""
+    command = ["make", "--dry-run", "--always-make", name]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [line for line in shown.splitlines() if line.strip()]
+
+
+def tiny(arguments: list[str], data: Path) -> list[str]:
+    """The same command on a tiny data set and recipe."""
+    arguments = [str(data) if item == "DATA" else item for item in arguments]
+    if arguments[0] == "train" and "--resume" not in arguments:
+        arguments += TINY_RUN
+        if "digits" in arguments:
+            arguments += ["--teacher-recipe.epochs", "1"]
+    if arguments[:2] == ["teacher", "train"]:
+        arguments += ["--epochs", "1", "--batch-size", "8", "--threads", "1"]
+    return arguments
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for number in range(8):
+                shade = 20 * number + (100 if name == "cat" else 0) + (1 if split == "test" else 0)
+                Image.new("RGB", (32, 32), (shade % 256, 90, 30)).save(folder / f"{number}.png")
+    return tmp_path / "data"
+
+
+def test_the_commands_run_in_their_order(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DFKD_FAST_CACHE", str(tmp_path / "cache"))
+    ran = 0
+    for line in commands():
+        program, *arguments = shlex.split(line)
+        if program == "dfkd-fast":
+            assert main(tiny(arguments, data)) == 0, line
+            ran += 1
+    assert ran >= 7
+    assert (tmp_path / "runs" / "second" / "student.safetensors").exists()
+
+
+def test_make_demo_is_the_digits_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DFKD_FAST_CACHE", str(tmp_path / "cache"))
+    assert "make demo" in commands()
+    *_, line = make_target("demo")
+    program, *arguments = shlex.split(line)
+    assert program == ".venv/bin/dfkd-fast"
+    assert arguments == ["train", "nayer", "--preset", "digits"]
+    assert main(tiny(arguments, tmp_path)) == 0
+    folder = tmp_path / "runs" / "nayer-digits-cnn-cnn_s-s0"
+    for name in ("student.safetensors", "run.json", "metrics.jsonl", "config.toml", "images/epoch-0001.png"):
+        assert (folder / name).exists(), name
+
+
+def test_make_test_is_what_the_project_checks() -> None:
+    assert "make test" in commands()
+    assert "-m pytest" in make_target("test")[-1]
+    ci = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert ci[-1] == "make test", "the last thing printed is pytest's count"
+    assert {"make lint", "make types"} <= set(ci)
+
+
+@pytest.mark.parametrize("snippet", blocks("python"))
+def test_snippets_run(snippet: str) -> None:
+    ensure_importable()
+    exec(compile(snippet, "README.md", "exec"), {})
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_every_method_and_no_other_is_in_the_table() -> None:
+    table = README.partition("<!-- methods -->")[2].partition("<!-- /methods -->")[0]
+    named = re.findall(r"docs/methods/(\w+)\.md", table)
+    assert sorted(named) == sorted(METHODS)
+
+
+def test_models_of_the_commands_exist() -> None:
+    assert {"wrn16_1", "wrn16_2"} <= MODELS.keys()
