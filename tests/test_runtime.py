@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -71,3 +75,23 @@ def test_world_of_one() -> None:
     assert runtime.is_main
     assert runtime.peak_memory_bytes() > 2**20
     assert runtime.describe()
+
+
+LARGE_TENSOR = """
+import torch
+from pathlib import Path
+from dfkd_fast.runtime import make_runtime
+
+make_runtime(device="cpu")
+address = torch.empty(100 << 20, dtype=torch.uint8).data_ptr()
+heap = next(line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("[heap]"))
+low, high = (int(bound, 16) for bound in heap.split()[0].split("-"))
+print(low <= address < high)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told to keep freed memory")
+def test_large_tensors_come_from_memory_that_is_kept() -> None:
+    """From the heap, not from a mapping of their own that is returned when they are freed."""
+    found = subprocess.run([sys.executable, "-c", LARGE_TENSOR], check=True, capture_output=True, text=True)
+    assert found.stdout.strip() == "True"
