@@ -61,6 +61,11 @@ class FrozenNet:
         return self.net.targets
 
     @property
+    def class_weights(self) -> Tensor | None:
+        """The classifier's weight (K, D) where it is one Linear on the pooled features, in the compute dtype."""
+        return self.net.class_weights
+
+    @property
     def norm_inputs(self) -> tuple[str, ...]:
         """Names for `maps` of the input of each BatchNorm layer."""
         return self.net.norm_inputs

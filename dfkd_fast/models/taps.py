@@ -1,0 +1,72 @@
+"""A network in training that hands out its features and stage maps as values: no hooks, one graph with its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from dfkd_fast.errors import UserError
+from dfkd_fast.models.teacher import NetOutput
+from dfkd_kernels.freeze.patterns import find_features
+
+
+class TappedNet(nn.Module):
+    """A network that answers with a `NetOutput`: logits, the last feature map and the stage maps that were asked for.
+
+    It runs the given network itself, rewritten by torch.fx: parameters, buffers and mode are the network's own, and
+    gradients flow through everything that is handed out. Frozen networks have `FrozenNet`; this is for the student.
+
+    `maps` are module paths (`layer1`). Trace a network in the mode it will run in: dropout as a function keeps it.
+    Raises UserError, naming `flag`, where torch.fx cannot trace the network, or it has no feature map or such a module.
+    """
+
+    def __init__(self, model: nn.Module, *, maps: Sequence[str] = (), name: str = "", flag: str = "--student") -> None:
+        super().__init__()
+        self.model, self.maps = model, tuple(maps)
+        self._run = _rewrite(model, self.maps, f"{flag} {name or type(model).__name__}")
+
+    def forward(self, view: Tensor) -> NetOutput:
+        """Normalised images (B, C, H, W) -> logits (B, K), features (B, D, h, w), maps."""
+        logits, features, found = self._run(self.model, view)
+        return NetOutput(logits, features, found)
+
+
+class _Tracer(fx.Tracer):
+    """Traces into blocks but not into layers, and remembers each module's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: dict[str, fx.Node] = {}
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        out = super().call_module(m, forward, args, kwargs)
+        if isinstance(out, fx.Proxy):
+            self.places[self.path_of_module(m)] = out.node
+        return out
+
+
+def _rewrite(model: nn.Module, maps: tuple[str, ...], name: str) -> Callable[..., Any]:
+    """The network's forward as `run(model, view) -> (logits, features, maps)`."""
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(model)
+    except Exception as error:  # torch.fx runs the network's own Python: anything may come out of it
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{name}: torch.fx cannot trace it, and its features are needed ({reason}); choose another network"
+        ) from error
+    output = next(node for node in graph.nodes if node.op == "output")
+    logits = output.args[0]
+    features = find_features(logits, dict(model.named_modules())) if isinstance(logits, fx.Node) else None
+    if features is None:
+        raise UserError(f"{name}: has no feature map that is pooled into its logits; choose another network")
+    unknown = [path for path in maps if path not in tracer.places]
+    if unknown:
+        blocks = ", ".join(path for path in tracer.places if "." not in path)
+        raise UserError(f"{name}: has no module {unknown[0]} with one output; choose from {blocks}")
+    output.args = ((logits, features, {path: tracer.places[path] for path in maps}),)
+    return type(fx.GraphModule(model, graph)).forward
