@@ -38,40 +38,47 @@ struct Span {
   }
 };
 
-// kChannels 0: any number. `table` [256, channels] and `out` share the output's dtype.
+// The source pixel of column `begin` of output row y; null where the whole row lies outside.
+const uint8_t* source_row(const uint8_t* source, const Image& image, const Crop& crop, const Span& span, int64_t y) {
+  const int64_t row = y + crop.dy;
+  const bool inside = source && 0 <= row && row < image.height && span.begin < span.end;
+  return inside ? source + (row * image.width + span.first) * image.channels : nullptr;
+}
+
+// kChannels 0: any number. `table` [channels, 256] has the output's dtype.
 template <typename T, int kChannels>
-void write_channels_last(const uint8_t* source, const Image& image, const Crop& crop, const T* table, T* out) {
+void write_channels_last(const uint8_t* source, const Image& image, const Crop& crop, const T* __restrict table,
+                         T* __restrict out) {
   const int64_t channels = kChannels ? kChannels : image.channels;
   const Span span(image, crop);
   for (int64_t y = 0; y < image.height; ++y, out += image.width * channels) {
-    const int64_t row = y + crop.dy;
-    const bool inside = source && 0 <= row && row < image.height && span.begin < span.end;
-    const int64_t begin = inside ? span.begin : image.width, end = inside ? span.end : image.width;
+    const uint8_t* pixel = source_row(source, image, crop, span, y);
+    const int64_t begin = pixel ? span.begin : image.width, end = pixel ? span.end : image.width;
     const auto blank = [&](int64_t from, int64_t to) {
-      for (int64_t x = from; x < to; ++x) std::copy(table, table + channels, out + x * channels);
+      for (int64_t x = from; x < to; ++x) {
+        for (int64_t c = 0; c < channels; ++c) out[x * channels + c] = table[256 * c];
+      }
     };
     blank(0, begin);
-    const uint8_t* pixel = inside ? source + (row * image.width + span.first) * channels : nullptr;
     for (int64_t x = begin; x < end; ++x, pixel += span.step * channels) {
-      for (int64_t c = 0; c < channels; ++c) out[x * channels + c] = table[pixel[c] * channels + c];
+      for (int64_t c = 0; c < channels; ++c) out[x * channels + c] = table[256 * c + pixel[c]];
     }
     blank(end, image.width);
   }
 }
 
 template <typename T, int kChannels>
-void write_planes(const uint8_t* source, const Image& image, const Crop& crop, const T* table, T* out) {
+void write_planes(const uint8_t* source, const Image& image, const Crop& crop, const T* __restrict table,
+                  T* __restrict out) {
   const int64_t channels = kChannels ? kChannels : image.channels;
   const Span span(image, crop);
-  for (int64_t c = 0; c < channels; ++c) {
+  for (int64_t c = 0; c < channels; ++c, table += 256) {
     for (int64_t y = 0; y < image.height; ++y, out += image.width) {
-      const int64_t row = y + crop.dy;
-      const bool inside = source && 0 <= row && row < image.height && span.begin < span.end;
-      const int64_t begin = inside ? span.begin : image.width, end = inside ? span.end : image.width;
-      std::fill(out, out + begin, table[c]);
-      const uint8_t* pixel = inside ? source + (row * image.width + span.first) * channels + c : nullptr;
-      for (int64_t x = begin; x < end; ++x, pixel += span.step * channels) out[x] = table[*pixel * channels + c];
-      std::fill(out + end, out + image.width, table[c]);
+      const uint8_t* pixel = source_row(source, image, crop, span, y);
+      const int64_t begin = pixel ? span.begin : image.width, end = pixel ? span.end : image.width;
+      std::fill(out, out + begin, table[0]);
+      for (int64_t x = begin; x < end; ++x, pixel += span.step * channels) out[x] = table[pixel[c]];
+      std::fill(out + end, out + image.width, table[0]);
     }
   }
 }
@@ -104,7 +111,9 @@ void gather_augment(const Tensor& pool, const Tensor& indices, const Tensor& shi
   const bool channels_last = layout_of(out).channels_last;
   dispatch_float(out, [&](auto zero) {
     using T = decltype(zero);
-    const std::vector<T> lookup(entries, entries + 256 * image.channels);
+    std::vector<T> lookup(256 * image.channels);
+    for (int64_t i = 0; i < 256 * image.channels; ++i)
+      lookup[i] = static_cast<T>(entries[i % 256 * image.channels + i / 256]);
     const Writer<T> write = writer_of<T>(channels_last, image.channels);
     T* result = out.mutable_data_ptr<T>();
     torch::stable::parallel_for(0, batch, 4, [&](int64_t begin, int64_t end) {

@@ -1,7 +1,7 @@
 // KL(teacher || student) of each row at a temperature, with gradients to both logits. With s = student / T and
 // t = teacher / T, p = softmax(t), q = softmax(s):
 //
-//   kl = T^2 sum p (log p - log q) = T^2 (sum p (t - s) + lse_s - lse_t), the maxima kept apart from the logarithms
+//   kl = T^2 sum p (log p - log q) = T^2 (sum p (t' - s') + log sum exp s' - log sum exp t'),  x' = x - max x
 //   grad_student = g T (q - p),  grad_teacher = g T p (log p - log q - kl / T^2)
 #define DFKD_KERNELS "kernels/kd_kl.h"
 #include "each_isa.h"
@@ -73,14 +73,14 @@ std::tuple<Tensor, Tensor, Tensor> kd_kl_forward(const Tensor& student, const Te
   float *out = kl.mutable_data_ptr<float>(), *out_student = lse_student.mutable_data_ptr<float>(),
         *out_teacher = lse_teacher.mutable_data_ptr<float>();
   const float scale = static_cast<float>(1.0 / temperature), square = static_cast<float>(temperature * temperature);
-  const RowReader read_student(student, scale), read_teacher(teacher, scale);
+  const RowReader read_student(student, 1.f), read_teacher(teacher, 1.f);
   const auto kernel = DFKD_PICK(row_kl);
   torch::stable::parallel_for(0, rows, row_grain(size), [&](int64_t begin, int64_t end) {
     std::vector<float> buffer(2 * size);
     float *s = buffer.data(), *t = s + size;
     for (int64_t row = begin; row < end; ++row) {
       const float student_max = read_student(row, s), teacher_max = read_teacher(row, t);
-      const RowKl result = kernel(s, student_max, t, teacher_max, size);
+      const RowKl result = kernel(s, student_max, t, teacher_max, scale, size);
       out[row] = square * result.kl;
       out_student[row] = result.lse_student;
       out_teacher[row] = result.lse_teacher;
