@@ -1,12 +1,8 @@
 """bn_stat_loss against the hooks' formula in float64, on every backend, and over two processes."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from bn_layer import hooks_loss
 from operator_contract import (
     BACKENDS,
     DEVICE,
@@ -49,22 +45,6 @@ def loss_of(maps, targets, **options):
     return bn_stat_loss(
         [batch_moments(x, mean) for x, (mean, _) in zip(maps, targets, strict=True)], targets, **options
     )
-
-
-def hooks_loss(maps, targets, *, kind="l2", weights=None, ema=None, unbiased=False):
-    """What the papers' forward hooks compute; independent of the package, float64."""
-    total = 0.0
-    for index, (x, (target_mean, target_var)) in enumerate(zip(maps, targets, strict=True)):
-        mean = x.double().mean((0, 2, 3))
-        var = x.double().permute(1, 0, 2, 3).reshape(x.shape[1], -1).var(1, unbiased=unbiased)
-        if ema is not None:
-            averages, momentum = ema
-            mean = (1 - momentum) * mean + momentum * averages[index][0].double()
-            var = (1 - momentum) * var + momentum * averages[index][1].double()
-        gaps = torch.norm(target_mean.double() - mean), torch.norm(target_var.double() - var)
-        term = sum(gap**2 if kind == "l2_squared" else gap for gap in gaps)
-        total = total + (1.0 if weights is None else weights[index]) * term
-    return total
 
 
 def assert_like_hooks(maps, targets, **options):
@@ -199,47 +179,6 @@ def test_launches_do_not_grow_with_the_layers():
 
     with running_on("triton", "bn_stat_loss"):
         assert calls(3) == calls(50)
-
-
-RANK = """
-import sys, torch, torch.distributed as dist
-from dfkd_kernels import batch_moments, bn_stat_loss
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-data = torch.load(f"{folder}/data.pt")
-x = data["x"][:3] if rank == 0 else data["x"][3:]      # parts of unequal size
-x.requires_grad_()
-shift = None if data["own_shift"] else data["mean"]    # None: each rank shifts by its own sample
-loss = bn_stat_loss([batch_moments(x, shift)] * 2, [(data["mean"], data["var"])] * 2, group=dist.group.WORLD)
-loss.backward()
-torch.save((loss.detach(), x.grad), f"{folder}/{rank}.pt")
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.parametrize("own_shift", [False, True])
-def test_group_sees_the_joined_batch(tmp_path, own_shift):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn((8, 5, 3, 3), generator=generator, dtype=torch.float64)
-    mean, var = torch.rand(5, generator=generator).double(), torch.rand(5, generator=generator).double()
-    torch.save({"x": x, "mean": mean, "var": var, "own_shift": own_shift}, tmp_path / "data.pt")
-    ranks = [start_rank(rank, tmp_path) for rank in (0, 1)]
-    for process in ranks:
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
-    (loss, first), (other_loss, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    x.requires_grad_()
-    expected = hooks_loss([x, x], [(mean, var)] * 2)
-    expected.backward()
-    assert torch.equal(loss, other_loss)
-    torch.testing.assert_close(loss, expected.detach())
-    torch.testing.assert_close(torch.cat([first, second]), x.grad)
-
-
-def start_rank(rank: int, folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", RANK, str(rank), str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.parametrize(

@@ -5,102 +5,20 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from frozen_networks import (
+    EXPECTED,
+    NETWORKS,
+    Untraceable,
+    assert_same,
+    frozen_step,
+    hooked_step,
+    images,
+    trained_looking,
+)
 from operator_contract import running_on
 from torch import nn
 
-from dfkd_fast.models import cifar
-from dfkd_fast.models.torchvision_cpu import ensure_importable
 from dfkd_kernels import FrozenConv2d, StatBatchNorm2d, bn_stat_loss, freeze_teacher
-
-ensure_importable()
-import timm  # noqa: E402 (imports torchvision)
-import torchvision  # noqa: E402
-
-
-def small_classifier(vgg: nn.Module) -> nn.Module:
-    """The same three layers, without their 100 million weights."""
-    vgg.classifier = nn.Sequential(nn.Linear(25088, 16), nn.ReLU(True), nn.Dropout(), nn.Linear(16, 10))
-    return vgg
-
-
-NETWORKS = {
-    "resnet18": lambda: torchvision.models.resnet18(num_classes=10),
-    "resnet50": lambda: torchvision.models.resnet50(num_classes=10),
-    "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(num_classes=10),
-    "vgg11_bn": lambda: small_classifier(torchvision.models.vgg11_bn(num_classes=10, init_weights=False)),
-    "densenet121": lambda: torchvision.models.densenet121(num_classes=10),
-    "timm:resnet18": lambda: timm.create_model("resnet18", num_classes=10),
-    "timm:efficientnet_b0": lambda: timm.create_model("efficientnet_b0", num_classes=10),
-    "cifar:resnet18": lambda: cifar.resnet18(num_classes=10),
-    "cifar:wrn16_1": lambda: cifar.wrn16_1(num_classes=10),
-    "cifar:vgg11": lambda: cifar.vgg11(num_classes=10),
-}
-# (operators that could not be fused, feature map, whether class weights were found), as the networks' papers imply:
-# only a residual branch's own BatchNorm, or one that nothing follows, stays alone
-EXPECTED = {
-    "resnet18": (3, (512, 1, 1), True),
-    "resnet50": (4, (2048, 1, 1), True),
-    "mobilenet_v2": (7, (1280, 1, 1), True),
-    "vgg11_bn": (0, (512, 1, 1), False),  # its classifier has three layers
-    "densenet121": (0, (1024, 1, 1), True),
-    "timm:resnet18": (3, (512, 1, 1), True),
-    "timm:efficientnet_b0": (49, (1280, 1, 1), True),  # timm's own BatchNorm class
-    "cifar:resnet18": (3, (512, 4, 4), True),
-    "cifar:wrn16_1": (0, (64, 8, 8), True),
-    "cifar:vgg11": (0, (512, 4, 4), True),
-}
-
-
-def trained_looking(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Statistics and affine parameters of a network that has seen data: none is 0 or 1."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0.0, 0.3, generator=generator)
-            module.running_var.uniform_(0.5, 2.0, generator=generator)
-            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
-            nn.init.normal_(module.bias, 0.0, 0.2, generator=generator)
-    return network.eval()
-
-
-def images(batch: int = 2, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.rand((batch, 3, 32, 32), generator=torch.Generator().manual_seed(1)).to(dtype)
-
-
-def hooked_step(network: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """logits, BN loss and input gradient as the papers' code gets them: forward hooks on every BatchNorm2d."""
-    terms = []
-
-    def record(module, inputs, output):
-        mean = inputs[0].mean((0, 2, 3))
-        var = inputs[0].var((0, 2, 3), unbiased=False)
-        terms.append(torch.norm(module.running_mean - mean) + torch.norm(module.running_var - var))
-
-    hooks = [m.register_forward_hook(record) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    x = x.clone().requires_grad_()
-    logits = network(x)
-    for hook in hooks:
-        hook.remove()
-    loss = sum(terms)
-    (gradient,) = torch.autograd.grad(loss + objective(logits), x)
-    return logits.detach(), loss.detach(), gradient
-
-
-def frozen_step(teacher: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    x = x.clone().requires_grad_()
-    logits, _, moments = teacher(x)
-    loss = bn_stat_loss(moments, teacher.targets)
-    (gradient,) = torch.autograd.grad(loss + objective(logits), x)
-    return logits.detach(), loss.detach(), gradient
-
-
-def objective(logits: torch.Tensor) -> torch.Tensor:
-    return 10.0 * F.cross_entropy(logits.float() if logits.dtype != torch.float64 else logits, logits.argmax(1))
-
-
-def assert_same(ours: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...], tolerance: float = 1e-10) -> None:
-    for actual, exact in zip(ours, expected, strict=True):
-        assert (actual - exact).abs().max() <= tolerance * exact.abs().max()
 
 
 @pytest.mark.parametrize("fuse", [True, False])
@@ -238,24 +156,6 @@ def test_maps_names_what_is_not_there():
     assert "layer1.0.bn1" in unfused(images(dtype=torch.float32), maps=("layer1.0.bn1",)).maps
 
 
-class Untraceable(nn.Module):
-    """Branches on a value, which torch.fx cannot follow, and calls its layers in another order than it holds them."""
-
-    def __init__(self):
-        super().__init__()
-        self.stage = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU6(inplace=True))
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU())
-        self.unused = nn.BatchNorm2d(8)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(8, 10)
-
-    def forward(self, x):
-        x = self.stem(x)
-        if x.mean() > -1e9:
-            x = self.stage(x)
-        return self.head(self.pool(x).flatten(1))
-
-
 def test_a_network_that_cannot_be_traced_still_works():
     network = trained_looking(Untraceable().double())
     teacher = freeze_teacher(network)
@@ -340,51 +240,3 @@ def test_compiles_without_a_graph_break():
     (eager,) = torch.autograd.grad(step(x), x)
     (compiled,) = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(x), x)
     torch.testing.assert_close(compiled, eager)
-
-
-@pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize(
-    "geometry",
-    [
-        {"kernel_size": 3, "padding": 1},
-        {"kernel_size": 1},
-        {"kernel_size": (5, 3), "padding": (0, 2), "dilation": (2, 1), "bias": False},
-        {"kernel_size": 1, "padding": 2},
-        {"kernel_size": 3, "stride": 2, "padding": 1},
-        {"kernel_size": 3, "padding": 1, "groups": 2},
-    ],
-)
-def test_frozen_convolution_keeps_no_activation(geometry, share):
-    conv = nn.Conv2d(4, 6, **geometry).requires_grad_(False)
-    x = torch.randn(2, 4, 11, 9, requires_grad=True)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda t: t):
-        y = FrozenConv2d(conv, share=share)(x)
-    assert [tensor.numel() for tensor in kept] == [conv.weight.numel()]  # as it is, or mirrored
-    torch.testing.assert_close(y, conv(x))
-    (ours,) = torch.autograd.grad(y.square().sum(), x)
-    (expected,) = torch.autograd.grad(conv(x).square().sum(), x)
-    torch.testing.assert_close(ours, expected)
-
-
-def test_frozen_convolution_under_autocast():
-    conv = nn.Conv2d(4, 6, 3, padding=1)
-    x = torch.randn(2, 4, 9, 9, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        y, expected = FrozenConv2d(conv)(x), conv(x)
-    assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y, expected)
-    (gradient,) = torch.autograd.grad(y.float().sum(), x)
-    assert gradient.dtype == torch.float32
-
-
-def test_wrong_arguments_are_named():
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    with pytest.raises(ValueError, match=r"dtype torch\.int8: choose a floating dtype"):
-        freeze_teacher(network, dtype=torch.int8)
-    with pytest.raises(ValueError, match="share=True keeps the model's own tensors"):
-        freeze_teacher(network, dtype=torch.bfloat16, share=True)
-    with pytest.raises(ValueError, match="conv: padding 'same'"):
-        FrozenConv2d(nn.Conv2d(3, 4, 3, padding="same"))
-    with pytest.raises(ValueError, match="norm: no running statistics"):
-        StatBatchNorm2d(nn.BatchNorm2d(4, track_running_stats=False))
