@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from dfkd_fast.checkpoint import (
     PHASES,
@@ -23,9 +24,9 @@ from dfkd_fast.checkpoint import (
 from dfkd_fast.loggers import RunLogger
 from dfkd_fast.loops.interrupt import StopSignals
 from dfkd_fast.loops.student import StudentTrainer
-from dfkd_fast.loops.synthesis import Synthesizer
+from dfkd_fast.loops.synthesis import OnStep, Synthesizer
 from dfkd_fast.methods.base import LossTerms, Method
-from dfkd_fast.pool.pool import Pool
+from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.runtime import Runtime
 
@@ -66,7 +67,7 @@ class AlternatingLoop:
     method: Method
     student: nn.Module
     trainer: StudentTrainer
-    pool: Pool
+    pool: MultiPool
     runtime: Runtime
     logger: RunLogger
     signals: StopSignals
@@ -77,8 +78,8 @@ class AlternatingLoop:
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
-        self.synthesizer = Synthesizer(self.method, self.runtime)
-        self._scalers = (self.synthesizer.scaler, self.trainer.scaler)
+        self.synthesizers = [Synthesizer(source, self.runtime) for source in self.method.sources()]
+        self._scalers = [*(synthesizer.scaler for synthesizer in self.synthesizers), self.trainer.scaler]
 
     def run(self, *, first: tuple[int, str], stop_after: int | None) -> None:
         """Run from the phase `first` (epoch, phase) to the end, or to the end of epoch number `stop_after`
@@ -92,23 +93,30 @@ class AlternatingLoop:
                 self._distillation(epoch)
 
     def _synthesis(self, epoch: int) -> None:
-        config, rounds = self.method.config, self.method.rounds(epoch)
-        if not rounds:
+        rounds = [synthesizer.method.rounds(epoch) for synthesizer in self.synthesizers]
+        if not any(rounds):
             return
-        with self._phase("synthesis", epoch, rounds * config.synthesis_steps) as on_step:
+        steps = sum(n * part.method.config.synthesis_steps for n, part in zip(rounds, self.synthesizers, strict=True))
+        with self._phase("synthesis", epoch, steps) as on_step:
             self.method.train()
-            for index in range(rounds):
-                batch = self.synthesizer.round(epoch, index, on_step)
-                slots = self.pool.add(batch.images, batch.labels, **batch.extras)
-                if self.trainer.priorities is not None:
-                    assert batch.deltas is not None, "a pool with priorities needs those of new images"
-                    self.trainer.priorities.update(slots, batch.deltas[: len(slots)])
-                self.progress.counts["images_synthesized"] += len(batch.images)
-                self.progress.counts["generator_steps"] += config.synthesis_steps
+            for synthesizer, count in zip(self.synthesizers, rounds, strict=True):
+                for index in range(count):
+                    self._round(synthesizer, epoch, index, on_step)
         self._boundary(epoch, "synthesis")
 
+    def _round(self, synthesizer: Synthesizer, epoch: int, index: int, on_step: OnStep) -> None:
+        """One round of one source, into its pool."""
+        size = synthesizer.method.info.image_size
+        batch = synthesizer.round(epoch, index, on_step)
+        slots = self.pool[size].add(batch.images, batch.labels, **batch.extras)
+        if size in self.trainer.priorities:
+            assert batch.deltas is not None, "a pool with priorities needs those of new images"
+            self.trainer.priorities[size].update(slots, batch.deltas[: len(slots)])
+        self.progress.counts["images_synthesized"] += len(batch.images)
+        self.progress.counts["generator_steps"] += synthesizer.method.config.synthesis_steps
+
     def _distillation(self, epoch: int) -> None:
-        steps = self.method.config.student_steps
+        steps = self.method.student_steps(epoch)
         with self._phase("distillation", epoch, steps) as on_step:
             self.trainer.epoch(epoch, on_step)
             self.progress.counts["student_steps"] += steps
@@ -120,7 +128,7 @@ class AlternatingLoop:
         self._boundary(epoch, "distillation")
 
     @contextmanager
-    def _phase(self, name: str, epoch: int, steps: int) -> Iterator[Callable[[LossTerms, int], None]]:
+    def _phase(self, name: str, epoch: int, steps: int) -> Iterator[OnStep]:
         """Reseed, time and report one phase; the block gets the function to call after each step."""
         seed_phase(self.seed, self.runtime.rank, epoch, name)
         with self._timed(name), self.logger.phase(name, epoch, steps) as meter:
@@ -141,10 +149,10 @@ class AlternatingLoop:
     def _boundary(self, epoch: int, phase: str) -> None:
         tensors = module_tensors("student", self.student) | module_tensors("method", self.method)
         tensors |= optimizer_tensors("optimizer", self.trainer.optimizer)
-        if self.trainer.priorities is not None:
-            tensors |= {f"priorities/{name}": value for name, value in self.trainer.priorities.state_dict().items()}
-        for lasting in self.synthesizer.optimizers[1:]:
-            tensors |= optimizer_tensors("synthesis_optimizer", lasting)
+        for size, priorities in self.trainer.priorities.items():
+            tensors |= {f"priorities-{size}/{name}": value for name, value in priorities.state_dict().items()}
+        for name, lasting in self._lasting_optimizers():
+            tensors |= optimizer_tensors(name, lasting)
         scalers = [scaler.state_dict() for scaler in self._scalers]
         record = {"pool": self.pool.flush(), "scalers": scalers, **self.progress.record()}
         self.save(Checkpoint(epoch=epoch, phase=phase, tensors=tensors, record=record))
@@ -154,14 +162,22 @@ class AlternatingLoop:
         load_module("student", self.student, checkpoint.tensors)
         load_module("method", self.method, checkpoint.tensors)
         load_optimizer("optimizer", self.trainer.optimizer, checkpoint.tensors)
-        if self.trainer.priorities is not None:
-            self.trainer.priorities.load_state_dict(part_tensors("priorities", checkpoint.tensors))
-        for lasting in self.synthesizer.optimizers[1:]:
-            load_optimizer("synthesis_optimizer", lasting, checkpoint.tensors)
+        for size, priorities in self.trainer.priorities.items():
+            priorities.load_state_dict(part_tensors(f"priorities-{size}", checkpoint.tensors))
+        for name, lasting in self._lasting_optimizers():
+            load_optimizer(name, lasting, checkpoint.tensors)
         for scaler, state in zip(self._scalers, checkpoint.record["scalers"], strict=True):
             scaler.load_state_dict(state)
-        self.pool.restore(checkpoint.record["pool"])
+        note = self.pool.restore(checkpoint.record["pool"])
+        if note:
+            self.logger.message(note)
         self.progress = Progress.from_record(checkpoint.record)
         if checkpoint.phase == PHASES[0]:
             return checkpoint.epoch, PHASES[1]
         return checkpoint.epoch + 1, PHASES[0]
+
+    def _lasting_optimizers(self) -> Iterator[tuple[str, Optimizer]]:
+        """The optimisers of synthesis whose state lasts over the rounds, by their names in a checkpoint."""
+        for synthesizer in self.synthesizers:
+            for lasting in synthesizer.optimizers[1:]:
+                yield f"synthesis_optimizer-{synthesizer.method.info.image_size}", lasting

@@ -3,75 +3,116 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dfkd_fast.augment import draw_boxes, resized_crop
 from dfkd_fast.loops.synthesis import OnStep
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, weighted_sum
+from dfkd_fast.models.taps import TappedNet
 from dfkd_fast.models.teacher import FrozenNet, NetOutput
 from dfkd_fast.optim import OptimizerSpec, set_lr
-from dfkd_fast.pool.pool import Pool, PoolBatch
+from dfkd_fast.pool.multi import MultiPool
+from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.pool.stream import View
 from dfkd_fast.runtime import Runtime
 from dfkd_fast.sampling import ByPriority, EpochShuffle, Sampler
 
 
 class StudentTrainer:
-    """Runs student epochs: pool read, teacher, student, the method's loss, SGD with a cosine over the epochs after
-    warm-up.
+    """Runs student epochs: pool read, teacher, student, the method's loss, an optimiser whose learning rate follows a
+    cosine over the epochs after warm-up.
     """
 
-    def __init__(self, student: nn.Module, *, method: Method, teacher: FrozenNet, pool: Pool, runtime: Runtime) -> None:
+    def __init__(
+        self, student: nn.Module, *, method: Method, teacher: FrozenNet, pool: MultiPool, runtime: Runtime
+    ) -> None:
         self.student, self.method, self.teacher = student, method, teacher
         self.pool, self.runtime = pool, runtime
-        self.priorities = method.open_pool(pool)
+        maps = method.student_maps()
+        self.tapped = None if maps is None else TappedNet(student, maps=maps)
+        self.sources = {source.info.image_size: source for source in method.sources()}
+        self.batch_size = sum(source.config.batch_size for source in self.sources.values())
+        opened = {size: source.open_pool(pool[size]) for size, source in self.sources.items()}
+        self.priorities = {size: tree for size, tree in opened.items() if tree is not None}
+        """by image size, where the method has them"""
         config = method.config
         pad = config.crop_padding if config.crop_scale == 1 else 0
-        self.view = View(info=method.info, pad=pad, flip=config.flip)
-        self.optimizer = OptimizerSpec(
-            kind="sgd",
-            groups=[{"params": list(student.parameters()), "lr": config.student_lr}],
-            momentum=config.student_momentum,
-            weight_decay=config.student_weight_decay,
-        ).build()
+        self.views = dict.fromkeys(self.sources, View(info=method.info, pad=pad, flip=config.flip))
+        self.optimizer = student_optimizer(config, student, method.student_side())
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
 
     def epoch(self, epoch: int, on_step: OnStep) -> None:
-        """`student_steps` steps over the pool as it is now."""
-        config = self.method.config
-        set_lr(self.optimizer, student_lr(config, epoch))
+        """The method's student steps over the pool as it is now."""
+        set_lr(self.optimizer, student_lr(self.method.config, epoch))
         self.student.train()
-        for batch in self.pool.batches(self._sampler(), self.view, config.student_steps):
-            if config.crop_scale < 1:
-                boxes = draw_boxes(len(batch.images), scale=config.crop_scale, device=self.runtime.device)
-                batch = batch._replace(images=resized_crop(batch.images, boxes))
-            on_step(self.step(batch), config.batch_size)
+        for batches in self.pool.batches(self._samplers(), self.views, self.method.student_steps(epoch)):
+            on_step(self.step(batches), self.batch_size)
 
-    def step(self, batch: PoolBatch) -> LossTerms:
-        """One step on a batch of the pool. Returns the detached terms."""
+    def step(self, batches: Mapping[int, PoolBatch]) -> LossTerms:
+        """One step on a batch of each image size. Returns the detached terms, means over all images."""
         self.optimizer.zero_grad(set_to_none=True)
-        with self.runtime.autocast():
-            with torch.no_grad():
-                teacher = self.teacher(batch.images, moments=False)
-            student = NetOutput(self.student(batch.images))
-            terms = self.method.student_loss(batch, teacher, student)
+        parts = [self._terms(batch) for batch in batches.values()]
+        terms = parts[0] if len(parts) == 1 else self._mean(parts)
         self.scaler.scale(weighted_sum(terms, self.method.config)).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return {name: term.detach() for name, term in terms.items()}
 
-    def _sampler(self) -> Sampler:
-        batch_size = self.method.config.batch_size
-        if self.priorities is not None:
-            return ByPriority(self.priorities, batch_size)
-        return EpochShuffle(len(self.pool), batch_size, device=self.runtime.device)
+    def _terms(self, batch: PoolBatch) -> LossTerms:
+        scale = self.method.config.crop_scale
+        if scale < 1:
+            boxes = draw_boxes(len(batch.images), scale=scale, device=self.runtime.device)
+            batch = batch._replace(images=resized_crop(batch.images, boxes))
+        with self.runtime.autocast():
+            with torch.no_grad():
+                teacher = self.teacher(batch.images, moments=False)
+            student = NetOutput(self.student(batch.images)) if self.tapped is None else self.tapped(batch.images)
+            return self.method.student_loss(batch, teacher, student)
+
+    def _mean(self, parts: list[LossTerms]) -> LossTerms:
+        shares = [source.config.batch_size / self.batch_size for source in self.sources.values()]
+        return {
+            name: torch.stack([share * part[name] for share, part in zip(shares, parts, strict=True)]).sum()
+            for name in parts[0]
+        }
+
+    def _samplers(self) -> dict[int, Sampler]:
+        samplers: dict[int, Sampler] = {}
+        for index, (size, source) in enumerate(self.sources.items()):
+            batch_size = source.config.batch_size
+            if size in self.priorities:
+                samplers[size] = ByPriority(self.priorities[size], batch_size)
+            else:
+                seed = torch.initial_seed() + index  # another order for each pool
+                held = len(self.pool[size])
+                samplers[size] = EpochShuffle(held, batch_size, device=self.runtime.device, seed=seed)
+        return samplers
+
+
+def student_optimizer(config: MethodConfig, student: nn.Module, side: nn.Module | None) -> torch.optim.Optimizer:
+    """What trains the student, and the method's side module with it."""
+    parameters: list[Tensor] = [*student.parameters(), *(side.parameters() if side is not None else ())]
+    return OptimizerSpec(
+        kind=config.student_optimizer,
+        groups=[{"params": parameters, "lr": config.student_lr}],
+        betas=(config.student_momentum, 0.999),
+        momentum=config.student_momentum,
+        weight_decay=config.student_weight_decay,
+    ).build()
 
 
 def student_lr(config: MethodConfig, epoch: int) -> float:
-    """Cosine from `student_lr` to `student_lr_min` over the epochs after warm-up, one value per epoch (0-based)."""
-    span = config.epochs - config.warmup_epochs
-    progress = (epoch - config.warmup_epochs) / span
+    """The student's learning rate in an epoch (0-based): one value per epoch, from the end of the warm-up on.
+
+    Linear over `student_ramp_epochs`, then a cosine from `student_lr` to `student_lr_min` over the rest.
+    """
+    ramp = config.student_ramp_epochs
+    distilled = epoch - config.warmup_epochs
+    if distilled < ramp:
+        return config.student_lr * (distilled + 1) / ramp
+    progress = (distilled - ramp) / (config.epochs - config.warmup_epochs - ramp)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return config.student_lr_min + (config.student_lr - config.student_lr_min) * cosine

@@ -19,11 +19,12 @@ from dfkd_fast.loops.alternating import AlternatingLoop
 from dfkd_fast.loops.evaluate import Evaluation, agreement, evaluate
 from dfkd_fast.loops.interrupt import Interrupted, StopSignals, stop_signals
 from dfkd_fast.loops.networks import check_teacher, load_teacher, make_student
+from dfkd_fast.loops.pools import make_pools
 from dfkd_fast.loops.run_record import write_run_record
 from dfkd_fast.loops.student import StudentTrainer
 from dfkd_fast.methods.base import Method, Setup
 from dfkd_fast.models.teacher import FrozenNet, frozen_twin
-from dfkd_fast.pool.build import check_pool, make_pool
+from dfkd_fast.pool.build import check_pool
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.runtime import Runtime, make_runtime
 from dfkd_fast.text import label_embeddings
@@ -94,15 +95,7 @@ class Run:
         self.config, self.runtime, self.teacher, self.test = config, runtime, teacher, test
         self.method, self.folder, info = method, config.run_folder, teacher.info
         self.student_info = replace(info, name=config.student)
-        self.pool, where = make_pool(
-            config.pool,
-            self.folder / "pool",
-            capacity=self.method.pool_capacity(),
-            image_shape=(info.in_chans, info.image_size, info.image_size),
-            num_classes=info.num_classes,
-            runtime=runtime,
-            policy=self.method.pool_policy,
-        )
+        self.pool, pool_lines = make_pools(config.pool, self.folder / "pool", method=method, runtime=runtime)
         self.logger = RunLogger(
             self.folder,
             total_epochs=config.method.epochs,
@@ -110,7 +103,8 @@ class Run:
             log_every=config.log.every,
             gpus=runtime.world_size if runtime.device.type == "cuda" else 0,
         )
-        self.logger.message(where)
+        for line in pool_lines:
+            self.logger.message(line)
         self.teacher_evaluation = self._evaluate_teacher()
         self.loop = AlternatingLoop(
             method=self.method,
@@ -156,14 +150,16 @@ class Run:
         save_checkpoint(self.folder / "checkpoints", checkpoint, keep=self.config.checkpoint.keep)
         self.pool.release(oldest_record(self.folder / "checkpoints")["pool"])
         if checkpoint.phase == PHASES[0] and (last or number & (number - 1) == 0):  # epochs 1, 2, 4, 8, ...
-            self.save_images(self.folder / "images" / f"epoch-{number:04d}.png")
+            self.save_images(self.folder / "images" / f"epoch-{number:04d}")
 
-    def save_images(self, path: Path) -> None:
-        """Per-class grid of the images that the last round made."""
-        columns = self.config.log.images_per_class
-        if columns:
-            images, labels = self.pool.newest(self.config.method.synthesis_batch_size)
-            save_grid(path, images, labels, num_classes=self.teacher.info.num_classes, per_class=columns)
+    def save_images(self, stem: Path) -> None:
+        """Per-class grid of the images that the last round made; of each size, if there are several."""
+        columns, sources = self.config.log.images_per_class, self.method.sources()
+        for source in sources if columns else ():
+            size = source.info.image_size
+            images, labels = self.pool[size].newest(source.config.synthesis_batch_size)
+            path = stem.with_name(f"{stem.name}{'' if len(sources) == 1 else f'-{size}'}.png")
+            save_grid(path, images, labels, num_classes=source.info.num_classes, per_class=columns)
 
     def finish(self, *, complete: bool) -> None:
         """Write student.safetensors (a complete run only) and run.json, and say where."""

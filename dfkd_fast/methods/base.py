@@ -72,14 +72,18 @@ class MethodConfig:
     """images in one student step (global)"""
     student_steps: int = 400
     """student steps in one epoch"""
+    student_optimizer: Literal["sgd", "adamw"] = "sgd"
+    """what trains the student"""
     student_lr: float = 0.2
-    """peak learning rate of the student's SGD"""
+    """the student's peak learning rate"""
     student_lr_min: float = 2e-4
     """learning rate at the end of the cosine (paper: eta_min)"""
+    student_ramp_epochs: int = 0
+    """first distilled epochs, over which the learning rate rises linearly to its peak; the cosine follows"""
     student_momentum: float = 0.9
-    """momentum of the student's SGD"""
+    """momentum of SGD, or AdamW's first beta"""
     student_weight_decay: float = 1e-4
-    """weight decay of the student's SGD"""
+    """weight decay of the student's optimiser"""
     kd_temperature: float = 20.0
     """temperature of the distillation loss (paper: T)"""
     kd_weight: float = 1.0
@@ -111,6 +115,14 @@ class Method(nn.Module):
 
     config: MethodConfig
     info: ModelInfo
+
+    def sources(self) -> Sequence[Method]:
+        """What makes the images: the method itself, or one part of it for each image size (`info.image_size`).
+
+        Each source has its own generator, batch sizes (`config`), optimiser state and pool. A student step reads a
+        batch of each; its loss is their mean, weighted by their sizes.
+        """
+        return (self,)
 
     def open_pool(self, pool: Pool) -> PrioritySampler | None:
         """Called once, before the first round, with the pool.
@@ -177,6 +189,23 @@ class Method(nn.Module):
         the autocast of the steps.
         """
         raise NotImplementedError
+
+    def student_steps(self, epoch: int) -> int:
+        """Student steps in this epoch."""
+        return self.config.student_steps
+
+    def student_maps(self) -> Sequence[str] | None:
+        """What `student_loss` reads of the student beside its logits: the features, and the maps of these modules.
+
+        None, the default: nothing. Else the student must be a network that `models.taps.TappedNet` takes.
+        """
+        return None
+
+    def student_side(self) -> nn.Module | None:
+        """A module of the method that learns with the student, by the same optimiser (a projection, say). None by
+        default.
+        """
+        return None
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         """Loss terms of one student step on a batch from the pool."""

@@ -1,0 +1,31 @@
+"""The pools of a run: one for each size of image that the method makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dfkd_fast.config import PoolConfig
+from dfkd_fast.methods.base import Method
+from dfkd_fast.pool.build import make_pool
+from dfkd_fast.pool.multi import MultiPool
+from dfkd_fast.runtime import Runtime
+
+
+def make_pools(config: PoolConfig, folder: Path, *, method: Method, runtime: Runtime) -> tuple[MultiPool, list[str]]:
+    """Empty pools with their journals in `folder`, each in one of its own where there are several, and a line about
+    each.
+    """
+    sources, pools, lines = method.sources(), {}, []
+    for source in sources:
+        size = source.info.image_size
+        pools[size], line = make_pool(
+            config,
+            folder if len(sources) == 1 else folder / str(size),
+            capacity=source.pool_capacity(),
+            image_shape=(source.info.in_chans, size, size),
+            num_classes=source.info.num_classes,
+            runtime=runtime,
+            policy=source.pool_policy,
+        )
+        lines.append(line)
+    return MultiPool(pools), lines
