@@ -10,12 +10,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define DFKD_X86_LEVELS 1
+#include <immintrin.h>
 
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4")

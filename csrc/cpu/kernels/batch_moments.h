@@ -18,8 +18,10 @@ void sum_channel(const T* x, float shift, int64_t size, float* sum, float* squar
 template <typename T>
 void gradient_chunk(const T* x, const float* shift, const float* dsum, const float* dsquare, int64_t width,
                     int64_t size, T* dx) {
-  each_column(width, size, [&](int64_t i, auto n, int64_t c) {
-    store(dx + i, load(dsum + c) + (load(x + i, n) - load(shift + c)) * load(dsquare + c), n);
+  each_column(width, size, [&](int64_t c) {
+    return [=, at = load(shift + c), sum = load(dsum + c), square = load(dsquare + c)](int64_t i, auto n) {
+      store(dx + i, sum + (load(x + i, n) - at) * square, n);
+    };
   });
 }
 

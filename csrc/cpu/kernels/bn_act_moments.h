@@ -58,9 +58,9 @@ void forward_plane(ForwardIO<T> io, Affine at, Range range, int64_t size, float*
 
 template <typename T, bool kFromY, bool kResidual>
 void backward_chunk(BackwardIO<T> io, Affine at, MomentGradient gradient, Range range, int64_t width, int64_t size) {
-  each_column(width, size, [&](int64_t i, auto n, int64_t c) {
-    backward_vector<T, kFromY, kResidual>(io, i, n, load(at, c), load(gradient.sum + c), load(gradient.square + c),
-                                          range);
+  each_column(width, size, [&](int64_t c) {
+    return [&, columns = load(at, c), dsum = load(gradient.sum + c), dsquare = load(gradient.square + c)](
+               int64_t i, auto n) { backward_vector<T, kFromY, kResidual>(io, i, n, columns, dsum, dsquare, range); };
   });
 }
 

@@ -5,35 +5,46 @@ namespace dfkd::cpu::DFKD_ISA {
 
 constexpr int64_t kPlaneBlock = 1 << 10;  // floats are summed in runs of this length, the runs in double
 
-// Elements [row, end) at the columns from c on: their sum and sum of squares join those of the columns.
-template <typename AtColumns>
-DFKD_INLINE void add_column(const AtColumns& at_columns, int64_t first, int64_t last, int64_t width, int64_t n,
-                            float* sum, float* square) {
-  F32 s{}, q{};
-  for (int64_t i = first; i < last; i += width) {
-    const F32 d = at_columns(i, n);
-    s += d;
-    q += d * d;
+// Whole vectors are visited with this count, a constant, so that nothing is tested there.
+using Full = std::integral_constant<int64_t, kLanes>;
+
+// `size` elements as rows of `width` columns, the last row cut short. visit(c) loads the constants of kLanes columns
+// and returns a function at(i, n) of the n <= kLanes elements from i on. Four rows share one load of the constants.
+template <typename Visit>
+DFKD_INLINE void each_column(int64_t width, int64_t size, const Visit& visit) {
+  int64_t row = 0;
+  for (; row + 4 * width <= size; row += 4 * width) {
+    for (int64_t c = 0; c < width; c += kLanes) {
+      const auto at = visit(c);
+      at(row + c, Full());
+      at(row + width + c, Full());
+      at(row + 2 * width + c, Full());
+      at(row + 3 * width + c, Full());
+    }
   }
-  store(sum, load(sum) + s);
-  store(square, load(square) + q);
+  for (; row < size; row += width) {
+    for (int64_t c = 0; c < width && row + c < size; c += kLanes) visit(c)(row + c, std::min(kLanes, size - row - c));
+  }
 }
 
-// `size` elements as rows of `width` columns, the last one cut short. visit(c) loads the constants of kLanes columns
-// and returns a function (i, n) -> F32 of the n <= kLanes elements from i on, zero beyond them; sum [width] and square
-// [width] receive its results and their squares. Four rows share one load of the constants. Here and below n is written
-// as a constant wherever vectors are whole, so that nothing is tested there.
+// The same where at(i, n) -> F32, zero beyond n: its results and their squares join sum [width] and square [width].
 template <typename Visit>
 DFKD_INLINE void sum_columns(int64_t width, int64_t size, float* sum, float* square, const Visit& visit) {
   int64_t row = 0;
   for (; row + 4 * width <= size; row += 4 * width) {
     for (int64_t c = 0; c < width; c += kLanes) {
-      add_column(visit(c), row + c, row + 4 * width, width, kLanes, sum + c, square + c);
+      const auto at = visit(c);
+      const F32 d0 = at(row + c, Full()), d1 = at(row + width + c, Full());
+      const F32 d2 = at(row + 2 * width + c, Full()), d3 = at(row + 3 * width + c, Full());
+      store(sum + c, load(sum + c) + ((d0 + d1) + (d2 + d3)));
+      store(square + c, load(square + c) + ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)));
     }
   }
   for (; row < size; row += width) {
     for (int64_t c = 0; c < width && row + c < size; c += kLanes) {
-      add_column(visit(c), row + c, row + c + 1, width, std::min(kLanes, size - row - c), sum + c, square + c);
+      const F32 d = visit(c)(row + c, std::min(kLanes, size - row - c));
+      store(sum + c, load(sum + c) + d);
+      store(square + c, load(square + c) + d * d);
     }
   }
 }
@@ -42,7 +53,7 @@ DFKD_INLINE void sum_columns(int64_t width, int64_t size, float* sum, float* squ
 template <typename Visit>
 DFKD_INLINE void each_vector(int64_t begin, int64_t end, const Visit& visit) {
   int64_t i = begin;
-  for (; i + kLanes <= end; i += kLanes) visit(i, std::integral_constant<int64_t, kLanes>());
+  for (; i + kLanes <= end; i += kLanes) visit(i, Full());
   if (i < end) visit(i, end - i);
 }
 
@@ -62,14 +73,6 @@ DFKD_INLINE void sum_plane(int64_t size, float* sum, float* square, const Visit&
   }
   *sum = static_cast<float>(total);
   *square = static_cast<float>(total_square);
-}
-
-// visit(i, n, c) for all elements of rows of `width` columns.
-template <typename Visit>
-DFKD_INLINE void each_column(int64_t width, int64_t size, const Visit& visit) {
-  for (int64_t row = 0; row < size; row += width) {
-    each_vector(row, std::min(row + width, size), [&](int64_t i, auto n) { visit(i, n, i - row); });
-  }
 }
 
 }  // namespace dfkd::cpu::DFKD_ISA
