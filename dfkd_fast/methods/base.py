@@ -110,7 +110,7 @@ class Method(nn.Module):
     """whether the method matches the teacher's BatchNorm statistics"""
     paper: ClassVar[str]
     """arXiv id"""
-    pool_policy: ClassVar[Policy] = "append"
+    pool_policy: Policy = "append"
     """what the pool does when it is full, unless --pool.policy says otherwise"""
 
     config: MethodConfig

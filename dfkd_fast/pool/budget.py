@@ -32,8 +32,8 @@ def split_capacity(data_size: int, ratio: float, *, full_size: int, shares: Mapp
 def rounds_in_epoch(epoch: int, *, epochs: int, capacity: int, batch_size: int) -> int:
     """Synthesis rounds of `batch_size` in an epoch, so that all epochs together just fill `capacity`.
 
-    Spread evenly; how the paper enforces its limit is not stated. With the policy "cap" the pool leaves out what the
-    last round has too much.
+    Spread evenly, from the first epoch on: a student needs images however small the budget. How the paper enforces its
+    limit is not stated. With the policy "cap" the pool leaves out what the last round has too much.
     """
     rounds = -(-capacity // batch_size)
-    return (epoch + 1) * rounds // epochs - epoch * rounds // epochs
+    return -(-(epoch + 1) * rounds // epochs) + (-epoch * rounds // epochs)

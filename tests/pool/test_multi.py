@@ -81,3 +81,4 @@ def test_rounds_are_spread_evenly_and_just_fill_the_pool(capacity: int, batch_si
     ]
     assert capacity <= sum(rounds) * batch_size < capacity + batch_size
     assert max(rounds) - min(rounds) <= 1
+    assert rounds[0] > 0
