@@ -62,9 +62,11 @@ def __getattr__(name: str) -> Any:
     """Load a public name's module when it is first asked for: `import dfkd_kernels` itself does no work."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name], __name__), name)
-    globals()[name] = value  # so that later look-ups, also compiled ones, are plain
-    return value
+    module = importlib.import_module(_HOME[name], __name__)
+    # All names of that module at once, so that later look-ups, also compiled ones, are plain; and since the import has
+    # bound `kd_kl` to the sub-package of that name, where the operator belongs.
+    globals().update({public: getattr(module, public) for public, home in _HOME.items() if home == _HOME[name]})
+    return globals()[name]
 
 
 def __dir__() -> list[str]:
