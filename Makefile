@@ -6,11 +6,11 @@ STAMP  := $(VENV)/.installed
 # Two workers with one thread each: OpenMP teams that share two cores spin against each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test lint types bench-kernels clean
+.PHONY: setup demo test lint types bench-kernels gpu-check clean
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.cu csrc/*.c)
+$(STAMP): pyproject.toml setup.py $(wildcard csrc/*.* csrc/cpu/*.* csrc/cpu/kernels/*.* csrc/cuda/*.*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip "setuptools>=77" wheel ninja
 	$(BIN)/python -m pip install -q "torch>=2.11,<2.14"
@@ -29,6 +29,14 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+
+# The operators against what others do, on the GPU if there is one; appends to bench/results/kernels-<device>.jsonl.
+bench-kernels: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -c bench/kernels/pytest.ini bench/kernels
+
+# On a machine with a GPU and without a network: uses that machine's own Python and torch, installs nothing.
+gpu-check:
+	$(PYTHON) bench/gpu_check.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
