@@ -7,6 +7,7 @@ run folder are `TrainConfig`'s own fields. Where the values come from: `config_s
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from hashlib import sha256
@@ -26,13 +27,26 @@ CONFIG_FILE = "config.toml"  # the merged config in a run folder
 FREE = ("stop_after_epoch", "threads", "run_dir", "log.", "checkpoint.")
 """keys, or their beginnings, of what a resumed run may change: none of it touches what the run computes"""
 
+_RECIPE_LEAST = {
+    **dict.fromkeys(("epochs", "batch_size"), 1),
+    **dict.fromkeys(("lr", "momentum", "weight_decay", "label_smoothing", "crop_padding"), 0),
+}
 _LEAST = {
-    **dict.fromkeys(("method.epochs", "method.batch_size", "method.synthesis_batch_size", "eval.batch_size"), 1),
+    **dict.fromkeys(("method.epochs", "method.batch_size", "method.synthesis_steps", "method.student_steps"), 1),
+    **dict.fromkeys(("method.noise_features", "method.generator_width"), 1),
+    **dict.fromkeys(("method.warmup_epochs", "method.warmup_rounds", "method.rounds", "method.generator_life"), 0),
+    **dict.fromkeys(("method.student_lr", "method.student_lr_min", "method.generator_lr", "method.crop_padding"), 0),
+    **dict.fromkeys(("method.student_momentum", "method.student_weight_decay"), 0),
+    "method.synthesis_batch_size": 2,  # one image has no batch statistics
+    **{f"{section}.{key}": least for section in ("recipe", "teacher_recipe") for key, least in _RECIPE_LEAST.items()},
     **dict.fromkeys(("image_size", "threads", "stop_after_epoch", "pool.capacity", "log.every"), 1),
-    **dict.fromkeys(("checkpoint.every", "checkpoint.keep"), 1),
+    **dict.fromkeys(("checkpoint.every", "checkpoint.keep", "eval.batch_size", "batch_size"), 1),
     **dict.fromkeys(("seed", "eval.every", "log.images_per_class", "pool.prefetch"), 0),
     "num_classes": 2,
 }
+"""the least value of a setting, whichever config has it"""
+
+_ABOVE_ZERO = ("method.kd_temperature", "method.contrastive_temperature")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,13 +180,31 @@ class TrainConfig(Hardware, Generic[M]):
         for flag, name in (("--teacher", self.teacher), ("--student", self.student)):
             if not name:
                 raise UserError(f"{flag}: missing; choose a name of `dfkd-fast ls models`, tv:NAME or timm:NAME")
-        for key, value in flatten(self):
-            if key in _LEAST and value is not None and value < _LEAST[key]:
-                raise UserError(f"--{key.replace('_', '-')} {value}: choose {_LEAST[key]} or more")
+        check_values(self)
+        values = dict(flatten(self))
+        epochs, warmup = values["method.epochs"], values.get("method.warmup_epochs", 0)
+        if warmup >= epochs:
+            raise UserError(
+                f"--method.warmup-epochs {warmup}: choose fewer than --method.epochs {epochs}, or no student is trained"
+            )
         if self.train_teacher and self.teacher_weights is not None:
             raise UserError("--train-teacher: leave it out where --teacher-weights brings a trained one")
         if self.train_teacher and self.data is None:
             raise UserError("--train-teacher: needs --data with a training split")
+
+
+def check_values(config: Any) -> None:
+    """Raise UserError for the first number of a config that nothing can be computed with."""
+    for key, value in flatten(config):
+        if not isinstance(value, int | float):
+            continue
+        setting = f"--{key.replace('_', '-')} {value}"
+        if not math.isfinite(value):
+            raise UserError(f"{setting}: choose a finite number")
+        if key in _LEAST and value < _LEAST[key]:
+            raise UserError(f"{setting}: choose {_LEAST[key]} or more")
+        if key in _ABOVE_ZERO and value <= 0:
+            raise UserError(f"{setting}: choose more than 0")
 
 
 def write_config(config: TrainConfig[Any], file: Path) -> None:

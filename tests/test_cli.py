@@ -50,7 +50,7 @@ for command in {commands}:
 
 def test_module_and_exit_status() -> None:
     done = subprocess.run([sys.executable, "-m", "dfkd_fast", "trian"], capture_output=True, text=True)
-    expected = "dfkd-fast: command trian: did you mean train? choose train, eval, teacher or ls\n"
+    expected = "dfkd-fast: command trian: did you mean train? choose train, eval, teacher, pool or ls\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
 
 
@@ -104,6 +104,8 @@ def test_ls(capsys: pytest.CaptureFixture[str]) -> None:
         ("teacher train cnn --data digits", "--out: missing; "),
         ("teacher train cnn --data digits --out x.pt", "--out x.pt: choose a name that ends in .safetensors"),
         ("teacher train cnn --data digits --out no/x.safetensors", "--out no/x.safetensors: no is no folder that "),
+        ("eval nowhere --batch-size 0", "--batch-size 0: choose 1 or more"),
+        ("teacher train cnn --data digits --out x.safetensors --epochs 0", "--recipe.epochs 0: choose 1 or more"),
         ("teacher train cnm --data digits --out x.safetensors", "--teacher cnm: did you mean cnn? choose "),
         ("teacher info cnm", "teacher info cnm: did you mean cnn? choose "),
         ("teacher info", "teacher info: "),

@@ -24,6 +24,8 @@ class ToyConfig:
     """A recipe with one setting of each kind."""
 
     epochs: int = 4
+    warmup_epochs: int = 1
+    kd_temperature: float = 20.0
     bn_weight: float = 10.0
     flip: bool = True
     betas: tuple[float, float] = (0.5, 0.999)
@@ -157,6 +159,10 @@ def test_unknown_names() -> None:
         ("", "--teacher: missing; choose a name of `dfkd-fast ls models`, tv:NAME or timm:NAME"),
         ("--teacher cnn", "--student: missing; choose a name of `dfkd-fast ls models`, tv:NAME or timm:NAME"),
         ("--epochs 0", "--method.epochs 0: choose 1 or more"),
+        ("--epochs 2 --warmup-epochs 2", "--method.warmup-epochs 2: choose fewer than --method.epochs 2"),
+        ("--bn-weight nan", "--method.bn-weight nan: choose a finite number"),
+        ("--kd-temperature 0", "--method.kd-temperature 0.0: choose more than 0"),
+        ("--teacher-recipe.batch-size 0", "--teacher-recipe.batch-size 0: choose 1 or more"),
         ("--seed -1", "--seed -1: choose 0 or more"),
         ("--checkpoint.keep 0", "--checkpoint.keep 0: choose 1 or more"),
         ("--train-teacher", "--train-teacher: needs --data with a training split"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfkd_fast.config import Hardware
+from dfkd_fast.config import Hardware, check_values
 from dfkd_fast.config_sources import load_run
 from dfkd_fast.errors import UserError
 from dfkd_fast.flags import from_flags, parse
@@ -48,6 +48,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     target, flags = Path(arguments[0]), from_flags(arguments[1:])
     options = parse(EvalOptions, EvalOptions(), flags, prog="dfkd-fast eval RUN")
+    check_values(options)
     file, data = find_student(target, options.data)
 
     from dfkd_fast.loops.evaluate import evaluate

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd_fast.catalog import MODELS
-from dfkd_fast.config import Hardware
+from dfkd_fast.config import Hardware, check_values
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.flags import from_flags, parse
 from dfkd_fast.recipes import TeacherRecipe
@@ -63,6 +63,7 @@ def train(model: str, arguments: Sequence[str]) -> None:
     about = "A flag of the recipe may leave out its prefix: --epochs for --recipe.epochs."
     flags, prog = from_flags(arguments), "dfkd-fast teacher train MODEL"
     options = parse(TeacherOptions, TeacherOptions(), flags, short="recipe", prog=prog, description=about)
+    check_values(options)
     if options.data is None:
         raise UserError("--data: missing; choose digits or the path of real images")
     out = check_out(options.out)
