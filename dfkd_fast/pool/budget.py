@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 
 def data_ratio_capacity(data_size: int, ratio: float, *, full_size: int, image_size: int) -> int:
@@ -37,3 +38,34 @@ def rounds_in_epoch(epoch: int, *, epochs: int, capacity: int, batch_size: int) 
     """
     rounds = -(-capacity // batch_size)
     return -(-(epoch + 1) * rounds // epochs) + (-epoch * rounds // epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundPlan:
+    """Which epochs make how many batches of images, for a pool of `capacity`."""
+
+    capacity: int
+    """images that the pool may hold"""
+    batch_size: int
+    """images made in one round"""
+    epochs: int
+    """epochs of the whole run"""
+    most: int
+    """most rounds in one epoch"""
+    endless: bool = False
+    """`most` rounds in every epoch, whatever the capacity: for a pool that drops its oldest images"""
+
+    def rounds(self, epoch: int) -> int:
+        """Rounds in this epoch."""
+        if self.endless:
+            return self.most
+        spread = rounds_in_epoch(epoch, epochs=self.epochs, capacity=self.capacity, batch_size=self.batch_size)
+        return min(self.most, spread)
+
+    def before(self, epoch: int) -> int:
+        """Rounds in all epochs before this one."""
+        return sum(map(self.rounds, range(epoch)))
+
+    def last_made(self, epoch: int) -> int | None:
+        """The last epoch before this one that has rounds; None if there is none."""
+        return next((earlier for earlier in reversed(range(epoch)) if self.rounds(earlier)), None)

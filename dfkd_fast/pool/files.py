@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,10 +46,13 @@ class PoolFiles:
         """The file of a segment."""
         return self.folder / f"segment-{number:06d}.bin"
 
-    def read(self, start: int, stop: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    def read(
+        self, start: int, stop: int, names: Sequence[str] | None = None
+    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Every block that holds records of [start, stop), as (index of its first record there, its fields).
 
-        `start` and `stop` are indices, counted without what was dropped. The tensors are valid until the next block.
+        `start` and `stop` are indices, counted without what was dropped; `names` are the fields that are read, by
+        default all. The tensors are valid until the next block.
         Raises UserError at the first block that is damaged.
         """
         buffers: dict[str, Tensor] = {}
@@ -57,7 +60,7 @@ class PoolFiles:
             index = self.manifest.live(first)
             if index + last - first <= start or index >= stop:
                 continue
-            found = self.check(block, first, last, buffers)
+            found = self.check(block, first, last, buffers, names)
             if found is not None:
                 raise found.error()
             skip, end = max(0, start - index), min(last - first, stop - index)
@@ -71,7 +74,9 @@ class PoolFiles:
             if found is not None:
                 yield found
 
-    def check(self, block: int, first: int, last: int, buffers: dict[str, Tensor]) -> Damage | None:
+    def check(
+        self, block: int, first: int, last: int, buffers: dict[str, Tensor], names: Sequence[str] | None = None
+    ) -> Damage | None:
         """Read the positions [first, last) of a block into `buffers`; what is wrong with them, if anything."""
         layout = self.manifest.layout
         file = self.segment(first // layout.records)
@@ -80,7 +85,8 @@ class PoolFiles:
         except OSError as error:
             return Damage(file, block, last - first, f"cannot be read: {error.strerror}")
         try:
-            for name, field in layout.fields.items():
+            for name in layout.fields if names is None else names:
+                field = layout.fields[name]
                 if name not in buffers:
                     buffers[name] = torch.empty((BLOCK, *field.shape), dtype=field.torch_dtype)
                 target = as_bytes(buffers[name][: last - first])

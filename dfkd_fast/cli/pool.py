@@ -1,0 +1,207 @@
+"""`dfkd-fast pool`: look at a pool on disk, check and repair it, take images out or in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfkd_fast.errors import UserError, one_of, unknown
+from dfkd_fast.flags import from_flags, parse
+
+if TYPE_CHECKING:
+    from dfkd_fast.pool.files import PoolFiles
+
+USAGE = """usage: dfkd-fast pool info DIR
+       dfkd-fast pool verify DIR [--repair]
+       dfkd-fast pool export DIR TARGET [--slice A:B]
+       dfkd-fast pool import SOURCE DIR [--image-size N]
+
+DIR is a pool's folder, or the run's that it belongs to. verify reads everything; --repair drops the damaged blocks, and
+only those. TARGET says by its ending what is written: a folder of PNG files, name.tar (WebDataset shards), name.npz,
+name.safetensors, or name.png (a contact sheet). SOURCE is a folder of images (<class>/*.png, or without classes), of
+WebDataset shards, or a .tar, .npz or .safetensors file."""
+
+SHEET_COLUMNS, SHEET_ROWS = 16, 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Flags of `dfkd-fast pool verify`."""
+
+    repair: bool = False
+    """drop damaged blocks, so that the rest can be used"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Flags of `dfkd-fast pool export`."""
+
+    slice: str = ":"
+    """images A to B of the pool, oldest first, as in Python: 0:100, or =-100: for the newest"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """Flags of `dfkd-fast pool import`."""
+
+    image_size: int | None = None
+    """scale pictures to squares of this side"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one of the four; the exit status of verify is 1 where there is damage that was not repaired."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise unknown("pool", name, COMMANDS)
+    return COMMANDS[name](rest)
+
+
+def info(arguments: Sequence[str]) -> int:
+    """What a pool holds."""
+    (folder,), _ = _split(arguments, "info", ["DIR"])
+    for pool in find_pools(folder):
+        _print_info(pool)
+    return 0
+
+
+def verify(arguments: Sequence[str]) -> int:
+    """Check every block; with --repair give the damaged ones up."""
+    (folder,), flags = _split(arguments, "verify", ["DIR"])
+    options = parse(VerifyOptions, VerifyOptions(), from_flags(flags), prog="dfkd-fast pool verify DIR")
+    from dfkd_fast.pool.files import PoolFiles
+    from dfkd_fast.pool.verify import find_damage, repair
+
+    status = 0
+    for pool in find_pools(folder):
+        if options.repair:
+            done = repair(pool)
+            if done.older_manifest:
+                print(f"{pool}: the manifest was damaged; took the one before it, without what the last flush added")
+            dropped = f"dropped {len(done.damage)} blocks with {done.images:,} images, " if done.damage else ""
+            print(f"{pool}: {dropped}{len(PoolFiles(pool)):,} images are whole")
+            continue
+        damage = find_damage(pool)
+        for found in damage:
+            print(found.error())
+        status |= bool(damage)
+        if not damage:
+            print(f"{pool}: {len(PoolFiles(pool)):,} images, all as they were written")
+    return status
+
+
+def export(arguments: Sequence[str]) -> int:
+    """Write a slice of a pool as something else."""
+    (folder, target), flags = _split(arguments, "export", ["DIR", "TARGET"])
+    options = parse(ExportOptions, ExportOptions(), from_flags(flags), prog="dfkd-fast pool export DIR TARGET")
+    from dfkd_fast.pool.exports import WRITERS
+    from dfkd_fast.pool.files import PoolFiles
+
+    pools = find_pools(folder)
+    if len(pools) > 1:
+        raise UserError(f"export {folder}: holds several pools; choose {one_of(map(str, pools))}")
+    if target.suffix not in (*WRITERS, ".png"):
+        raise unknown("export TARGET: ending", target.suffix, [".png", *filter(None, WRITERS), "none for a folder"])
+    if target.exists():
+        raise UserError(f"export {target}: is there already; choose another name")
+    files = PoolFiles(pools[0])
+    oldest = files.manifest.live(files.manifest.first)
+    start, stop = _slice(options.slice, len(files))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write = write_sheet if target.suffix == ".png" else WRITERS[target.suffix]
+    write(files, target, oldest + start, oldest + stop)
+    print(f"wrote {stop - start:,} images of {pools[0]} to {target}")
+    return 0
+
+
+def import_(arguments: Sequence[str]) -> int:
+    """Make a pool of other images."""
+    (source, folder), flags = _split(arguments, "import", ["SOURCE", "DIR"])
+    options = parse(ImportOptions, ImportOptions(), from_flags(flags), prog="dfkd-fast pool import SOURCE DIR")
+    from dfkd_fast.pool.imports import import_pool
+
+    count = import_pool(source, folder, image_size=options.image_size)
+    print(f"wrote {count:,} images of {source} to {folder}")
+    return 0
+
+
+COMMANDS = {"info": info, "verify": verify, "export": export, "import": import_}
+
+
+def find_pools(folder: Path) -> list[Path]:
+    """The pools of a folder: itself, a run's `pool`, or one for each rank or resolution below."""
+    for place in (folder / "pool", folder):
+        for pattern in ("", "*/", "*/*/"):
+            found = {path.parent for path in place.glob(f"{pattern}manifest*.json")}
+            if found:
+                return sorted(found)
+    raise UserError(f"pool {folder}: no pool there; name a run's folder or its `pool`")
+
+
+def write_sheet(files: PoolFiles, target: Path, start: int, stop: int) -> None:
+    """A contact sheet: the images in their order, 16 in a row."""
+    import torch
+
+    from dfkd_fast.visualize import save_grid
+
+    most = SHEET_COLUMNS * SHEET_ROWS
+    if not 0 < stop - start <= most:
+        raise UserError(f"--slice: a contact sheet shows 1 to {most:,} images, not {stop - start:,}; choose fewer")
+    images = torch.cat([block["images"].clone() for _, block in files.read(start, stop)])
+    rows = torch.arange(len(images)) // SHEET_COLUMNS
+    save_grid(target, images, rows, num_classes=int(rows[-1]) + 1, per_class=SHEET_COLUMNS)
+
+
+def _print_info(folder: Path) -> None:
+    import torch
+
+    from dfkd_fast.pool.files import PoolFiles
+
+    files = PoolFiles(folder)
+    manifest, count = files.manifest, len(files)
+    print(f"{folder}: {count:,} images")
+    for name, field in manifest.layout.fields.items():
+        print(f"  {name:12}{field.dtype} {'x'.join(map(str, field.shape)) or 'scalar'}")
+    first = manifest.live(manifest.first)
+    labels = [torch.empty(0, dtype=torch.int64)]
+    labels += [block["labels"].clone() for _, block in files.read(first, first + count, ["labels"])]
+    counts = (torch.cat(labels) + 1).bincount(minlength=1)
+    unlabelled, counts = int(counts[0]), counts[1:][counts[1:] > 0]
+    if len(counts):
+        print(f"  {'classes':12}{len(counts)}, {int(counts.min()):,} to {int(counts.max()):,} images each")
+    if unlabelled:
+        print(f"  {'unlabelled':12}{unlabelled:,}")
+    segments = sorted(folder.glob("segment-*.bin"))
+    print(f"  {'on disk':12}{sum(file.stat().st_size for file in segments) / 1e6:,.1f} MB in {len(segments)} segments")
+    if manifest.dropped:
+        print(f"  {'dropped':12}{len(manifest.dropped)} blocks, by a repair")
+
+
+def _split(arguments: Sequence[str], command: str, names: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Positional paths first or last, flags anywhere."""
+    paths: list[str] = []
+    flags: list[str] = []
+    for token in arguments:
+        is_value = bool(flags) and flags[-1].startswith("--") and "=" not in flags[-1] and flags[-1] != "--repair"
+        (flags if token.startswith("-") or is_value else paths).append(token)
+    if "--help" not in flags and "-h" not in flags and len(paths) != len(names):
+        raise UserError(
+            f"pool {command}: expected {' '.join(names)}, not {len(paths)} paths; see dfkd-fast pool --help"
+        )
+    return [Path(path) for path in (*paths, *names)[: len(names)]], flags
+
+
+def _slice(text: str, count: int) -> tuple[int, int]:
+    first, colon, last = text.partition(":")
+    try:
+        chosen = slice(int(first) if first else None, int(last) if last else None)
+    except ValueError:
+        colon = ""
+    if not colon:
+        raise UserError(f"--slice {text}: expected A:B, such as 0:100 or :100")
+    start, stop, _ = chosen.indices(count)
+    return start, max(start, stop)
