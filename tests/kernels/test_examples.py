@@ -13,7 +13,7 @@ import dfkd_kernels
 
 FOLDER = Path(__file__).parents[2] / "kernels/examples"
 SCRIPTS = ("deepinversion", "sre2l_recover", "nayer_synthesis")
-TINY = ["--width", "4", "--image-size", "8", "--batch-size", "2", "--steps", "20"]
+TINY = ["--width", "4", "--image-size", "16", "--batch-size", "4", "--steps", "20"]
 
 
 @pytest.fixture(params=SCRIPTS)
