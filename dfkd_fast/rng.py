@@ -29,3 +29,17 @@ def balanced_labels(batch_size: int, num_classes: int, *, device: torch.device |
     repeated = torch.arange(num_classes, device=device).repeat(batch_size // num_classes)
     rest = torch.randint(num_classes, (batch_size % num_classes,), device=device)
     return torch.cat([repeated, rest])
+
+
+def labels_in_turn(batch_size: int, class_order: Tensor, number: int) -> Tensor:
+    """Labels (B,) int64 of batch `number` (0-based) of a series: every class equally often.
+
+    A batch with room for all classes has each of them (`balanced_labels`). A smaller one takes the next slice of a
+    permutation of the classes, kept in `class_order` (K,), which is drawn anew, in place, at the start of each pass.
+    """
+    if batch_size >= len(class_order):
+        return balanced_labels(batch_size, len(class_order), device=class_order.device)
+    index = number % -(-len(class_order) // batch_size)
+    if index == 0:
+        class_order.copy_(torch.randperm(len(class_order), device=class_order.device))
+    return class_order.roll(-index * batch_size)[:batch_size]

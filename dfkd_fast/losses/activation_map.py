@@ -8,13 +8,21 @@ from torch import Tensor
 import dfkd_kernels
 
 
-def cam_margin(features: Tensor, class_weights: Tensor, labels: Tensor, target: float | Tensor) -> Tensor:
+def cam_margin(
+    features: Tensor | None, class_weights: Tensor, labels: Tensor, peak: float, sigma: float | None = None
+) -> Tensor:
     """max(0, target - M), mean over batch and pixels, M the activation map of each image's label. -> scalar.
 
     MUSE (Tran et al., 2024), Eqs. 5 and 6: M[b] = sum_k class_weights[labels[b], k] features[b, k], the map of Zhou et
-    al. (CVPR 2016) before bias, normalisation and resizing; its mean plus the bias is the label's logit. Features
-    (B, D, h, w) after the last ReLU, class weights (K, D), labels (B,) int64, target a number or (h, w).
+    al. (CVPR 2016) before bias, normalisation and resizing; its mean plus the bias is the label's logit. The target is
+    `peak` everywhere, Full(peak), or with `sigma` a Gaussian, G(peak, sigma).
+
+    Features (B, D, h, w) after the last ReLU, class weights (K, D), labels (B,) int64.
     """
+    assert features is not None, "a network with class weights has features"
+    target: float | Tensor = peak
+    if sigma is not None:
+        target = gaussian_target(*features.shape[2:], peak=peak, sigma=sigma, device=features.device)
     return dfkd_kernels.cam_margin_loss(features, class_weights, labels, target)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def bounding(embedded: Tensor, centres: Tensor, radius: Tensor | float, *, per_sample: bool = False) -> Tensor:
+def bounding(embedded: Tensor, centres: Tensor, radius: float, *, per_sample: bool = False) -> Tensor:
     """max(0, MSE - radius): nothing inside the radius, then growing. Embeddings and centres (B, D) -> scalar.
 
     MUSE (Tran et al., 2024), Eqs. 9 and 10 (L_ed): what the student minimises. The MSE is the mean over batch and
@@ -16,7 +16,7 @@ def bounding(embedded: Tensor, centres: Tensor, radius: Tensor | float, *, per_s
     return torch.relu(_mse(embedded, centres, per_sample) - radius).mean()
 
 
-def repelling(embedded: Tensor, centres: Tensor, radius: Tensor | float, *, per_sample: bool = False) -> Tensor:
+def repelling(embedded: Tensor, centres: Tensor, radius: float, *, per_sample: bool = False) -> Tensor:
     """max(0, radius - MSE): nothing outside the radius. Embeddings and centres (B, D) -> scalar.
 
     MUSE, Eq. 12 (L_aed): what the generator minimises.

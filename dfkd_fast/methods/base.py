@@ -49,7 +49,9 @@ class Setup(NamedTuple):
     info: ModelInfo
     """what teacher and student agree on: classes, image size, mean and std"""
     label_embeddings: Tensor
-    """(K, D)"""
+    """(K, D), what a class is called (`--text`)"""
+    text: str = "file"
+    """where they are from, a name of `text.SOURCES`; `file`: of unknown origin"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from dfkd_fast.errors import UserError
+from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_kernels.freeze.patterns import find_features
 
@@ -31,6 +33,14 @@ class TappedNet(nn.Module):
         """Normalised images (B, C, H, W) -> logits (B, K), features (B, D, h, w), maps."""
         logits, features, found = self._run(self.model, view)
         return NetOutput(logits, features, found)
+
+    def width(self, info: ModelInfo) -> int:
+        """Channels of the feature map, for images of `info`'s size. The network must be in evaluation mode."""
+        with torch.no_grad():
+            features = self(
+                next(self.parameters()).new_zeros(1, info.in_chans, info.image_size, info.image_size)
+            ).features
+        return features.shape[1]
 
 
 class _Tracer(fx.Tracer):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.runtime import Runtime
 from dfkd_kernels import Moments, freeze_teacher
@@ -27,6 +28,11 @@ class NetOutput(NamedTuple):
     """the stage maps that were asked for, by name"""
     moments: Sequence[Moments] = ()
     """batch moments of every BatchNorm's input, in the order of `FrozenNet.targets`"""
+
+    def pooled(self) -> Tensor:
+        """(B, D): the features' mean over pixels, which is what a classifier reads."""
+        assert self.features is not None, "the network's features were not found"
+        return self.features.mean((2, 3))
 
 
 class FrozenNet:
@@ -61,9 +67,18 @@ class FrozenNet:
         return self.net.targets
 
     @property
-    def class_weights(self) -> Tensor | None:
-        """The classifier's weight (K, D) where it is one Linear on the pooled features, in the compute dtype."""
-        return self.net.class_weights
+    def class_weights(self) -> Tensor:
+        """The classifier's weight (K, D), in the compute dtype: what class activation maps are made of.
+
+        Raises UserError where the classifier is anything but one Linear on the pooled features.
+        """
+        weights = self.net.class_weights
+        if weights is None:
+            raise UserError(
+                f"--teacher {self.info.name}: its classifier is not one linear layer on pooled features, which class "
+                "activation maps need; choose another network, or give that term the weight 0"
+            )
+        return weights
 
     @property
     def norm_inputs(self) -> tuple[str, ...]:

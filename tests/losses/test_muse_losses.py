@@ -20,8 +20,8 @@ def test_cam_margin_is_equations_5_and_6() -> None:
     """Value by loops; the gradient is -w/(B h w) where the map is below its target, 0 elsewhere."""
     features, weights = random(3, 5, 4, 2).requires_grad_(), random(6, 5, seed=1)
     labels = torch.tensor([2, 0, 5])
-    target = gaussian_target(4, 2, peak=1.5, sigma=2.0, device=torch.device("cpu")).double()
-    loss = cam_margin(features, weights, labels, target)
+    target = gaussian_target(4, 2, peak=1.5, sigma=2.0, device=torch.device("cpu"))
+    loss = cam_margin(features, weights, labels, 1.5, 2.0)
     loss.backward()
     total, grad = 0.0, torch.zeros_like(features)
     for b, label in enumerate(labels.tolist()):

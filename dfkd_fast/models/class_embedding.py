@@ -1,0 +1,87 @@
+"""Where a class is in embedding space, how a student's features get there, and the game of drawing near and away."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dfkd_fast.errors import UserError
+from dfkd_fast.losses.embedding import bounding, repelling, separation
+
+CLIP_SEPARATION = 0.03
+"""the smallest distance between CLIP's embeddings of two CIFAR-10 classes, which MUSE's radii are given for"""
+
+
+class ClassEmbedding(nn.Module):
+    """The classes' embeddings (K, D), a linear map of the student's features to them, and the in-out game around them.
+
+    MUSE (Tran et al., 2024, section 3.3). Which vectors it compares is not written down; this follows LANDER (Tran et
+    al., CVPR 2024), where its bounding loss comes from: raw text embeddings, and a Linear(student_features, D), `side`,
+    that learns with the student. `radii` are (inner, outer) distances (MSE), for embeddings of CLIP's scale.
+
+    `rescale` brings `centres` to that scale: the smallest distance of two classes becomes `CLIP_SEPARATION`. With
+    `learnt` the centres are rescaled too, and `centres` only gives their shape and dtype: see `learn`.
+    Raises UserError, naming `flag`, where two classes have the same embedding and so no scale.
+    """
+
+    centres: Tensor
+    scale: Tensor
+    known: Tensor
+
+    def __init__(
+        self,
+        student_features: int,
+        centres: Tensor,
+        *,
+        radii: tuple[float, float],
+        rescale: bool = False,
+        learnt: bool = False,
+        per_sample: bool = False,
+        flag: str = "--text",
+    ) -> None:
+        super().__init__()
+        self.radii, self.learnt, self.per_sample = radii, learnt, per_sample
+        self.register_buffer("centres", centres.clone(), persistent=learnt)
+        self.register_buffer("scale", centres.new_ones(()), persistent=learnt)
+        self.register_buffer("known", torch.full((len(centres),), not learnt), persistent=learnt)
+        if rescale and not learnt:
+            if not separation(centres):
+                raise UserError(f"{flag}: two classes have the same embedding; choose orthogonal or one-hot")
+            self._rescale()
+        self.side = nn.Linear(student_features, centres.shape[1])
+
+    def attraction(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Eq. 10, what the student minimises: how far its pooled features (B, d) are from their class beyond the inner
+        radius -> scalar.
+        """
+        embedded = self.side(features)
+        return bounding(embedded, self._of(labels), self.radii[0], per_sample=self.per_sample)
+
+    def repulsion(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Eq. 12, what the generator minimises: how far they are within the outer radius -> scalar. `side` is a
+        constant here.
+        """
+        embedded = F.linear(features, self.side.weight.detach(), self.side.bias.detach())
+        return repelling(embedded, self._of(labels), self.radii[1], per_sample=self.per_sample)
+
+    @torch.no_grad()
+    def learn(self, features: Tensor, labels: Tensor) -> None:
+        """Take the classes' centres from the teacher's pooled features (B, D), each once: when it is first seen.
+
+        A centre is the mean over its class's images in the batch. Until all classes are known, all centres are 0.
+        """
+        members = F.one_hot(labels, len(self.centres)).to(self.centres.dtype)
+        counts = members.sum(0)
+        means = members.T @ features.to(self.centres.dtype) / counts.clamp_min(1)[:, None]
+        torch.where(((counts > 0) & ~self.known)[:, None], means, self.centres, out=self.centres)
+        self.known.logical_or_(counts > 0)
+        self._rescale()
+
+    def _of(self, labels: Tensor) -> Tensor:
+        return self.centres[labels] * self.scale
+
+    @torch.no_grad()
+    def _rescale(self) -> None:
+        scale = (CLIP_SEPARATION / separation(self.centres)).sqrt()
+        self.scale.copy_(torch.where(self.known.all(), scale, 0.0))
