@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +37,15 @@ class LatentGenerator(nn.Module):
     def draw_latents(self) -> None:
         """New latents from N(0, 1), in place."""
         self.latents.normal_()
+
+    def parameter_groups(self, *, lr: float, latent_lr: float) -> list[dict[str, Any]]:
+        """What an optimiser takes: the decoder's weights and the latents, each with its learning rate."""
+        return [{"params": [*self.decoder.parameters()], "lr": lr}, {"params": [self.latents], "lr": latent_lr}]
+
+    def reset_first_layers(self) -> None:
+        """`Decoder.reset_first_layers`; spatial latents come without the first layer that it is about."""
+        assert isinstance(self.decoder, Decoder)
+        self.decoder.reset_first_layers()
 
     def reset_parameters(self) -> None:
         """A new decoder and new latents, in place."""
