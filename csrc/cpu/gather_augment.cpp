@@ -45,57 +45,62 @@ const uint8_t* source_row(const uint8_t* source, const Image& image, const Crop&
   return inside ? source + (row * image.width + span.first) * image.channels : nullptr;
 }
 
-// kChannels 0: any number. `table` [channels, 256] has the output's dtype.
+// Row y of the next image: it is read from main memory while this image's row is written.
+void prefetch_row(const uint8_t* next, const Image& image, int64_t y) {
+  const int64_t bytes = image.width * image.channels;
+  for (int64_t i = 0; next && i < bytes; i += 64) __builtin_prefetch(next + y * bytes + i);
+}
+
+// One row of interleaved channels (kChannels of them, if not 0), from pixels `stride` bytes apart. The table is
+// [channels, 256].
 template <typename T, int kChannels>
-void write_channels_last(const uint8_t* source, const Image& image, const Crop& crop, const T* __restrict table,
-                         T* __restrict out) {
+void write_row(const uint8_t* pixel, int64_t stride, const Span& span, const Image& image, const T* __restrict table,
+               T* __restrict out) {
   const int64_t channels = kChannels ? kChannels : image.channels;
-  const Span span(image, crop);
-  for (int64_t y = 0; y < image.height; ++y, out += image.width * channels) {
-    const uint8_t* pixel = source_row(source, image, crop, span, y);
-    const int64_t begin = pixel ? span.begin : image.width, end = pixel ? span.end : image.width;
-    const auto blank = [&](int64_t from, int64_t to) {
-      for (int64_t x = from; x < to; ++x) {
-        for (int64_t c = 0; c < channels; ++c) out[x * channels + c] = table[256 * c];
-      }
-    };
-    blank(0, begin);
-    for (int64_t x = begin; x < end; ++x, pixel += span.step * channels) {
-      for (int64_t c = 0; c < channels; ++c) out[x * channels + c] = table[256 * c + pixel[c]];
+  const auto blank = [&](int64_t from, int64_t to) {
+    for (int64_t x = from; x < to; ++x) {
+      for (int64_t c = 0; c < channels; ++c) out[x * channels + c] = table[256 * c];
     }
-    blank(end, image.width);
+  };
+  const int64_t begin = pixel ? span.begin : image.width, end = pixel ? span.end : image.width;
+  blank(0, begin);
+  for (int64_t x = begin; x < end; ++x, pixel += span.step * stride) {
+    for (int64_t c = 0; c < channels; ++c) out[x * channels + c] = table[256 * c + pixel[c]];
   }
+  blank(end, image.width);
 }
 
 template <typename T, int kChannels>
-void write_planes(const uint8_t* source, const Image& image, const Crop& crop, const T* __restrict table,
-                  T* __restrict out) {
-  const int64_t channels = kChannels ? kChannels : image.channels;
+void write_channels_last(const uint8_t* source, const uint8_t* next, const Image& image, const Crop& crop,
+                         const T* table, T* out) {
   const Span span(image, crop);
-  for (int64_t c = 0; c < channels; ++c, table += 256) {
+  for (int64_t y = 0; y < image.height; ++y, out += image.width * image.channels) {
+    prefetch_row(next, image, y);
+    const uint8_t* pixel = source_row(source, image, crop, span, y);
+    write_row<T, kChannels>(pixel, image.channels, span, image, table, out);
+  }
+}
+
+template <typename T>
+void write_planes(const uint8_t* source, const uint8_t* next, const Image& image, const Crop& crop, const T* table,
+                  T* out) {
+  const Span span(image, crop);
+  for (int64_t c = 0; c < image.channels; ++c, table += 256) {
     for (int64_t y = 0; y < image.height; ++y, out += image.width) {
+      if (c == 0) prefetch_row(next, image, y);
       const uint8_t* pixel = source_row(source, image, crop, span, y);
-      const int64_t begin = pixel ? span.begin : image.width, end = pixel ? span.end : image.width;
-      std::fill(out, out + begin, table[0]);
-      for (int64_t x = begin; x < end; ++x, pixel += span.step * channels) out[x] = table[pixel[c]];
-      std::fill(out + end, out + image.width, table[0]);
+      write_row<T, 1>(pixel ? pixel + c : nullptr, image.channels, span, image, table, out);
     }
   }
 }
 
 template <typename T>
-using Writer = void (*)(const uint8_t*, const Image&, const Crop&, const T*, T*);
+using Writer = void (*)(const uint8_t*, const uint8_t*, const Image&, const Crop&, const T*, T*);
 
 template <typename T>
 Writer<T> writer_of(bool channels_last, int64_t channels) {
-  switch (channels) {
-    case 1:
-      return channels_last ? write_channels_last<T, 1> : write_planes<T, 1>;
-    case 3:
-      return channels_last ? write_channels_last<T, 3> : write_planes<T, 3>;
-    default:
-      return channels_last ? write_channels_last<T, 0> : write_planes<T, 0>;
-  }
+  if (!channels_last) return write_planes<T>;
+  return channels == 3 ? write_channels_last<T, 3> : write_channels_last<T, 0>;
 }
 
 }  // namespace
@@ -109,19 +114,22 @@ void gather_augment(const Tensor& pool, const Tensor& indices, const Tensor& shi
   const bool* flip = data<bool>(flips);
   const float* entries = data<float>(table);
   const bool channels_last = layout_of(out).channels_last;
+  const auto image_at = [&](int64_t b) {
+    return 0 <= index[b] && index[b] < images ? pixels + index[b] * image.size() : nullptr;
+  };
   dispatch_float(out, [&](auto zero) {
     using T = decltype(zero);
     std::vector<T> lookup(256 * image.channels);
-    for (int64_t i = 0; i < 256 * image.channels; ++i)
-      lookup[i] = static_cast<T>(entries[i % 256 * image.channels + i / 256]);
+    for (int64_t c = 0; c < image.channels; ++c) {
+      for (int64_t v = 0; v < 256; ++v) lookup[256 * c + v] = static_cast<T>(entries[v * image.channels + c]);
+    }
     const Writer<T> write = writer_of<T>(channels_last, image.channels);
     T* result = out.mutable_data_ptr<T>();
     torch::stable::parallel_for(0, batch, 4, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b) {
-        const bool exists = 0 <= index[b] && index[b] < images;
         const Crop crop{std::clamp(shift[2 * b], -pad, pad), std::clamp(shift[2 * b + 1], -pad, pad), flip[b]};
-        write(exists ? pixels + index[b] * image.size() : nullptr, image, crop, lookup.data(),
-              result + b * image.size());
+        const uint8_t* next = b + 1 < end ? image_at(b + 1) : nullptr;
+        write(image_at(b), next, image, crop, lookup.data(), result + b * image.size());
       }
     });
   });
