@@ -85,6 +85,13 @@ def batch_roll_flip(images: Tensor, shift: Tensor, flip: Tensor) -> Tensor:
     return images.index_select(2, rows).index_select(3, columns)
 
 
+def jitter(images: Tensor, *, reach: int, flip: bool = True) -> Tensor:
+    """Roll the whole batch by up to `reach` pixels each way and, with `flip`, mirror it half of the time."""
+    shift = torch.randint(-reach, reach + 1, (2,), device=images.device)
+    mirrored = torch.rand((), device=images.device) < (0.5 if flip else 0.0)
+    return batch_roll_flip(images, shift, mirrored)
+
+
 def draw_boxes(batch_size: int, *, scale: float, device: torch.device) -> Tensor:
     """Boxes (B, 4) of a random resized crop: top, left, height and width as shares of the image.
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dfkd_fast.augment import Augment, batch_roll_flip
+from dfkd_fast.augment import Augment, jitter
 from dfkd_fast.generators.noisy_embedding import NoisyEmbeddingGenerator
 from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.kd import kd_kl
@@ -112,7 +112,7 @@ class Nayer(Method):
     def synthesis_step(self) -> tuple[Tensor, LossTerms]:
         images = self.generator(self.label_embeddings[self.labels])  # Eq. 3
         if self.config.jitter:
-            images = self.jitter(images)
+            images = jitter(images, reach=self.info.image_size // 8)
         view = self.augment(images)
         teacher = self.teacher(view)
         terms = {
@@ -144,8 +144,3 @@ class Nayer(Method):
     def student(self, view: Tensor) -> Tensor:
         """The frozen student's logits."""
         return self._student[0](view)
-
-    def jitter(self, images: Tensor) -> Tensor:
-        reach = self.info.image_size // 8
-        shift = torch.randint(-reach, reach + 1, (2,), device=images.device)
-        return batch_roll_flip(images, shift, torch.rand((), device=images.device) < 0.5)

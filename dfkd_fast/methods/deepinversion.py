@@ -1,0 +1,168 @@
+"""DeepInversion: Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion.
+
+Yin, Molchanov, Alvarez, Li, Mallya, Hoiem, Jha, Kautz. CVPR 2020. arXiv:1912.08795. Sections 3.2 (DeepInversion) and
+3.3 (Adaptive DeepInversion). Defaults are those of the re-implementation that the field's tables come from (CMI's and
+Fast's authors); the original's values are options and presets.
+
+Deviations: kept is the iterate whose loss was lowest (both codes mean to, and keep the last); the pixels are redrawn in
+place; the pool is uint8 tensors; frozen networks get no weight gradients. docs/methods/deepinversion.md has the rest.
+Distributed: images per rank, BN moments per rank, pool sharded by rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dfkd_fast.augment import Augment, jitter
+from dfkd_fast.errors import UserError
+from dfkd_fast.losses import prior
+from dfkd_fast.losses.adversarial import competition
+from dfkd_fast.losses.kd import kd_kl
+from dfkd_fast.losses.label import label_ce
+from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
+from dfkd_fast.models.teacher import NetOutput
+from dfkd_fast.optim import OptimizerSpec
+from dfkd_fast.pool.pool import PoolBatch
+from dfkd_fast.rng import balanced_labels
+from dfkd_kernels import bn_stat_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepInversionConfig(MethodConfig):
+    """The recipe of DeepInversion; defaults are the re-implementation's CIFAR-10 script."""
+
+    epochs: int = 200
+    """epochs in all, warm-up included"""
+    warmup_epochs: int = 0
+    """first epochs, which only fill the pool, without competition"""
+    synthesis_steps: int = 1000
+    """steps on one batch of images, those at low resolution included (the tables' "2k": 2000)"""
+    student_lr: float = 0.1
+    """peak learning rate of the student's SGD"""
+    student_lr_min: float = 0.0
+    """learning rate at the end of the cosine"""
+    warmup_rounds: int = 1
+    """batches of images in a warm-up epoch"""
+    rounds: int = 1
+    """batches of images in an epoch; 0: all images are made in the warm-up, before the student starts"""
+    image_lr: float = 0.1
+    """Adam's learning rate for the normalised pixels (original: 0.25 at 224 pixels)"""
+    image_betas: tuple[float, float] = (0.5, 0.99)
+    """Adam's betas for the pixels (original: 0.5 0.9)"""
+    lr_warmup_steps: int = 0
+    """steps in which the pixels' rate rises, in each stage, before it falls as a cosine (original: 100); 0: constant"""
+    low_res_steps: int = 0
+    """first steps, on images pooled to half their size (original: 2000 of 3000)"""
+    jitter: int = 4
+    """largest roll of the batch in pixels, half of it at low resolution (H/8; original: 2 for CIFAR-10, 30 at 224)"""
+    jitter_flip: bool = True
+    """mirror the whole batch half of the time; off for images with a side (original: off for CIFAR-10)"""
+    clip: bool = True
+    """bring the pixels back to [0, 1] after each step (original: off for CIFAR-10)"""
+    balanced: bool = False
+    """every class equally often in a batch (original: CIFAR-10); otherwise labels are drawn"""
+    ce_weight: float = 1.0
+    """weight of the label term"""
+    bn_weight: float = 10.0
+    """weight of the BN-statistics term (paper: alpha_f; original: 0.01 at 224)"""
+    first_bn_weight: float = 1.0
+    """factor on the first BatchNorm's part of it (original: 10 at 224)"""
+    adv_weight: float = 1.0
+    """weight of the competition with the student (paper: alpha_c; original: 0.2); 0: DeepInversion proper"""
+    adv_clamp: bool = False
+    """let the competition end where the divergence reaches 1 (original)"""
+    tv_l1_weight: float = 0.0
+    """weight of the total variation by absolute differences (CMI's code: 0.001)"""
+    tv_l2_weight: float = 0.0
+    """weight of the total variation by norms (paper: alpha_tv; original: 1e-4 at 224, 2.5e-5 for CIFAR-10)"""
+    l2_weight: float = 0.0
+    """weight of the images' norm (paper: alpha_l2; original: 1e-5 at 224)"""
+
+
+class DeepInversion(Method):
+    loop = "alternating"
+    paper = "arXiv:1912.08795"
+
+    bn_weights: Tensor
+    pixels: Tensor
+    labels: Tensor
+
+    def __init__(self, config: DeepInversionConfig, setup: Setup) -> None:
+        super().__init__()
+        self.config: DeepInversionConfig = config
+        self.info, self.teacher = setup.info, setup.teacher
+        self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
+        self.augment = Augment(setup.info)
+        self.adversarial = self.low_res = False
+        size, side, steps = config.synthesis_batch_size, setup.info.image_size, config.synthesis_steps
+        for flag, value, limit in (("jitter", config.jitter, side), ("low-res-steps", config.low_res_steps, steps)):
+            if not 0 <= value < limit:
+                raise UserError(f"--method.{flag} {value}: choose from 0 to {limit - 1}")
+        weights = torch.ones(len(setup.teacher.targets))
+        weights[:1] = config.first_bn_weight
+        # none of these is saved: no round goes on with the pixels of another
+        self.register_buffer("bn_weights", weights, persistent=False)
+        self.register_buffer("pixels", torch.zeros(size, setup.info.in_chans, side, side), persistent=False)
+        self.register_buffer("labels", torch.zeros(size, dtype=torch.int64), persistent=False)
+
+    def rounds(self, epoch: int) -> int:
+        return self.config.warmup_rounds if epoch < self.config.warmup_epochs else self.config.rounds
+
+    def synthesis_optimizer(self) -> OptimizerSpec:
+        groups = [{"params": [self.pixels.requires_grad_()], "lr": self.config.image_lr}]
+        return OptimizerSpec(kind="adam", groups=groups, betas=self.config.image_betas)
+
+    def stages(self) -> Sequence[int]:
+        low = self.config.low_res_steps
+        return (low, self.config.synthesis_steps - low) if low else (self.config.synthesis_steps,)
+
+    def lr_scale(self, step: int, steps: int) -> float:
+        warmup = self.config.lr_warmup_steps
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) if warmup else 1.0
+
+    @torch.no_grad()
+    def begin_round(self, epoch: int, index: int) -> None:
+        self.pixels.normal_()
+        if self.config.balanced:
+            self.labels.copy_(balanced_labels(len(self.labels), self.info.num_classes, device=self.labels.device))
+        else:
+            self.labels.random_(self.info.num_classes)
+        self.adversarial = self.config.adv_weight > 0 and epoch >= self.config.warmup_epochs
+
+    def begin_stage(self, stage: int) -> None:
+        self.low_res = stage < len(self.stages()) - 1
+
+    def synthesis_step(self) -> tuple[Tensor, LossTerms]:
+        pixels = F.avg_pool2d(self.pixels, 2) if self.low_res else self.pixels
+        view = jitter(pixels, reach=self.config.jitter >> self.low_res, flip=self.config.jitter_flip)
+        teacher = self.teacher(view)
+        terms = {
+            "ce": label_ce(teacher.logits, self.labels),
+            "bn": bn_stat_loss(teacher.moments, self.teacher.targets, weights=self.bn_weights),  # R_feature
+        }
+        if self.adversarial:  # R_compete
+            terms["adv"] = competition(self._student[0](view), teacher.logits, clamp=self.config.adv_clamp)
+        for name in ("tv_l1", "tv_l2", "l2"):  # R_prior
+            if getattr(self.config, f"{name}_weight"):
+                terms[name] = getattr(prior, name)(view)
+        return self.augment.denormalize(self.pixels.detach()).clamp(0, 1), terms
+
+    @torch.no_grad()
+    def end_step(self) -> None:
+        if self.config.clip:
+            mean, std = self.augment.mean, self.augment.std
+            self.pixels.clamp_(-mean / std, (1 - mean) / std)  # black and white, as the teacher sees them
+
+    def end_round(self, best_images: Tensor) -> SynthBatch:
+        return SynthBatch(best_images, self.labels)
+
+    def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
+        return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}
