@@ -1,0 +1,71 @@
+"""What tells one image from another: the teacher's features, their projection, and a bank of those of earlier images.
+
+CMI (Fang et al., IJCAI 2021, arXiv:2105.08584).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dfkd_fast.models.teacher import FrozenNet, NetOutput
+
+
+def describe(output: NetOutput) -> Tensor:
+    """The spatial means of all maps of each image, side by side: (B, D), in at least float32."""
+    means = [value.to(torch.promote_types(value.dtype, torch.float32)).mean((2, 3)) for value in output.maps.values()]
+    return torch.cat(means, dim=1)
+
+
+def description_width(net: FrozenNet, maps: Sequence[str]) -> int:
+    """D of `describe` for these maps, found by looking at one image. Raises ValueError for a map that is not there."""
+    mean, _ = net.targets[0]
+    probe = mean.new_zeros(1, net.info.in_chans, net.info.image_size, net.info.image_size)
+    return describe(net(probe, maps=maps, moments=False)).shape[1]
+
+
+class ProjectionHead(nn.Sequential):
+    """Linear - ReLU - Linear: features (B, D) -> (B, out_features) of length 1, in at least float32."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(nn.Linear(in_features, in_features), nn.ReLU(), nn.Linear(in_features, out_features))
+
+    def forward(self, features: Tensor) -> Tensor:
+        projected: Tensor = super().forward(features)
+        return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1)
+
+
+class FeatureBank(nn.Module):
+    """A ring of `size` rows of (width,) features on the device; the oldest are overwritten.
+
+    Shapes are static from the start: a draw always has the same number of rows, and says which of them are filled.
+    """
+
+    rows: Tensor
+    written: Tensor
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(size, width))
+        self.register_buffer("written", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def add(self, features: Tensor) -> None:
+        """Store features (B, width), B up to the bank's size."""
+        slots = torch.arange(len(features), device=self.rows.device) + self.written
+        self.rows[slots % len(self.rows)] = features.to(self.rows.dtype)
+        self.written += len(features)
+
+    def sample(self, count: int) -> tuple[Tensor, Tensor]:
+        """Draw `count` different rows, or all if there are fewer: features (n, width) and whether each is filled (n,).
+
+        Empty rows come only when the filled ones are used up.
+        """
+        size = len(self.rows)
+        empty = torch.arange(size, device=self.rows.device) >= self.written
+        keys = torch.where(empty, 2.0, torch.rand(size, device=self.rows.device))
+        keys, slots = keys.topk(min(count, size), largest=False, sorted=False)
+        return self.rows[slots], keys < 2
