@@ -128,6 +128,7 @@ def wrong(**changes):
     [
         (wrong(x=torch.zeros(0, 3, 4, 4)), "x: empty batch"),
         (wrong(x=torch.zeros(2, 3, 4, 4, dtype=torch.int32)), "x: dtype torch.int32"),
+        (wrong(x=torch.zeros(2, 3, 4, 4, dtype=torch.float8_e5m2)), "x: dtype torch.float8_e5m2"),
         (wrong(x=torch.zeros(3)), r"x: shape \(3,\), expected \(N, C, \*\)"),
         (wrong(running_mean=torch.zeros(4)), r"running_mean: shape \(4,\), expected \(3,\)"),
         (wrong(running_var=torch.zeros(3, device="meta")), "running_var: on meta, but x is on"),
@@ -135,6 +136,7 @@ def wrong(**changes):
         (wrong(bias=torch.zeros(1, 3)), r"bias: shape \(1, 3\)"),
         (wrong(residual=torch.zeros(2, 3, 4, 5)), r"residual: shape \(2, 3, 4, 5\), expected x's"),
         (wrong(residual=torch.zeros(2, 3, 4, 4, dtype=torch.float64)), "residual: dtype torch.float64"),
+        (wrong(eps=-1e-5), "eps: -1e-05, expected 0 or more"),
         (wrong(act="gelu"), "act 'gelu': choose 'relu', 'relu6' or None"),
     ],
 )

@@ -1,8 +1,10 @@
-"""bn_stat_loss against the hooks' formula in float64, on every backend, and over two processes."""
+"""bn_stat_loss against the hooks' formula in float64, on every backend."""
 
 import pytest
 import torch
 from bn_layer import hooks_loss
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from operator_contract import (
     BACKENDS,
     DEVICE,
@@ -72,6 +74,36 @@ def test_every_option(backend, kind, unbiased, weighted, averaged):
 def test_float64_stays_float64():
     maps, targets, averages = make_layers(dtype=torch.float64)
     assert_like_hooks(maps, targets, ema=(averages, 0.3))
+
+
+def test_gradcheck_of_the_reference():
+    maps, targets, averages = make_layers(channels=(2, 3), dtype=torch.float64)
+    options = {"weights": [2.0, 0.5], "ema": (averages, 0.3), "unbiased": True}
+    for kind in KINDS:
+        assert torch.autograd.gradcheck(lambda *maps, kind=kind: loss_of(maps, targets, kind=kind, **options), maps)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(1, 700), min_size=1, max_size=9), st.sampled_from(KINDS), st.integers(0, 1000))
+@pytest.mark.parametrize("name", BACKENDS[1:])
+def test_any_layers(name, channels, kind, seed):
+    with running_on(name, "bn_stat_loss"):
+        maps, targets, averages = make_layers(channels=channels, seed=seed)
+        assert_like_hooks(maps, targets, kind=kind, weights=[0.5] * len(channels), ema=(averages, 0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_targets_weights_and_averages_are_constants(backend, dtype):
+    """Whatever their dtype: the result has the moments', and no gradient reaches them."""
+    maps, targets, _ = make_layers(channels=(3, 5))
+    constants = [(mean.to(dtype).requires_grad_(), var.to(dtype).requires_grad_()) for mean, var in targets]
+    weights = torch.tensor([1.0, 2.0], dtype=dtype, device=DEVICE, requires_grad=True)
+    moments = [batch_moments(x) for x in maps]
+    loss = bn_stat_loss(moments, constants, weights=weights, ema=(constants, 0.5))
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert weights.grad is None
+    assert all(vector.grad is None for layer in constants for vector in layer)
 
 
 def test_weights_as_a_tensor(backend):
@@ -185,13 +217,21 @@ def test_launches_do_not_grow_with_the_layers():
     ("change", "message"),
     [
         ({"moments": []}, "moments: empty"),
+        ({"moments": batch_moments(torch.randn(2, 3, 4, 4))}, "moments: one layer's Moments, expected a list"),
+        (
+            {"moments": [batch_moments(torch.randn(2, 3)), batch_moments(torch.randn(2, 3).double())]},
+            r"moments\[1\]: dty",
+        ),
         ({"targets": []}, "targets: 0 entries, but moments has 1"),
         ({"targets": [(torch.zeros(2), torch.zeros(3))]}, r"targets\[0\]: shape \(2,\), but moments\[0\] has \(3,\)"),
         ({"targets": [(torch.zeros(3, device="meta"), torch.zeros(3))]}, r"targets\[0\]: on meta"),
+        ({"targets": [(torch.zeros(3), torch.ones(3).int())]}, r"targets\[0\]: dtype torch.int32"),
         ({"kind": "l1"}, "kind 'l1': choose 'l2' or 'l2_squared'"),
-        ({"weights": [1.0, 2.0]}, "weights: 2 entries, but moments has 1"),
+        ({"weights": [1.0, 2.0]}, r"weights: shape \(2,\), expected \(1,\)"),
+        ({"weights": torch.ones(1, 1)}, r"weights: shape \(1, 1\), expected \(1,\)"),
         ({"ema": ([], 0.9)}, "ema: 0 entries, but moments has 1"),
         ({"ema": ([(torch.zeros(3), torch.zeros(4))], 0.9)}, r"ema\[0\]: shape \(4,\)"),
+        ({"ema": ([(torch.zeros(3), torch.zeros(3))], torch.zeros(3))}, r"ema: momentum of shape \(3,\)"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):

@@ -53,3 +53,18 @@ def test_wrong_arguments_are_named():
         FrozenConv2d(nn.Conv2d(3, 4, 3, padding="same"))
     with pytest.raises(ValueError, match="norm: no running statistics"):
         StatBatchNorm2d(nn.BatchNorm2d(4, track_running_stats=False))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(0, 3, 8, 8), r"x: shape \(0, 3, 8, 8\), expected a non-empty \(B, C, H, W\)"),
+        (torch.zeros(3, 8, 8), r"x: shape \(3, 8, 8\)"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "x: dtype torch.uint8"),
+        (torch.zeros(2, 3, 8, 8, device="meta"), "x: on meta, but the network is on cpu"),
+    ],
+)
+def test_wrong_images_are_named(x, message):
+    teacher = freeze_teacher(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
+    with pytest.raises(ValueError, match=message):
+        teacher(x)

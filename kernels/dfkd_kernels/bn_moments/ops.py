@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backend import pick
+from ..checks import check_float
 from . import reference
 from .layout import dense, laid_out_like
 from .moments import Moments
@@ -30,7 +31,7 @@ def bn_act_moments(
         x: BatchNorm's input, (N, C, *), contiguous or channels-last (other layouts are copied), floating.
         running_mean, running_var: (C,), the layer's statistics; running_mean is also the moments' shift.
         weight, bias: (C,) or None, the affine parameters. These four are constants: no gradient reaches them.
-        eps: BatchNorm's epsilon.
+        eps: BatchNorm's epsilon, 0 or more.
         residual: added before the activation, of x's shape and dtype.
         act: "relu", "relu6" or None.
 
@@ -38,11 +39,13 @@ def bn_act_moments(
         y of x's shape, dtype and layout, and the `Moments` of x (not of y); both differentiable with respect to x.
 
     Raises:
-        ValueError: a wrong shape, dtype, device or activation, named; an empty batch.
+        ValueError: a wrong shape, dtype, device, epsilon or activation, named; an empty batch.
     """
     check_input(x)
     check_vectors(x, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
     check_residual(x, residual)
+    if not eps >= 0:
+        raise ValueError(f"eps: {eps}, expected 0 or more")
     dtype = accumulation_dtype(x.dtype)
     shift = running_mean.detach().to(dtype).contiguous()
     scale = torch.rsqrt(running_var.detach().to(dtype) + eps)
@@ -97,8 +100,7 @@ def activation_code(act: str | None) -> int:
 
 def check_input(x: Tensor) -> None:
     """Raise unless x is a non-empty (N, C, *) of a floating dtype."""
-    if not x.is_floating_point():
-        raise ValueError(f"x: dtype {x.dtype}, expected float16, bfloat16, float32 or float64")
+    check_float("x", x)
     if x.dim() < 2:
         raise ValueError(f"x: shape {tuple(x.shape)}, expected (N, C, *)")
     if x.numel() == 0:

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ..backend import pick
 from ..bn_moments.moments import Moments
+from ..checks import check_float, check_same_device
 from ..registration import Operator, launcher
 from . import reference
 from .distributed import summed_over
@@ -39,7 +40,7 @@ def bn_stat_loss(
 
     Args:
         moments: one `Moments` per layer, as `bn_act_moments` or a `FrozenTeacher` gives them.
-        targets: (mean, var) per layer, usually (running_mean, running_var).
+        targets: (mean, var) per layer, usually (running_mean, running_var); constants, as weights and averages are.
         kind: "l2", the norms, or "l2_squared", their squares.
         weights: one factor per layer (SRe2L, arXiv:2306.13092); None: all 1.
         ema: ((mean, var) per layer, momentum): what is compared is (1 - momentum) * batch + momentum * average (Fast,
@@ -54,29 +55,36 @@ def bn_stat_loss(
         a scalar, float32 (float64 for float64 inputs). A norm of exactly 0 passes no gradient.
 
     Raises:
-        ValueError: no layer, mismatched lengths or shapes, an unknown kind; the argument is named.
+        ValueError: no layer, mismatched lengths, a wrong shape, dtype, device or kind; the argument is named.
     """
-    code = _check(moments, targets, kind, weights, ema)
+    _check(moments, targets, kind, weights, ema)
+    like = moments[0].sum
+    targets = _constants(targets, like.dtype)
     if group is not None:
         moments = summed_over(group, moments, [mean for mean, _ in targets])
-    like = moments[0].sum
-    weights_L = None if weights is None else torch.as_tensor(weights, dtype=like.dtype, device=like.device)
+    weights_L = None if weights is None else torch.as_tensor(weights, dtype=like.dtype, device=like.device).detach()
     if ema is not None:
-        ema = (ema[0], torch.as_tensor(ema[1], dtype=like.dtype, device=like.device))
+        momentum = torch.as_tensor(ema[1], dtype=like.dtype, device=like.device)
+        ema = (_constants(ema[0], like.dtype), momentum)
     backend = pick("bn_stat_loss", like.device.type, like.dtype)
     if backend == "reference":
-        return reference.moment_loss(moments, targets, kind=code, weights=weights_L, ema=ema, unbiased=unbiased)
+        return reference.moment_loss(moments, targets, kind=KINDS[kind], weights=weights_L, ema=ema, unbiased=unbiased)
     sums, sums_sq, shifts, counts = (list(column) for column in zip(*moments, strict=True))
-    averages, momentum = ([], None) if ema is None else ema
+    averages, momentum_or_none = ([], None) if ema is None else ema
     vectors = [shifts, counts, *_columns(targets), *_columns(averages)]
-    loss: Tensor = MomentLoss.apply((*vectors, momentum, weights_L, code, unbiased, backend), *sums, *sums_sq)
+    constants = (*vectors, momentum_or_none, weights_L, KINDS[kind], unbiased, backend)
+    loss: Tensor = MomentLoss.apply(constants, *sums, *sums_sq)
     return loss
 
 
+def _constants(statistics: Statistics, dtype: torch.dtype) -> Statistics:
+    """Contiguous, in the accumulation dtype, without gradient."""
+    return [(mean.detach().to(dtype).contiguous(), var.detach().to(dtype).contiguous()) for mean, var in statistics]
+
+
 def _columns(statistics: Statistics) -> tuple[list[Tensor], list[Tensor]]:
-    """All means and all variances, float32 and contiguous, as the launchers take them."""
-    means = [mean.detach().to(torch.float32).contiguous() for mean, _ in statistics]
-    return means, [var.detach().to(torch.float32).contiguous() for _, var in statistics]
+    """All means and all variances."""
+    return [mean for mean, _ in statistics], [var for _, var in statistics]
 
 
 class MomentLoss(torch.autograd.Function):
@@ -116,17 +124,26 @@ def _check(
     kind: str,
     weights: Sequence[float] | Tensor | None,
     ema: tuple[Statistics, Tensor | float] | None,
-) -> int:
+) -> None:
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r}: choose 'l2' or 'l2_squared'")
+    if isinstance(moments, Moments):
+        raise ValueError("moments: one layer's Moments, expected a list of them")
     if not moments:
         raise ValueError("moments: empty, expected one entry per layer")
+    for index, layer in enumerate(moments):
+        if layer.sum.dtype != moments[0].sum.dtype:
+            raise ValueError(f"moments[{index}]: dtype {layer.sum.dtype}, but moments[0] is {moments[0].sum.dtype}")
+        check_same_device(f"moments[{index}]", layer.sum, "moments[0]", moments[0].sum)
     _check_statistics("targets", targets, moments)
-    if weights is not None and len(weights) != len(moments):
-        raise ValueError(f"weights: {len(weights)} entries, but moments has {len(moments)}")
+    if weights is not None:
+        shape = tuple(weights.shape) if isinstance(weights, Tensor) else (len(weights),)
+        if shape != (len(moments),):
+            raise ValueError(f"weights: shape {shape}, expected ({len(moments)},), one for each entry of moments")
     if ema is not None:
         _check_statistics("ema", ema[0], moments)
-    return KINDS[kind]
+        if isinstance(ema[1], Tensor) and ema[1].dim() != 0:
+            raise ValueError(f"ema: momentum of shape {tuple(ema[1].shape)}, expected a number or a 0-dim tensor")
 
 
 def _check_statistics(name: str, statistics: Statistics, moments: Sequence[Moments]) -> None:
@@ -134,8 +151,8 @@ def _check_statistics(name: str, statistics: Statistics, moments: Sequence[Momen
         raise ValueError(f"{name}: {len(statistics)} entries, but moments has {len(moments)}")
     for index, ((mean, var), layer) in enumerate(zip(statistics, moments, strict=True)):
         for vector in (mean, var):
+            check_float(f"{name}[{index}]", vector)
             if vector.shape != layer.sum.shape:
                 shape, expected = tuple(vector.shape), tuple(layer.sum.shape)
                 raise ValueError(f"{name}[{index}]: shape {shape}, but moments[{index}] has {expected}")
-            if vector.device != layer.sum.device:
-                raise ValueError(f"{name}[{index}]: on {vector.device}, but moments[{index}] is on {layer.sum.device}")
+            check_same_device(f"{name}[{index}]", vector, f"moments[{index}]", layer.sum)

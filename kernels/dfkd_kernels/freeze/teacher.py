@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..bn_moments.moments import Moments
 from ..bn_moments.reference import accumulation_dtype
+from ..checks import check_float, check_same_device
 from .layers import FrozenConv2d, StatBatchNorm2d, WatchedBatchNorm
 from .rewrite import INPUT, Plan, trace
 from .swap import SwappedNetwork
@@ -102,14 +103,19 @@ class FrozenTeacher(nn.Module):
         """Run the network on normalised images.
 
         Args:
-            x: (B, C, H, W), floating; cast to the compute dtype and to channels-last if the network was frozen so.
+            x: (B, C, H, W), floating, not empty; cast to the compute dtype and to channels-last if the network was
+                frozen so.
             maps: module paths of the original network whose outputs to return as well; `path:input` returns what the
                 module reads.
             moments: False skips the batch statistics.
 
         Returns:
             (logits, features, moments), and with `maps` a fourth entry, a dict by name.
+
+        Raises:
+            ValueError: x of a wrong shape, dtype or device; a name in `maps` as in `prepare`.
         """
+        self._check(x)
         key = (tuple(maps), moments)
         if key not in self._functions:
             if torch.compiler.is_compiling():
@@ -117,11 +123,17 @@ class FrozenTeacher(nn.Module):
             self.prepare(maps=maps, moments=moments)
         if self._dtype is not None:
             x = x.to(self._dtype)
-        if self._nhwc and x.dim() == 4:
+        if self._nhwc:
             x = x.contiguous(memory_format=torch.channels_last)
         extra = key if isinstance(self.body, SwappedNetwork) else ()
         out = self._functions[key](self.body, x, *extra)
         return MappedTeacherOutput(*out) if maps else TeacherOutput(*out)
+
+    def _check(self, x: Tensor) -> None:
+        check_float("x", x)
+        if x.dim() != 4 or x.numel() == 0:
+            raise ValueError(f"x: shape {tuple(x.shape)}, expected a non-empty (B, C, H, W)")
+        check_same_device("x", x, "the network", next(self.body.parameters(), x))
 
     def train(self, mode: bool = True) -> FrozenTeacher:
         """Stay in eval mode, whatever an enclosing module is set to."""
