@@ -48,8 +48,10 @@ def test_any_shape(name, shape, nhwc, chain):
         assert_matches(Layer(shape, nhwc=nhwc, residual=residual), act)
 
 
-def test_batch_moments(backend):
-    layer = Layer(SHAPES[0], torch.bfloat16)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("nhwc", [False, True], ids=["nchw", "nhwc"])
+def test_batch_moments(backend, dtype, nhwc):
+    layer = Layer(SHAPES[0], dtype, nhwc=nhwc)
     _, exact_sum, exact_sum_sq, _ = layer.exact(None)
     moments = batch_moments(layer.x, layer.mean)
     # the summands of `sum` cancel, so its error counts in ulps of what was added up
@@ -57,7 +59,8 @@ def test_batch_moments(backend):
     assert_near(moments.sum_sq, exact_sum_sq, torch.float32, ulps=8)
     (ours,) = layer.gradients(layer.x.detach(), moments.sum, moments.sum_sq)
     (exact,) = layer.gradients(layer.x.detach(), exact_sum, exact_sum_sq)
-    assert_near(ours, exact.double(), torch.bfloat16)
+    assert ours.dtype == dtype
+    assert_near(ours, exact.double(), dtype)
 
 
 @pytest.mark.parametrize("unbiased", [False, True])
