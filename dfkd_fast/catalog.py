@@ -8,6 +8,7 @@ from importlib.resources.abc import Traversable
 METHODS: dict[str, str] = {
     "nayer": "dfkd_fast.methods.nayer:Nayer",
     "deepinversion": "dfkd_fast.methods.deepinversion:DeepInversion",
+    "fast": "dfkd_fast.methods.fast:Fast",
     "cmi": "dfkd_fast.methods.cmi:Cmi",
 }
 """method name -> "module:Class"; the class's config is `<Class>Config` in the same module"""

@@ -1,0 +1,156 @@
+"""Fast: Up to 100x Faster Data-Free Knowledge Distillation (FastDFKD, "FM").
+
+Fang, Mo, Wang, Song, Bei, Zhang, Song. AAAI 2022. arXiv:2112.06253. Values and order of the authors' release.
+
+Deviations from the release: one generator is adapted in place, no clone is built in a round; the pool is uint8 tensors
+and remembers labels; frozen networks get no weight gradients. docs/methods/fast.md goes through it line by line.
+Distributed: generator and start per rank, BN moments per rank, pool sharded by rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dfkd_fast.augment import Augment
+from dfkd_fast.errors import UserError
+from dfkd_fast.generators.latent import LatentGenerator
+from dfkd_fast.generators.round_start import RoundStart, Start
+from dfkd_fast.losses.adversarial import disagreement
+from dfkd_fast.losses.kd import kd_kl
+from dfkd_fast.losses.label import label_ce
+from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
+from dfkd_fast.models.statistics import PoolStatistics
+from dfkd_fast.models.teacher import NetOutput
+from dfkd_fast.optim import OptimizerSpec
+from dfkd_fast.pool.budget import rounds_in_epoch
+from dfkd_fast.pool.pool import PoolBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastConfig(MethodConfig):
+    """The recipe of Fast; defaults are the released script's for Fast-5, ResNet-34 to ResNet-18."""
+
+    synthesis_steps: int = 5
+    """inner steps in one round (paper: k; release: g_steps)"""
+    image_budget: int | None = None
+    """images made in all, spread evenly over the epochs (MUSE's comparison); without it one round an epoch"""
+    generator_lr: float = 3e-3
+    """inner Adam's learning rate for the generator (release: lr_g)"""
+    latent_lr: float = 1e-2
+    """inner Adam's learning rate for the latents (release: lr_z)"""
+    start: Start = "fomaml"
+    """where a round's generator starts: learnt by fomaml (the tables) or reptile (ImageNet), carry (the released plain
+    `fast`: where the last round ended), or fresh
+    """
+    meta_lr: float | None = None
+    """outer Adam's learning rate of a learnt start; without it generator_lr x synthesis_steps, as released for CIFAR"""
+    meta_latent_lr: float = 0.0
+    """outer learning rate of latents that all rounds share (release: ImageNet); 0: each round draws its own"""
+    meta_life: int = 0
+    """every so many epochs shared latents are drawn anew and the outer Adam starts afresh (release: ImageNet, 50); 0:
+    never
+    """
+    reptile_scale: float = 67.0
+    """factor on Reptile's gradient (release: 67 for CIFAR, 1 for ImageNet)"""
+    reset_epoch: int = 120
+    """the start's first layers are drawn anew once, this many epochs after warm-up (release: reset_l0); 0: never"""
+    latent_dim: int = 256
+    """size of a latent, channels where it is spatial (paper: z)"""
+    spatial_latents: bool = False
+    """latents are maps of H/16 x W/16 positions, for a deeper generator without a linear stem (release: ImageNet)"""
+    generator_width: int = 128
+    """channels of the generator's first blocks; the last have half"""
+    bn_momentum: float = 0.9
+    """share of the pool in the BN statistics that are matched (release: bn_mmt)"""
+    ce_weight: float = 0.5
+    """weight of the label term (release: oh; 0.4 for Wide ResNets)"""
+    bn_weight: float = 10.0
+    """weight of the BN-statistics term"""
+    adv_weight: float = 1.33
+    """weight of the adversarial term (release: 1.1 for Wide ResNets, 1.0 for VGG)"""
+
+
+class Fast(Method):
+    loop = "alternating"
+    paper = "arXiv:2112.06253"
+
+    labels: Tensor
+
+    def __init__(self, config: FastConfig, setup: Setup) -> None:
+        super().__init__()
+        if config.spatial_latents and config.reset_epoch:
+            raise UserError(f"--method.reset-epoch {config.reset_epoch}: spatial latents have no such layers; choose 0")
+        self.config: FastConfig = config
+        self.info, self.teacher = setup.info, setup.teacher
+        self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
+        self.generator = LatentGenerator(
+            config.synthesis_batch_size,
+            config.latent_dim,
+            setup.info.image_size,
+            spatial=config.spatial_latents,
+            width=config.generator_width,
+            in_chans=setup.info.in_chans,
+        )
+        self.start = RoundStart(
+            self.generator,
+            config.start,
+            lr=config.generator_lr * config.synthesis_steps if config.meta_lr is None else config.meta_lr,
+            own_lrs={"latents": config.meta_latent_lr},
+            reptile_scale=config.reptile_scale,
+        )
+        self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
+        self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
+        self.adversarial = False
+        self.register_buffer("labels", torch.zeros(config.synthesis_batch_size, dtype=torch.int64), persistent=False)
+
+    def rounds(self, epoch: int) -> int:
+        budget, config = self.config.image_budget, self.config
+        size = config.synthesis_batch_size
+        return rounds_in_epoch(epoch, epochs=config.epochs, capacity=budget, batch_size=size) if budget else 1
+
+    def synthesis_optimizer(self) -> OptimizerSpec:
+        groups = self.generator.parameter_groups(lr=self.config.generator_lr, latent_lr=self.config.latent_lr)
+        return OptimizerSpec(kind="adam", groups=groups, betas=(0.5, 0.999))
+
+    def begin_round(self, epoch: int, index: int) -> None:
+        config = self.config
+        if config.reset_epoch and epoch + 1 == config.warmup_epochs + config.reset_epoch:
+            self.start.weights.reset_first_layers()
+        if config.meta_life and (epoch + 1) % config.meta_life == 0:
+            self.start.weights.draw_latents()
+            self.start.forget()
+        self.start.begin()
+        if not config.meta_latent_lr:
+            self.generator.draw_latents()
+        self.labels.random_(self.info.num_classes)
+        self.adversarial = epoch + 1 >= config.warmup_epochs  # the release starts one epoch before distillation does
+
+    def synthesis_step(self) -> tuple[Tensor, LossTerms]:
+        images = self.generator()
+        view = self.augment(images)
+        teacher = self.teacher(view)
+        terms = {
+            "ce": label_ce(teacher.logits, self.labels),
+            "bn": self.statistics.loss(teacher.moments),
+        }
+        if self.adversarial:
+            terms["adv"] = disagreement(self.student(view), teacher.logits)
+        return images, terms
+
+    def end_step(self) -> None:
+        self.start.after_step()
+
+    def end_round(self, best_images: Tensor) -> SynthBatch:
+        self.start.finish()
+        self.statistics.update()
+        return SynthBatch(best_images, self.labels)
+
+    def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
+        return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}
+
+    def student(self, view: Tensor) -> Tensor:
+        """The frozen student's logits."""
+        return self._student[0](view)
