@@ -40,7 +40,12 @@ for package in packages:
         torch.tensor([True]), (0.5,) * 3, (0.5,) * 3, pad=1)
     cam = package.cam_margin_loss(x, torch.ones(3, 5), torch.tensor([0, 2]))
     (loss + cam).backward()
-    results.append([loss.detach(), x.grad, kl, image, cam.detach()])
+    torch.manual_seed(0)
+    layers = torch.nn.Conv2d(5, 5, 3), torch.nn.BatchNorm2d(5), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1)
+    teacher = package.freeze_teacher(torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(5, 3)))
+    logits, features, moments = teacher(x.detach())
+    frozen = package.bn_stat_loss(moments, teacher.targets)
+    results.append([loss.detach(), x.grad, kl, image, cam.detach(), logits, features, frozen])
     print([row.backend for row in package.backends() if row.active])
 
 for values in zip(*results):

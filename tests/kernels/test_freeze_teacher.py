@@ -15,7 +15,7 @@ from frozen_networks import (
     images,
     trained_looking,
 )
-from operator_contract import running_on
+from operator_contract import DEVICE, check_capturable, needs_gpu, running_on
 from torch import nn
 
 from dfkd_kernels import FrozenConv2d, StatBatchNorm2d, bn_stat_loss, freeze_teacher
@@ -240,3 +240,16 @@ def test_compiles_without_a_graph_break():
     (eager,) = torch.autograd.grad(step(x), x)
     (compiled,) = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(x), x)
     torch.testing.assert_close(compiled, eager)
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_capturable():
+    teacher = freeze_teacher(trained_looking(NETWORKS["cifar:wrn16_1"]()).to(DEVICE))
+
+    def step(x):
+        logits, _, moments = teacher(x)
+        loss = bn_stat_loss(moments, teacher.targets) + logits.square().mean()
+        return loss.detach(), *torch.autograd.grad(loss, x)
+
+    check_capturable(step, images(dtype=torch.float32).to(DEVICE).requires_grad_())

@@ -133,6 +133,12 @@ def test_every_shape(size, channels, batch, pad, memory_format, seed):
             continue
 
 
+def test_defaults(backend):
+    batch = gather_augment(*problem(), MEAN[:3], STD[:3], pad=2)
+    assert batch.dtype == torch.float32
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_repeatable(backend):
     check_repeatable(lambda *inputs: gather_augment(*inputs, MEAN[:3], STD[:3], pad=2), *problem())
 
