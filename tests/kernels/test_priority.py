@@ -205,9 +205,10 @@ def test_a_tiny_priority_among_large_ones_is_not_lost(backend):
     """2^20 leaves of 1 and one of 2^-10: a float32 running sum would swallow it."""
     capacity = 2**20
     sampler = PrioritySampler(capacity, alpha=1.0, eps=2.0**-20, device=DEVICE)
-    values = torch.ones(capacity, device=DEVICE)
-    values[777] = 2.0**-10
-    reference.write(*tree(sampler), torch.arange(capacity, device=DEVICE), values)
+    sampler.leaves.fill_(1.0)
+    sampler.leaves[777] = 2.0**-10
+    firsts = torch.arange(0, capacity, FANOUT, device=DEVICE)  # writing one slot of a block sums the whole block up
+    reference.write(*tree(sampler), firsts, sampler.leaves[firsts])
     total = capacity - 1 + 2.0**-10
     inside = torch.tensor([(777 + 2.0**-11) / total], dtype=torch.float64, device=DEVICE)
     indices, _ = ops.sample(*tree(sampler), inside, 0.4, backend)
