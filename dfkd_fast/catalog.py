@@ -9,6 +9,7 @@ METHODS: dict[str, str] = {
     "nayer": "dfkd_fast.methods.nayer:Nayer",
     "deepinversion": "dfkd_fast.methods.deepinversion:DeepInversion",
     "fast": "dfkd_fast.methods.fast:Fast",
+    "ssdkd": "dfkd_fast.methods.ssdkd:Ssdkd",
     "cmi": "dfkd_fast.methods.cmi:Cmi",
 }
 """method name -> "module:Class"; the class's config is `<Class>Config` in the same module"""

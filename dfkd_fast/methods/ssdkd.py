@@ -1,0 +1,163 @@
+"""SSD-KD: Small Scale Data-Free Knowledge Distillation.
+
+Liu, Wang, Liu, Sun, Yao. CVPR 2024. arXiv:2406.07876. Algorithm 1. No code was released and the supplement is not
+public: what the paper does not say is taken from Fast (arXiv:2112.06253), whose settings it follows, or from
+prioritised experience replay (arXiv:1511.05952). docs/methods/ssdkd.md says which value comes from where.
+
+Distributed: generator per rank, BN moments per rank, buffer and priorities sharded by rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dfkd_fast.augment import Augment
+from dfkd_fast.generators.latent import LatentGenerator
+from dfkd_fast.generators.round_start import RoundStart, Start
+from dfkd_fast.losses.adversarial import disagreement
+from dfkd_fast.losses.kd import kd_kl
+from dfkd_fast.losses.label import label_ce
+from dfkd_fast.losses.modulation import modulation
+from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
+from dfkd_fast.models.statistics import PoolStatistics
+from dfkd_fast.models.teacher import NetOutput
+from dfkd_fast.optim import OptimizerSpec
+from dfkd_fast.pool.pool import Pool, PoolBatch
+from dfkd_kernels import PrioritySampler, kd_kl_priority
+
+
+@dataclass(frozen=True, kw_only=True)
+class SsdkdConfig(MethodConfig):
+    """The recipe of SSD-KD at a tenth of CIFAR's size; what the paper leaves open is Fast's."""
+
+    synthesis_steps: int = 2
+    """generator steps in one round (paper: T_g)"""
+    student_steps: int = 40
+    """student steps in one epoch (paper: T_kd)"""
+    buffer_size: int = 5000
+    """images in the replay buffer, of which the oldest go first (paper: |B|)"""
+    generator_lr: float = 5e-3
+    """Adam's learning rate for the generator"""
+    latent_lr: float = 1.5e-2
+    """Adam's learning rate for the latents"""
+    start: Start = "fresh"
+    """where a round's generator starts: fresh (Alg. 1 line 4), or as in Fast: learnt by fomaml or reptile, or carry"""
+    diversity: bool = True
+    """weaken the label term for classes that fill the buffer (Eq. 3, first factor); off for the ablation"""
+    focus: float = 2.0
+    """exponent that weakens the label term for images that the teacher is sure of (paper: gamma); 0: none"""
+    priority_sampling: bool = True
+    """draw student batches by priority (section 3.4); off for the ablation: uniformly, without replacement"""
+    priority_exponent: float = 0.6
+    """exponent of the priorities (paper: alpha)"""
+    is_exponent: float = 0.4
+    """exponent of the importance weights (paper: beta); 0: no correction"""
+    priority_eps: float = 1e-6
+    """added to every priority, so that any image may be drawn (paper: epsilon)"""
+    latent_dim: int = 256
+    """size of a latent (paper: z)"""
+    generator_width: int = 128
+    """channels of the generator's first block; the last has half"""
+    bn_momentum: float = 0.9
+    """share of the pool in the BN statistics that are matched; 0: Eq. 1 as written"""
+    ce_weight: float = 0.5
+    """weight of the modulated label term"""
+    bn_weight: float = 10.0
+    """weight of the BN-statistics term"""
+    adv_weight: float = 1.33
+    """weight of the adversarial term"""
+
+
+class Ssdkd(Method):
+    loop = "alternating"
+    paper = "arXiv:2406.07876"
+    pool_policy = "ring"
+
+    labels: Tensor
+    class_shares: Tensor
+
+    def __init__(self, config: SsdkdConfig, setup: Setup) -> None:
+        super().__init__()
+        self.config: SsdkdConfig = config
+        self.info, self.teacher = setup.info, setup.teacher
+        self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
+        self.generator = LatentGenerator(
+            config.synthesis_batch_size,
+            config.latent_dim,
+            setup.info.image_size,
+            width=config.generator_width,
+            in_chans=setup.info.in_chans,
+        )
+        meta_lr = config.generator_lr * config.synthesis_steps  # as in Fast's release
+        self.start = RoundStart(self.generator, config.start, lr=meta_lr, own_lrs={"latents": 0.0})
+        self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip)
+        self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
+        self.adversarial = False
+        self.register_buffer("labels", torch.zeros(config.synthesis_batch_size, dtype=torch.int64), persistent=False)
+        self.register_buffer("class_shares", torch.zeros(setup.info.num_classes), persistent=False)
+
+    def pool_capacity(self) -> int:
+        return self.config.buffer_size
+
+    def open_pool(self, pool: Pool) -> PrioritySampler | None:
+        config, self.pool = self.config, pool
+        if not config.priority_sampling:
+            return None
+        exponents = (config.priority_exponent, config.is_exponent, config.priority_eps)
+        self.priorities = PrioritySampler(pool.capacity, *exponents, device=pool.labels.device)
+        return self.priorities
+
+    def rounds(self, epoch: int) -> int:
+        return 1
+
+    def synthesis_optimizer(self) -> OptimizerSpec:
+        groups = self.generator.parameter_groups(lr=self.config.generator_lr, latent_lr=self.config.latent_lr)
+        return OptimizerSpec(kind="adam", groups=groups, betas=(0.5, 0.999))
+
+    def begin_round(self, epoch: int, index: int) -> None:
+        self.start.begin()  # Alg. 1 line 4
+        self.generator.draw_latents()  # line 5
+        self.labels.random_(self.info.num_classes)
+        if self.config.diversity:
+            torch.div(self.pool.class_counts, self.pool.size.clamp(min=1), out=self.class_shares)
+        self.adversarial = epoch + 1 >= self.config.warmup_epochs  # as in Fast's release
+
+    def synthesis_step(self) -> tuple[Tensor, LossTerms]:
+        images = self.generator()  # line 7
+        view = self.augment(images)
+        teacher = self.teacher(view)
+        phi = modulation(teacher.logits, self.class_shares, self.config.focus)  # Eq. 3
+        terms = {
+            "bn": self.statistics.loss(teacher.moments),  # Eq. 1
+            "ce": label_ce(teacher.logits, self.labels, weights=phi),  # Eq. 2, third term
+        }
+        if self.adversarial:
+            terms["adv"] = disagreement(self.student(view), teacher.logits)  # Eq. 2, second term
+        return images, terms
+
+    def end_step(self) -> None:
+        self.start.after_step()
+
+    def end_round(self, best_images: Tensor) -> SynthBatch:
+        self.start.finish()
+        self.statistics.update()
+        view = self.augment.normalize(best_images)
+        teacher = self.teacher(view, moments=False).logits
+        # the pool counts the classes that Eq. 3 asks for, those the teacher sees; Eq. 4 with w = 1 (lines 12 and 13)
+        deltas = kd_kl(self.student(view), teacher, self.config.kd_temperature, reduction="none")
+        return SynthBatch(best_images, teacher.argmax(dim=1), deltas=deltas)
+
+    def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
+        logits, temperature = (student.logits, teacher.logits), self.config.kd_temperature
+        if batch.is_weights is None:
+            return {"kd": kd_kl(*logits, temperature)}
+        # lines 18 to 21 in one pass: the losses, and w x loss back as the images' new priorities (Eq. 4 to 6)
+        rows = kd_kl_priority(*logits, batch.indices, batch.is_weights, self.priorities, temperature)
+        return {"kd": (batch.is_weights * rows).mean()}
+
+    def student(self, view: Tensor) -> Tensor:
+        """The frozen student's logits."""
+        return self._student[0](view)
