@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Two workers with one thread each: OpenMP teams that share two cores spin against each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test lint types bench-kernels gpu-check clean
+.PHONY: setup demo test lint types bench-kernels bench-pool kill-test gpu-check clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,15 @@ types: setup
 # The operators against what others do, on the GPU if there is one; appends to bench/results/kernels-<device>.jsonl.
 bench-kernels: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -c bench/kernels/pytest.ini bench/kernels
+
+# The pool's streams, sizes, costs and memory; appends to bench/results/pool-*.jsonl and draws pool-sizes.png. Takes 3 GB
+# of memory and as much of disk for a while.
+bench-pool: setup
+	OMP_NUM_THREADS=1 $(BIN)/python bench/pool/run.py
+
+# Kill a writer of a pool 200 times at random moments: nothing that it confirmed may be lost.
+kill-test: setup
+	$(PYTEST) tests/pool/test_kill.py --kills 200
 
 # On a machine with a GPU and without a network: uses that machine's own Python and torch, installs nothing.
 gpu-check:

@@ -70,7 +70,7 @@ class Pool:
         self.policy, self.quantize, self.stream, self.prefetch = policy, quantize, stream, prefetch
         channels, height, width = image_shape
         self.pixel_shape = (height, width, channels)
-        self.storage = make_storage(tier, capacity, runtime.device, journal)
+        self.storage = make_storage(tier, capacity, self.pixel_shape, runtime.device, journal)
         self.labels = torch.full((capacity,), -1, dtype=torch.int64, device=runtime.device)
         self.class_counts = torch.zeros(num_classes or 0, dtype=torch.int64, device=runtime.device)
         """images of each class (K,); empty when the pool was not told how many classes there are"""
@@ -91,8 +91,6 @@ class Pool:
         Raises ValueError for images that are not finite, which never enter the pool, for more than the capacity, and
         UserError for what goes wrong in the journal.
         """
-        if not torch.isfinite(images.sum()):
-            raise ValueError("pool: the images to add are not finite; the loss has diverged")
         count = self._admit(len(images))
         return self._put(to_bytes(images[:count], self.quantize), labels, extras)
 
@@ -187,7 +185,7 @@ class Pool:
         end = files.manifest.live(files.manifest.count)
         start = max(files.manifest.live(files.manifest.first), end - self.capacity)
         for index, fields in files.read(start, end):
-            self._store(index, {name: values.to(self.runtime.device) for name, values in fields.items()})
+            self._store(index, fields)
 
     def release(self, manifest: Mapping[str, Any]) -> None:
         """No pool older than the one of `manifest` will be restored any more: files that only those need may go."""
@@ -232,13 +230,13 @@ class Pool:
         return slots
 
     def _store(self, index: int, fields: Mapping[str, Tensor]) -> None:
-        count = len(fields["labels"])
+        labels, count = fields["labels"].to(self.runtime.device), len(fields["labels"])
         slots = (torch.arange(count, device=self.runtime.device) + index) % self.capacity
         if len(self.class_counts):
-            for labels, change in ((self.labels[slots], -1), (fields["labels"], 1)):
-                known = torch.where(labels >= 0, change, 0)  # a label of -1 is an empty slot, or unknown
-                self.class_counts.index_add_(0, labels.clamp(min=0), known)
-        self.labels[slots] = fields["labels"]
+            for classes, change in ((self.labels[slots], -1), (labels, 1)):
+                known = torch.where(classes >= 0, change, 0)  # -1 is an empty slot, or unknown
+                self.class_counts.index_add_(0, classes.clamp(min=0), known)
+        self.labels[slots] = labels
         self.storage.write(index, {name: values for name, values in fields.items() if name != "labels"})
         self.written = index + count
         self.size.fill_(len(self))

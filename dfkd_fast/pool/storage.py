@@ -42,10 +42,13 @@ class MemoryStorage:
     holds is small and stays on the device.
     """
 
-    def __init__(self, capacity: int, device: torch.device, *, pinned: bool = False) -> None:
+    def __init__(
+        self, capacity: int, image_shape: tuple[int, ...], device: torch.device, *, pinned: bool = False
+    ) -> None:
         self.capacity, self.device = capacity, device
         self.tier: Tier = "pinned" if pinned else "device"
-        self._columns: dict[str, Tensor] = {}
+        images = torch.empty((capacity, *image_shape), dtype=torch.uint8, device="cpu" if pinned else device)
+        self._columns = {"images": pin(images) if pinned else images}
 
     def column(self, name: str) -> Tensor:
         return self._columns[name]
@@ -56,7 +59,8 @@ class MemoryStorage:
     def write(self, index: int, fields: Mapping[str, Tensor]) -> None:
         for name, values in fields.items():
             if name not in self._columns:
-                self._columns[name] = self._reserve(name, values)
+                shape = (self.capacity, *values.shape[1:])
+                self._columns[name] = torch.empty(shape, dtype=values.dtype, device=self.device)
             column, start = self._columns[name], index % self.capacity
             before_end = min(len(values), self.capacity - start)
             column[start : start + before_end].copy_(values[:before_end], non_blocking=True)
@@ -64,12 +68,6 @@ class MemoryStorage:
 
     def locate(self, slots: Tensor) -> Tensor:
         return slots
-
-    def _reserve(self, name: str, like: Tensor) -> Tensor:
-        shape = (self.capacity, *like.shape[1:])
-        if name == "images" and self.tier == "pinned":
-            return pin(torch.empty(shape, dtype=like.dtype))
-        return torch.empty(shape, dtype=like.dtype, device=self.device)
 
 
 class MappedStorage:
@@ -131,10 +129,12 @@ class MappedStorage:
             os.close(handle)
 
 
-def make_storage(tier: Tier, capacity: int, device: torch.device, journal: Journal | None) -> Storage:
-    """The storage of a tier; mmap reads the journal's files."""
+def make_storage(
+    tier: Tier, capacity: int, image_shape: tuple[int, ...], device: torch.device, journal: Journal | None
+) -> Storage:
+    """The storage of a tier for images of shape (H, W, C); mmap reads the journal's files."""
     if tier != "mmap":
-        return MemoryStorage(capacity, device, pinned=tier == "pinned")
+        return MemoryStorage(capacity, image_shape, device, pinned=tier == "pinned")
     assert journal is not None, "mmap needs a journal"
     return MappedStorage(journal, capacity)
 

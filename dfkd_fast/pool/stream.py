@@ -68,7 +68,7 @@ class DirectStream:
     def push(self, slots: Tensor, params: CropFlip) -> None:
         rows = self.storage.locate(slots)
         images = self.augment(self.storage.column("images"), rows, params)
-        self._made.append(Gathered(images, gather_extras(self.storage, rows)))
+        self._made.append(Gathered(images, on_device(gather_extras(self.storage, rows), images.device)))
 
     def pop(self) -> Gathered:
         return self._made.popleft()

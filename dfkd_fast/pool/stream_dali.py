@@ -31,6 +31,8 @@ class _Feed(NamedTuple):
     """(B, 2) int32"""
     flips: Tensor
     """(B,) int32"""
+    consumed: torch.cuda.Event | None
+    """on a GPU: DALI has read it all"""
 
 
 class DaliStream:
@@ -43,13 +45,14 @@ class DaliStream:
         self.storage, self.runtime = storage, runtime
         self._depth = max(1, depth)
         self._pipeline = _build(view, runtime, shape, self._depth)
-        pinned = runtime.device.type == "cuda"
+        cuda = runtime.device.type == "cuda"
         # one buffer per batch that may be under way, and one to fill meanwhile
         self._feeds = deque(
             _Feed(
-                torch.zeros(shape, dtype=torch.uint8, pin_memory=pinned),
+                torch.zeros(shape, dtype=torch.uint8, pin_memory=cuda),
                 torch.zeros((shape[0], 2), dtype=torch.int32),
                 torch.zeros(shape[0], dtype=torch.int32),
+                torch.cuda.Event() if cuda else None,
             )
             for _ in range(self._depth + 2)
         )
@@ -73,6 +76,8 @@ class DaliStream:
         images = torch.from_dlpack(images.as_tensor())  # DALI's memory, which lives as long as the tensor
         self._pipeline.release_outputs()
         feed, extras = self._running.popleft()
+        if feed.consumed is not None:
+            feed.consumed.record(stream)  # which waits for the images, and they for all that was fed
         self._feeds.append(feed)
         images = images.permute(0, 3, 1, 2) if self.runtime.memory_format == torch.channels_last else images
         return Gathered(images.to(self.runtime.compute_dtype), on_device(extras, self.runtime.device))
@@ -86,6 +91,8 @@ class DaliStream:
 
     def _fill(self, feed: _Feed, slots: HostRows, shifts: HostRows, flips: HostRows) -> dict[str, Tensor]:
         rows = self.storage.locate(slots.wait())
+        if feed.consumed is not None:
+            feed.consumed.synchronize()
         torch.index_select(self.storage.column("images"), 0, rows, out=feed.images)
         feed.shifts.copy_(shifts.wait())
         feed.flips.copy_(flips.wait())
@@ -98,15 +105,17 @@ class DaliStream:
         self._running.append((feed, extras))
 
     def _schedule(self, feed: _Feed) -> None:
-        for name, values in feed._asdict().items():
-            self._pipeline.feed_input(name, values.numpy())
+        self._offer(feed)
         self._pipeline.schedule_run()
+
+    def _offer(self, feed: _Feed) -> None:
+        for name in ("images", "shifts", "flips"):
+            self._pipeline.feed_input(name, getattr(feed, name).numpy())
 
     def _prime(self) -> None:
         """A pipeline's first run takes as many inputs as it is deep: let it have blank ones, and drop what it makes."""
         for _ in range(self._depth - 1):
-            for name, values in self._feeds[0]._asdict().items():
-                self._pipeline.feed_input(name, values.numpy())
+            self._offer(self._feeds[0])
         self._schedule(self._feeds[0])
         for _ in range(self._depth):
             self._pipeline.share_outputs()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,6 +92,31 @@ def test_what_was_not_flushed_is_not_seen(tmp_path: Path) -> None:
         made.append(records(300, 50))
         made.drain()
         assert held(tmp_path) == list(range(300))
+
+
+def test_other_processes_may_read_while_one_writes(tmp_path: Path) -> None:
+    """Whatever a reader finds committed is whole; it never sees a record half-written."""
+    stop = threading.Event()
+
+    def append() -> None:
+        with journal(tmp_path) as made:
+            while not stop.is_set():
+                made.append(records(made.count, 130))
+                made.flush()
+
+    writer = threading.Thread(target=append)
+    writer.start()
+    try:
+        seen: list[int] = []
+        while len(seen) < 2000:
+            if (tmp_path / "manifest.json").exists():
+                now = held(tmp_path)
+                assert now == list(range(len(now)))
+                assert len(now) >= len(seen)
+                seen = now
+    finally:
+        stop.set()
+        writer.join()
 
 
 def test_a_ring_releases_the_segments_that_no_checkpoint_needs(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """A writer that is killed at any moment leaves a pool that opens, verifies and holds all that `flush` had confirmed.
 
-`DFKD_KILLS=200 python -m pytest tests/pool/test_kill.py` kills 200 times; by default 24 do.
+`make kill-test` (`pytest tests/pool/test_kill.py --kills 200`) kills 200 times, the test-suite 24 times.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from dfkd_fast.pool.journal import Journal
 from dfkd_fast.pool.layout import GRAIN
 from dfkd_fast.pool.verify import find_damage
 
-KILLS = int(os.environ.get("DFKD_KILLS", "24"))
 RING = 3000
 """capacity of the ring: of a dozen segments that a run writes, two are in use"""
 
@@ -71,10 +70,13 @@ def kill_one(folder: Path, count: int, policy: str, seed: int) -> int:
 
 
 @pytest.mark.parametrize("policy", ["append", "ring"])
-def test_nothing_that_flush_confirmed_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
+def test_nothing_that_flush_confirmed_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, policy: str
+) -> None:
+    kills = request.config.getoption("--kills", default=24)  # the option is known where this folder is asked for
     monkeypatch.setattr(layout, "SEGMENT_BYTES", 1)  # one grain each, so that segments begin and end all the time
     count = 0
-    for seed in range(-(-KILLS // 2)):
+    for seed in range(-(-kills // 2)):
         count = kill_one(tmp_path, count, policy, seed)
         if not count:
             continue
