@@ -93,8 +93,9 @@ class RoundStart(nn.Module):
     @torch.no_grad()
     def forget(self) -> None:
         """Reset the outer Adam's state, as a new one would have it; the learnt start stays."""
-        for tensor in (*self.mean, *self.square, self.steps):
-            tensor.zero_()
+        if self.learnt is not None:
+            for tensor in (*self.mean, *self.square, self.steps):
+                tensor.zero_()
 
     def _adam_step(self) -> None:
         gradients, mean, square = self._gradients(), list(self.mean), list(self.square)

@@ -117,9 +117,9 @@ class Fast(Method):
 
     def begin_round(self, epoch: int, index: int) -> None:
         config = self.config
-        if config.reset_epoch and epoch + 1 == config.warmup_epochs + config.reset_epoch:
+        if index == 0 and config.reset_epoch and epoch + 1 == config.warmup_epochs + config.reset_epoch:
             self.start.weights.reset_first_layers()
-        if config.meta_life and (epoch + 1) % config.meta_life == 0:
+        if index == 0 and config.meta_life and (epoch + 1) % config.meta_life == 0:
             self.start.weights.draw_latents()
             self.start.forget()
         self.start.begin()

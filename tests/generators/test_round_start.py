@@ -115,6 +115,7 @@ def test_starts_that_nothing_is_learnt_for(rule: Start) -> None:
     same = [torch.equal(p, b) for p, b in zip(adapted.parameters(), before, strict=True) if p.dim() > 1]
     assert all(same) if rule == "carry" else not any(same)
     assert start.weights is adapted
+    start.forget()  # there is nothing to forget
     assert not start.state_dict()
 
 

@@ -199,6 +199,14 @@ def test_first_layers_of_the_start_are_drawn_anew_once(method: Fast) -> None:
     assert method.start.weights.get_parameter(norm).abs().max() < 0.1
 
 
+def test_what_happens_once_in_an_epoch_happens_in_its_first_round(make_method: Callable[..., Any]) -> None:
+    method = make_method(Fast, replace(IMAGENET, reset_epoch=0))
+    method.begin_round(1, 0)
+    latents = method.start.weights.latents.clone()
+    method.begin_round(1, 1)
+    assert torch.equal(method.start.weights.latents, latents)
+
+
 def test_latents_and_labels_are_drawn_each_round(method: Fast) -> None:
     torch.manual_seed(0)
     method.begin_round(0, 0)
