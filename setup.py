@@ -78,7 +78,15 @@ def sources(with_cuda: bool) -> list[Path]:
 
 def cpu_flags() -> list[str]:
     """No -march: csrc/cpu/each_isa.h compiles each kernel per instruction set. No -ffast-math: NaN must pass."""
-    return ["-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
+    return [
+        "-g0",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wno-psabi",
+        "-Wno-maybe-uninitialized",
+    ]
 
 
 def link_without_cuda_torch(options: dict[str, Any], cuda_home: Path, cpp_extension: Any) -> None:

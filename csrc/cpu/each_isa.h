@@ -1,6 +1,7 @@
-// Compiles the file DFKD_KERNELS once per instruction set, in the namespaces v4 (AVX-512), v3 (AVX2, FMA) and generic,
-// and picks one by CPUID: one wheel runs everywhere, without -march. Targets are set by pragma and not by
-// target_clones, which lowers vector comparisons before it clones and so leaves them scalar in the clones.
+// Compiles the file DFKD_KERNELS once per instruction set, in the namespaces v4_bf16 (AVX-512 with BF16), v4 (AVX-512),
+// v3 (AVX2, FMA) and generic, and picks one by CPUID: one wheel runs everywhere, without -march. Targets are set by
+// pragma and not by target_clones, which lowers vector comparisons before it clones and so leaves them scalar in the
+// clones.
 #pragma once
 
 // Whatever a kernel file includes must be seen here first, outside the pragmas.
@@ -20,54 +21,88 @@
 #include <immintrin.h>
 
 #pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4")
-#define DFKD_ISA v4
+#pragma GCC target("arch=x86-64-v4", "avx512bf16")
+#define DFKD_ISA v4_bf16
 #define DFKD_VECTOR_BYTES 64
+#define DFKD_HAS_BF16 1
 #include DFKD_KERNELS
 #undef DFKD_ISA
 #undef DFKD_VECTOR_BYTES
+#undef DFKD_HAS_BF16
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4")
+#define DFKD_ISA v4
+#define DFKD_VECTOR_BYTES 64
+#define DFKD_HAS_BF16 0
+#include DFKD_KERNELS
+#undef DFKD_ISA
+#undef DFKD_VECTOR_BYTES
+#undef DFKD_HAS_BF16
 #pragma GCC pop_options
 
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v3")
 #define DFKD_ISA v3
 #define DFKD_VECTOR_BYTES 32
+#define DFKD_HAS_BF16 0
 #include DFKD_KERNELS
 #undef DFKD_ISA
 #undef DFKD_VECTOR_BYTES
+#undef DFKD_HAS_BF16
 #pragma GCC pop_options
 #endif
 
 #define DFKD_ISA generic
 #define DFKD_VECTOR_BYTES 16
+#define DFKD_HAS_BF16 0
 #include DFKD_KERNELS
 #undef DFKD_ISA
 #undef DFKD_VECTOR_BYTES
+#undef DFKD_HAS_BF16
 
 namespace dfkd::cpu {
 
-// 2 for v4, 1 for v3, 0 for generic; torch's ATEN_CPU_CAPABILITY (avx512, avx2, default) lowers it.
-inline int isa_level() {
-  static const int level = [] {
-    int found = 0;
+enum class Isa { generic, v3, v4, v4_bf16 };
+
+// What the processor has; torch's ATEN_CPU_CAPABILITY (avx512, avx2, default) lowers it.
+inline Isa isa() {
+  static const Isa level = [] {
+    Isa found = Isa::generic;
 #ifdef DFKD_X86_LEVELS
-    found = __builtin_cpu_supports("x86-64-v4") ? 2 : __builtin_cpu_supports("x86-64-v3") ? 1 : 0;
+    if (__builtin_cpu_supports("x86-64-v3")) found = Isa::v3;
+    if (__builtin_cpu_supports("x86-64-v4")) found = __builtin_cpu_supports("avx512bf16") ? Isa::v4_bf16 : Isa::v4;
 #endif
-    const char* asked = std::getenv("ATEN_CPU_CAPABILITY");
-    const int limit = !asked || !std::strcmp(asked, "avx512") ? 2 : !std::strcmp(asked, "avx2") ? 1 : 0;
-    return std::min(found, limit);
+    const char* const asked = std::getenv("ATEN_CPU_CAPABILITY");
+    const auto asks = [asked](const char* name) { return asked && std::strcmp(asked, name) == 0; };
+    if (asks("default")) return Isa::generic;
+    if (asks("avx2")) return std::min(found, Isa::v3);
+    return asks("avx512") ? std::min(found, Isa::v4) : found;
   }();
   return level;
+}
+
+template <typename Function>
+Function* pick(Function* v4_bf16, Function* v4, Function* v3, Function* generic) {
+  switch (isa()) {
+    case Isa::v4_bf16:
+      return v4_bf16;
+    case Isa::v4:
+      return v4;
+    case Isa::v3:
+      return v3;
+    default:
+      return generic;
+  }
 }
 
 }  // namespace dfkd::cpu
 
 // DFKD_PICK(function<T, true>): the function for this processor.
 #ifdef DFKD_X86_LEVELS
-#define DFKD_PICK(...)                                \
-  (::dfkd::cpu::isa_level() == 2   ? &v4::__VA_ARGS__ \
-   : ::dfkd::cpu::isa_level() == 1 ? &v3::__VA_ARGS__ \
-                                   : &generic::__VA_ARGS__)
+#define DFKD_PICK(...) \
+  ::dfkd::cpu::pick(&v4_bf16::__VA_ARGS__, &v4::__VA_ARGS__, &v3::__VA_ARGS__, &generic::__VA_ARGS__)
 #else
 #define DFKD_PICK(...) (&generic::__VA_ARGS__)
 #endif

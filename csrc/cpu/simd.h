@@ -55,11 +55,12 @@ DFKD_INLINE V load_bytes(const void* p) {
 
 DFKD_INLINE F32 load(const float* p) { return load_bytes<F32>(p); }
 
-// kLanes 16-bit values to 32 bits and back. One instruction each where the compiler's own conversion takes several.
+// kLanes 16-bit values to 32 bits and back: one instruction each, where the compiler's own conversion takes several.
+// (The pragma that sets the target does not define the compiler's feature macros, hence our own.)
 DFKD_INLINE U32 load_u16(const void* p) {
-#if defined(__AVX512F__)
+#if DFKD_VECTOR_BYTES == 64
   return reinterpret_cast<U32>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p))));
-#elif defined(__AVX2__)
+#elif DFKD_VECTOR_BYTES == 32
   return reinterpret_cast<U32>(_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
 #else
   return __builtin_convertvector(load_bytes<U16>(p), U32);
@@ -67,8 +68,16 @@ DFKD_INLINE U32 load_u16(const void* p) {
 }
 
 DFKD_INLINE void store_u16(void* p, U32 value) {
+#if DFKD_VECTOR_BYTES == 64
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(value)));
+#elif DFKD_VECTOR_BYTES == 32
+  const __m256i all = reinterpret_cast<__m256i>(value);
+  const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  _mm_storeu_si128(static_cast<__m128i*>(p), packed);
+#else
   const U16 low = __builtin_convertvector(value, U16);
   std::memcpy(p, &low, sizeof low);
+#endif
 }
 
 DFKD_INLINE F32 load(const BFloat16* p) { return from_bits(load_u16(p) << 16); }
@@ -84,11 +93,17 @@ DFKD_INLINE F32 load(const Half* p) {
 
 DFKD_INLINE void store(float* p, F32 value) { std::memcpy(p, &value, sizeof value); }
 
-// Round to nearest even; a NaN stays one (the rounding bias could carry it into the sign).
+// Round to nearest even; a NaN stays one (the rounding bias could carry it into the sign). The processor's own
+// instruction also turns subnormal numbers into zero.
 DFKD_INLINE void store(BFloat16* p, F32 value) {
+#if DFKD_HAS_BF16
+  const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(value));
+  std::memcpy(static_cast<void*>(p), &rounded, sizeof rounded);
+#else
   const U32 u = bits(value);
   const U32 rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   store_u16(p, value == value ? rounded : U32{} + 0x7fc0u);
+#endif
 }
 
 // Round to nearest even. Subnormal results are rounded by the float adder: the last place of 0.5f is the half's own.
