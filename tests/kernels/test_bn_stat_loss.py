@@ -171,7 +171,7 @@ def test_capturable(backend):
     momentum = torch.tensor(0.9, device=DEVICE)
 
     def step(*maps):
-        loss = loss_of(maps, targets, ema=(averages, momentum))
+        loss = loss_of(maps, targets, ema=(averages, momentum)) + loss_of(maps, targets, ema=(averages, 0.5))
         return loss.detach(), *torch.autograd.grad(loss, maps)
 
     check_capturable(step, *maps)

@@ -42,7 +42,8 @@ def bn_stat_loss(
         moments: one `Moments` per layer, as `bn_act_moments` or a `FrozenTeacher` gives them.
         targets: (mean, var) per layer, usually (running_mean, running_var); constants, as weights and averages are.
         kind: "l2", the norms, or "l2_squared", their squares.
-        weights: one factor per layer (SRe2L, arXiv:2306.13092); None: all 1.
+        weights: one factor per layer (SRe2L, arXiv:2306.13092); None: all 1. On a GPU a tensor there spares a copy that
+            waits, and can be captured; a list cannot.
         ema: ((mean, var) per layer, momentum): what is compared is (1 - momentum) * batch + momentum * average (Fast,
             arXiv:2112.07438; NAYER, arXiv:2310.00258). A 0-dim tensor as momentum lets a captured graph switch it from
             0 to 0.9.
@@ -64,7 +65,8 @@ def bn_stat_loss(
         moments = summed_over(group, moments, [mean for mean, _ in targets])
     weights_L = None if weights is None else torch.as_tensor(weights, dtype=like.dtype, device=like.device).detach()
     if ema is not None:
-        momentum = torch.as_tensor(ema[1], dtype=like.dtype, device=like.device)
+        # filled on the device: a number that is copied there would wait for it, and could not be captured
+        momentum = ema[1].detach().to(like) if isinstance(ema[1], Tensor) else like.new_full((), ema[1])
         ema = (_constants(ema[0], like.dtype), momentum)
     backend = pick("bn_stat_loss", like.device.type, like.dtype)
     if backend == "reference":
