@@ -1,0 +1,301 @@
+"""What every method of the catalogue keeps to. A new method is tested by being listed; it needs a `digits` preset.
+
+Each method runs as its digits preset says, but tiny: 32-pixel images, the demo's networks, a teacher that has seen
+nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sync_free import sync_free
+from torch import Tensor, nn
+
+from dfkd_fast.catalog import METHODS, presets
+from dfkd_fast.checkpoint import save_network
+from dfkd_fast.config import TrainConfig
+from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.errors import UserError
+from dfkd_fast.loops.networks import check_teacher, make_student
+from dfkd_fast.loops.pools import make_pools
+from dfkd_fast.loops.student import StudentTrainer
+from dfkd_fast.loops.synthesis import Synthesizer
+from dfkd_fast.loops.train import load_method, make_method, train
+from dfkd_fast.methods.base import Method, MethodConfig, weighted_sum
+from dfkd_fast.models.factory import ModelInfo, load_model
+from dfkd_fast.models.teacher import FrozenNet
+from dfkd_fast.runtime import make_runtime
+
+ROOT = Path(__file__).parent.parent.parent
+SHAPE = {"num_classes": 10, "image_size": 32, "mean": (0.3, 0.3, 0.3), "std": (0.4, 0.4, 0.4)}
+# Where a method has such a setting, it is cut down to this; odd numbers, so that nothing divides evenly.
+TINY = {
+    "epochs": 3,
+    "warmup_epochs": 1,
+    "warmup_rounds": 2,
+    "rounds": 1,
+    "synthesis_steps": 3,
+    "low_res_steps": 1,
+    "synthesis_batch_size": 23,
+    "batch_size": 23,
+    "student_steps": 3,
+    "generator_width": 16,
+    "noise_features": 16,
+    "latent_dim": 16,
+    "buffer_size": 40,
+    "bank_size": 40,
+    "num_negatives": 30,
+}
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher whose BN statistics are not those of a fresh network."""
+    torch.manual_seed(0)
+    model, info = load_model("cnn", **SHAPE)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0.0, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    file = tmp_path_factory.mktemp("teacher") / "cnn.safetensors"
+    save_network(file, model, info)
+    return file
+
+
+def tiny(name: str, teacher_file: Path, run_dir: Path, **settings: Any) -> TrainConfig[Any]:
+    config = load_config(default_config(name), preset="digits")
+    names = {item.name for item in fields(config.method)}
+    recipe = replace(config.method, **{key: value for key, value in TINY.items() if key in names})
+    return replace(
+        config,
+        method=recipe,
+        data=None,
+        train_teacher=False,
+        teacher_weights=teacher_file,
+        run_dir=run_dir,
+        precision="fp32",
+        device="cpu",
+        threads=1,
+        log=replace(config.log, images_per_class=0),
+        **settings,
+    )
+
+
+class Assembled:
+    """A method on its networks with pools and trainer, as a run puts them together."""
+
+    def __init__(self, config: TrainConfig[Any], folder: Path) -> None:
+        model, info = load_model("cnn", **SHAPE, weights=config.teacher_weights)
+        self.runtime = make_runtime(device="cpu", precision="fp32")
+        self.teacher = FrozenNet(model, info, self.runtime)
+        self.student = make_student(config, info, self.runtime)
+        cls = load_method(config.method_name)
+        self.method = make_method(config, cls, self.teacher, self.student, self.runtime).train()
+        self.pool, _ = make_pools(config.pool, folder, method=self.method, runtime=self.runtime)
+        self.trainer = StudentTrainer(
+            self.student, method=self.method, teacher=self.teacher, pool=self.pool, runtime=self.runtime
+        )
+        self.synthesizers = [Synthesizer(source, self.runtime) for source in self.method.sources()]
+
+    def round(self, epoch: int, index: int = 0) -> None:
+        """A round of every source, into its pool."""
+        for synthesizer in self.synthesizers:
+            size = synthesizer.method.info.image_size
+            batch = synthesizer.round(epoch, index, lambda *_: None)
+            slots = self.pool[size].add(batch.images, batch.labels, **batch.extras)
+            if size in self.trainer.priorities:
+                self.trainer.priorities[size].update(slots, batch.deltas[: len(slots)])
+
+
+@pytest.fixture
+def run(name: str, teacher_file: Path, tmp_path: Path) -> Assembled:
+    assembled = Assembled(tiny(name, teacher_file, tmp_path / "run"), tmp_path / "pool")
+    yield assembled
+    assembled.pool.close()
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def changed(before: dict[str, Tensor], module: nn.Module) -> set[str]:
+    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+
+
+@every_method
+def test_declares_itself(name: str) -> None:
+    """A class and a config as the catalogue says, a page, and a line of explanation for every setting."""
+    cls = load_method(name)
+    config_class = type(default_config(name).method)
+    assert issubclass(cls, Method)
+    assert issubclass(config_class, MethodConfig)
+    assert re.fullmatch(r"arXiv:\d{4}\.\d{5}", cls.paper)
+    assert cls.loop in ("alternating", "stepwise")
+    assert config_class.__dataclass_params__.frozen
+    assert all(item.kw_only for item in fields(config_class))
+    module = importlib.import_module(cls.__module__)
+    assert cls.paper in (module.__doc__ or "")
+    body = ast.parse(inspect.getsource(config_class)).body[0].body
+    for item, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(item, ast.AnnAssign):
+            assert isinstance(after, ast.Expr), f"{name}: {ast.unparse(item)} has no docstring"
+    file = f"dfkd_fast/methods/{Path(module.__file__).name}"
+    assert any(file in page.read_text() for page in (ROOT / "docs" / "methods").glob("*.md")), f"no page about {file}"
+
+
+@every_method
+def test_presets_load(name: str) -> None:
+    assert "digits" in presets(name)
+    for preset in presets(name):
+        config = load_config(default_config(name), preset=preset)
+        config.check()
+        assert config.method_name == name
+
+
+def test_importing_methods_imports_no_data_reader() -> None:
+    modules = sorted({target.partition(":")[0] for target in METHODS.values()})
+    code = f"""
+import importlib, sys
+for name in {modules}:
+    importlib.import_module(name)
+assert not {{"dfkd_fast.data", "sklearn", "PIL"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@every_method
+def test_a_round(run: Assembled, name: str) -> None:
+    """Images in [0, 1] with labels, finite weighted terms; frozen networks and every address stay as they are."""
+    before, teacher = state(run.student), state(run.teacher.net)
+    frozen = [*run.teacher.net.parameters(), *run.student.parameters()]
+    for synthesizer in run.synthesizers:
+        source = synthesizer.method
+        addresses: Sequence[int] = []
+        for epoch in (0, 1, 2):
+            seen = []
+            batch = synthesizer.round(epoch, 0, lambda terms, images, seen=seen: seen.append((terms, images)))
+            assert len(seen) == source.config.synthesis_steps == sum(source.stages())
+            assert all(term.dim() == 0 and term.isfinite() for terms, _ in seen for term in terms.values())
+            weighted_sum(seen[-1][0], source.config)
+            info = source.info
+            count = source.config.synthesis_batch_size
+            assert batch.images.shape == (count, info.in_chans, info.image_size, info.image_size)
+            assert 0 <= batch.images.min() < batch.images.max() <= 1
+            assert batch.labels.shape == (count,)
+            assert 0 <= batch.labels.min() <= batch.labels.max() < info.num_classes
+            now = [value.data_ptr() for value in (*source.parameters(), *source.buffers())]
+            assert addresses in ([], now), "something was rebound"
+            addresses = now
+    assert not changed(before, run.student)
+    assert not changed(teacher, run.teacher.net)
+    assert all(value.grad is None for value in frozen)
+
+
+@every_method
+def test_student_steps(run: Assembled, name: str) -> None:
+    """The student and the method's side module learn; nothing else of the method does, and no frozen network."""
+    run.round(0)
+    side = run.method.student_side()
+    learning = set() if side is None else {value.data_ptr() for value in side.parameters()}
+    before, others = state(run.student), state(run.method)
+    for parameter in run.method.parameters():
+        parameter.grad = None
+    terms: list[dict[str, Tensor]] = []
+    run.trainer.epoch(run.method.config.warmup_epochs, lambda found, _images: terms.append(found))
+    assert len(terms) == run.method.student_steps(run.method.config.warmup_epochs)
+    assert "kd" in terms[0]
+    assert all(term.isfinite() for found in terms for term in found.values())
+    learnt = {name for name, _ in run.student.named_parameters()}
+    assert learnt <= changed(before, run.student)
+    values = dict(run.method.named_parameters())
+    for name in changed(others, run.method) & values.keys():
+        assert values[name].data_ptr() in learning, f"{name} learnt from a student step"
+    assert all(value.grad is None for value in values.values() if value.data_ptr() not in learning)
+    assert all(value.grad is None for value in run.teacher.net.parameters())
+
+
+@every_method
+def test_steps_never_wait_for_the_device(run: Assembled, name: str) -> None:
+    """Synthesis in a warm-up and in a later epoch, every stage; a student step. Two of each: the first may set up."""
+    run.round(0)
+    for epoch in (0, 2):
+        for synthesizer in run.synthesizers:
+            synthesizer.method.begin_round(epoch, 0)
+            for stage, _ in enumerate(synthesizer.method.stages()):
+                synthesizer.method.begin_stage(stage)
+                synthesizer.step()
+                with sync_free():
+                    synthesizer.step()
+    samplers = run.trainer._samplers()
+    batches = list(run.pool.batches(samplers, run.trainer.views, 2))
+    run.student.train()
+    run.trainer.step(batches[0])
+    with sync_free():
+        run.trainer.step(batches[1])
+
+
+@every_method
+def test_deployed_network_classifies(run: Assembled, name: str) -> None:
+    deployed = run.method.deploy(run.student).eval()
+    assert deployed(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+@every_method
+def test_runs_and_resumes_bit_for_bit(name: str, teacher_file: Path, tmp_path: Path) -> None:
+    """Stopped after the warm-up and one student epoch, and taken up again: the same student and pool as in one go."""
+    whole = train(tiny(name, teacher_file, tmp_path / "whole"))
+    pieces = tiny(name, teacher_file, tmp_path / "pieces")
+    train(replace(pieces, stop_after_epoch=2))
+    train(pieces, resume=True)
+    expected = load_file(whole / "student.safetensors")
+    found = load_file(tmp_path / "pieces" / "student.safetensors")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(value, found[key]) for key, value in expected.items())
+    for file in sorted((whole / "pool").rglob("*.bin")):
+        assert file.read_bytes() == (tmp_path / "pieces" / file.relative_to(whole)).read_bytes()
+
+
+@every_method
+def test_teacher_without_batchnorm(name: str) -> None:
+    cls, config = load_method(name), load_config(default_config(name), preset="digits")
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    info = ModelInfo(name="plain", **SHAPE)
+    if not cls.needs_batchnorm:
+        check_teacher(network, info, cls, config, None)
+        return
+    with pytest.raises(UserError, match=rf"^--teacher cnn: {name} matches BatchNorm statistics and this network has"):
+        check_teacher(network, info, cls, config, None)
+
+
+@every_method
+def test_wrong_values_are_named(name: str) -> None:
+    """Of each kind of setting that the method adds, one that cannot be; a batch without statistics; a typing error."""
+    added = {item.name: item for item in fields(default_config(name).method)}
+    for kind, wrong in (("int", "x"), ("float", "x"), ("bool", "x")):
+        key = next((key for key, item in reversed(added.items()) if item.type == kind), None)
+        flag = f"--method.{str(key).replace('_', '-')}"
+        if key is not None:
+            with pytest.raises(UserError, match=rf"^{flag} {wrong}: "):
+                load_config(default_config(name), flags=[flag, wrong])
+    weight = next(key for key in reversed(added) if key.endswith("_weight")).replace("_", "-")
+    for flags, message in (
+        ([f"--method.{weight}", "nan"], rf"^--method\.{weight} nan: choose a finite number$"),
+        (["--synthesis-batch-size", "1"], r"^--method\.synthesis-batch-size 1: choose 2 or more$"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_config(default_config(name), preset="digits", flags=flags).check()
+    with pytest.raises(UserError, match=rf"^--method\.{weight}s: unknown flag; did you mean --method\.{weight}\?"):
+        load_config(default_config(name), flags=[f"--method.{weight}s", "1"])
