@@ -133,8 +133,15 @@ class TrainConfig(Hardware, Generic[M]):
     """how --train-teacher trains"""
     student: str = ""
     """network to distil into"""
-    label_embeddings: str = "orthogonal"
-    """class vectors for methods that start from label text: orthogonal, one-hot, or a .safetensors file"""
+    text: str = "orthogonal"
+    """class vectors, for methods that take them: clip, sbert, class-index, orthogonal, one-hot, class-centre, or a
+    .safetensors file (K, D); also written --label-embeddings"""
+    prompt: str = "P2"
+    """sentence that a text encoder is given: P1, P2, P3, released, or one with {name} or {index}"""
+    text_model: str = ""
+    """name or folder of the text encoder; without it CLIP ViT-B/32, or SBERT's all-MiniLM-L6-v2"""
+    class_names: Path | None = None
+    """file with a name for each class, one a line; without it the names are the data's own"""
     image_size: int | None = None
     """pixels per side, where the teacher's checkpoint does not say"""
     num_classes: int | None = None

@@ -57,7 +57,12 @@ def named_method(file: Path) -> str:
     return name
 
 
+ALIASES = {"--label-embeddings": "--text"}
+"""other names of flags; in TOML, of keys"""
+
+
 def _apply(config: TrainConfig[M], settings: Sequence[Setting]) -> TrainConfig[M]:
+    settings = _renamed(settings)
     schema: Any = TrainConfig
     prog = f"dfkd-fast train {config.method_name}"
     about = (
@@ -76,3 +81,16 @@ def _without_metadata(table: Mapping[str, Any], method: str, file: str) -> dict[
             raise UserError(f'{file}: [method] name = "{section["name"]}": this is no config for {method}')
         table["method"] = {key: value for key, value in section.items() if key != "name"}
     return table
+
+
+def _renamed(settings: Sequence[Setting]) -> list[Setting]:
+    """Settings by the names that the config knows. `--text file` says no more than that a file is named beside it."""
+    found = [_named(setting, ALIASES[setting.flag]) if setting.flag in ALIASES else setting for setting in settings]
+    files = [setting for setting in found if setting.flag == "--text" and setting.value.strip('"') == "file"]
+    named = [setting for setting in found if setting.flag == "--text" and setting not in files]
+    return [setting for setting in found if not (named and setting in files)]
+
+
+def _named(setting: Setting, flag: str) -> Setting:
+    head, *values = setting.arguments
+    return replace(setting, flag=flag, arguments=(flag + head[len(setting.flag) :], *values))

@@ -1,40 +1,101 @@
-"""Label embeddings: one vector per class, from a file or made up when there is no text."""
+"""Class vectors: what the classes are called, as embeddings, or made up when there is no text.
+
+`--text` names the source; `--label-embeddings` is another name of that flag.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dfkd_fast.errors import UserError
+from dfkd_fast.errors import UserError, one_of
 from dfkd_fast.rng import fold
+from dfkd_fast.text_encoders import encode
 
-CHOICES = ("orthogonal", "one-hot")
+PROMPTS = {
+    "P1": "a class of a {name}",
+    "P2": "a photo of a {name}",
+    "P3": "a photo of a {index}",
+    "released": "a image of {name}",
+}
+"""templates of NAYER's section 4.4 (its tables and MUSE's are made with P2), and the one in its released script"""
+
+MADE_UP = ("orthogonal", "one-hot")
+"""sources that need no text"""
+SOURCES = ("clip", "sbert", "class-index", *MADE_UP, "file")
+"""where class vectors can come from; `file` stands for a .safetensors file, which is named itself"""
+CENTRES = "class-centre"
+"""the source for methods that can do without: classes are where the teacher puts the first images of them"""
 
 
-def label_embeddings(source: str, num_classes: int, *, dim: int = 512) -> Tensor:
-    """Embeddings (K, D) float32, named by `--label-embeddings`.
+def label_embeddings(
+    source: str,
+    num_classes: int,
+    *,
+    names: Sequence[str] | None = None,
+    prompt: str = "P2",
+    model: str = "",
+    dim: int = 512,
+) -> Tensor:
+    """Embeddings (K, D) float32 for `--text SOURCE`.
 
-    "orthogonal": K orthonormal directions of dimension max(dim, K), the same on every machine and run; "one-hot": D =
-    K; anything else: a safetensors file with one (K, D) tensor. Raises UserError for a file that is not that.
+    "clip", "sbert": of the class `names` in the template `prompt` (a name of `PROMPTS`, or text with {name} or
+    {index}), by the encoder `model`; "class-index": CLIP's of "a photo of a 7", which needs no names. "orthogonal": K
+    orthonormal directions of dimension max(dim, K), the same on every machine and run, which "class-centre" also
+    starts from; "one-hot": D = K; anything else: a safetensors file with one (K, D) tensor.
+    Raises UserError for what is not to be had.
     """
     if source == "one-hot":
         return torch.eye(num_classes)
-    if source == "orthogonal":
+    if source in ("orthogonal", CENTRES):
         generator = torch.Generator().manual_seed(fold(0, "label-embeddings"))
         directions = torch.randn(max(dim, num_classes), num_classes, generator=generator, dtype=torch.float64)
         return torch.linalg.qr(directions).Q.T.float().contiguous()
+    if source == "class-index":
+        return encode("clip", prompted(num_classes, None, "P3"), model=model)
+    if source == "file":
+        raise UserError("--text file: name it, --text FILE.safetensors")
+    if source in SOURCES:
+        return encode(source, prompted(num_classes, names, prompt, flag=f"--text {source}"), model=model)
     return _read(Path(source), num_classes)
+
+
+def origin(source: str) -> str:
+    """What kind of vectors `--text SOURCE` gives: a name of `SOURCES` or `CENTRES`; `file` for a path."""
+    return source if source in (*SOURCES, CENTRES) else "file"
+
+
+def prompted(num_classes: int, names: Sequence[str] | None, prompt: str, *, flag: str = "--text") -> list[str]:
+    """The template filled in for each class. Raises UserError for a template without a place, and for unknown names.
+
+    Underscores in names become spaces, in the released template hyphens too.
+    """
+    template = PROMPTS.get(prompt, prompt)
+    by_name = "{name}" in template
+    if not by_name and "{index}" not in template:
+        choices = one_of((*PROMPTS, "a text with {name} or {index}"))
+        raise UserError(f"--prompt {prompt}: choose {choices}")
+    if by_name and names is None:
+        raise UserError(f"{flag}: what the classes are called is not known; give --class-names FILE or --prompt P3")
+    spoken = [name.replace("_", " ") for name in names] if names is not None else [""] * num_classes
+    if prompt == "released":
+        spoken = [name.replace("-", " ") for name in spoken]
+    return [template.replace("{name}", name).replace("{index}", str(index)) for index, name in enumerate(spoken)]
 
 
 def _read(path: Path, num_classes: int) -> Tensor:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    flag = f"--label-embeddings {path}"
+    flag = f"--text {path}"
     if not path.is_file():
-        raise UserError(f"{flag}: no such file; choose {', '.join(CHOICES)} or a .safetensors file of shape (K, D)")
+        sources = one_of(
+            (*(name for name in SOURCES if name != "file"), CENTRES, "a .safetensors file of shape (K, D)")
+        )
+        raise UserError(f"{flag}: no such source or file; choose {sources}")
     try:
         tensors = load_file(path)
     except SafetensorError as error:

@@ -62,6 +62,16 @@ def test_precedence(tmp_path: Path) -> None:
     assert (config.pool.capacity, config.seed, config.eval.every) == (5, 3, 1)
 
 
+def test_label_embeddings_is_another_name_of_text(tmp_path: Path) -> None:
+    file = toml(tmp_path, 'label_embeddings = "a.safetensors"\n')
+    assert toy(file=file).text == "a.safetensors"
+    assert toy("--label-embeddings", "one-hot", file=file).text == "one-hot"
+    assert toy("--label-embeddings=b.safetensors", "--text", "file").text == "b.safetensors"
+    assert toy("--text", "file", "--label-embeddings", "b.safetensors").text == "b.safetensors"
+    assert toy("--text", "clip", file=file).text == "clip"
+    assert toy("--text", "file").text == "file"
+
+
 def test_preset_below_file_below_flags(tmp_path: Path) -> None:
     base = default_config("nayer")
     preset = load_config(base, preset="imagenet")

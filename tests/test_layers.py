@@ -15,7 +15,7 @@ PACKAGE = ROOT / "dfkd_fast"
 LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "catalog", "rng"], 0),
     **dict.fromkeys(["config", "config_sources", "flags", "recipes", "runtime", "optim", "losses", "sampling"], 1),
-    **dict.fromkeys(["models", "generators", "augment", "pool", "text"], 2),
+    **dict.fromkeys(["models", "generators", "augment", "pool", "text", "text_encoders", "class_names"], 2),
     **dict.fromkeys(["methods", "data", "image_files", "cifar_files"], 3),
     **dict.fromkeys(["checkpoint", "meters", "console", "loggers", "visualize"], 3),
     "loops": 4,
@@ -29,6 +29,9 @@ NEIGHBOURS: dict[str, set[str]] = {
     "pool": {"augment", "models"},
     "augment": {"models"},
     "generators": {"models"},
+    "text": {"text_encoders"},
+    "text_encoders": {"models"},
+    "class_names": {"models"},
     "loggers": {"console", "meters"},
     "data": {"image_files", "cifar_files"},
     "cifar_files": {"image_files"},

@@ -16,6 +16,7 @@ from dfkd_fast.data import ImageSet, load_split
 from dfkd_fast.errors import UserError
 from dfkd_fast.loggers import RunLogger
 from dfkd_fast.loops.alternating import AlternatingLoop
+from dfkd_fast.loops.class_vectors import class_vectors
 from dfkd_fast.loops.evaluate import Evaluation, agreement, evaluate
 from dfkd_fast.loops.interrupt import Interrupted, StopSignals, stop_signals
 from dfkd_fast.loops.networks import check_teacher, load_teacher, make_student
@@ -27,7 +28,6 @@ from dfkd_fast.models.teacher import FrozenNet, frozen_twin
 from dfkd_fast.pool.build import check_pool
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.runtime import Runtime, make_runtime
-from dfkd_fast.text import label_embeddings
 from dfkd_fast.visualize import save_grid
 
 
@@ -50,7 +50,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     check_teacher(model, info, method_class, config, test)
     teacher = FrozenNet(model, info, runtime)
     student = make_student(config, info, runtime)
-    method = make_method(config, method_class, teacher, student, runtime)
+    method = make_method(config, method_class, teacher, student, test, runtime)
     _claim(folder, config, resume=resume)
     with stop_signals() as signals:
         try:
@@ -69,12 +69,17 @@ def load_method(name: str) -> type[Method]:
 
 
 def make_method(
-    config: TrainConfig, method_class: type[Method], teacher: FrozenNet, student: nn.Module, runtime: Runtime
+    config: TrainConfig,
+    method_class: type[Method],
+    teacher: FrozenNet,
+    student: nn.Module,
+    test: ImageSet | None,
+    runtime: Runtime,
 ) -> Method:
     """The method on its networks, on the device; the same on every rank."""
-    embeddings = label_embeddings(config.label_embeddings, teacher.info.num_classes)
+    embeddings, text = class_vectors(config, method_class, teacher.info.num_classes, test)
     seed_phase(config.seed, 0, 0, "method")
-    method = method_class(config.method, Setup(teacher, frozen_twin(student), teacher.info, embeddings))
+    method = method_class(config.method, Setup(teacher, frozen_twin(student), teacher.info, embeddings, text))
     runtime.place(method)
     return method
 

@@ -110,6 +110,8 @@ class Method(nn.Module):
     """True where real images are part of the method: then it is not data-free in the strict sense"""
     needs_batchnorm: ClassVar[bool] = True
     """whether the method matches the teacher's BatchNorm statistics"""
+    text_sources: ClassVar[Sequence[str]] = ()
+    """values of `--text` that the method takes; none: it does not ask what classes are called"""
     paper: ClassVar[str]
     """arXiv id"""
     pool_policy: Policy = "append"

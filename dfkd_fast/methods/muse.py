@@ -22,6 +22,7 @@ from dfkd_fast.models.class_embedding import ClassEmbedding
 from dfkd_fast.models.taps import TappedNet
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.pool.pool import PoolBatch
+from dfkd_fast.text import CENTRES, SOURCES
 
 CLIP_SCALE = ("clip", "class-index", "file")
 """origins of embeddings that keep their scale: CLIP's, and what a user brings"""
@@ -117,6 +118,7 @@ class Muse(Method):
     """MUSE at any number of image sizes: a generator for each, a student that learns from all (Eqs. 7 and 8)."""
 
     loop = "alternating"
+    text_sources = (*SOURCES, CENTRES)
     paper = "arXiv:2411.17046"
 
     def __init__(self, config: MuseSConfig, setup: Setup) -> None:
@@ -124,7 +126,7 @@ class Muse(Method):
         self.config: MuseSConfig = config
         self.info = setup.info
         student, centres = TappedNet(setup.student), setup.label_embeddings
-        learnt = setup.text == "class-centre"
+        learnt = setup.text == CENTRES
         if learnt:
             centres = centres.new_zeros(len(centres), setup.teacher.class_weights.shape[1])
         self.embedding = ClassEmbedding(

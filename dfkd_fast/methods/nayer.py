@@ -26,6 +26,7 @@ from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.optim import OptimizerSpec
 from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.rng import balanced_labels
+from dfkd_fast.text import SOURCES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,7 @@ class NayerConfig(MethodConfig):
 
 class Nayer(Method):
     loop = "alternating"
+    text_sources = SOURCES
     paper = "arXiv:2310.00258"
 
     labels: Tensor

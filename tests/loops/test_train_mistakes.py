@@ -109,7 +109,7 @@ def test_label_embeddings_of_other_classes(mistake: Callable[..., str], tmp_path
     line = mistake(
         *("--teacher", "cnn", "--teacher-weights", weights, "--student", "cnn_s", "--label-embeddings", str(file))
     )
-    assert line == f"--label-embeddings {file}: shape (5, 8); the teacher has 3 classes, so (3, D)"
+    assert line == f"--text {file}: shape (5, 8); the teacher has 3 classes, so (3, D)"
 
 
 def test_folder_that_holds_a_run(mistake: Callable[..., str], tmp_path: Path) -> None:

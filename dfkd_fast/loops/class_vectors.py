@@ -1,0 +1,37 @@
+"""The class vectors of a run, where its method asks what the classes are called."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dfkd_fast.class_names import read_class_names, spoken_names
+from dfkd_fast.config import TrainConfig
+from dfkd_fast.data import ImageSet
+from dfkd_fast.errors import UserError, one_of
+from dfkd_fast.methods.base import Method
+from dfkd_fast.text import label_embeddings, origin
+
+
+def class_vectors(
+    config: TrainConfig, method: type[Method], num_classes: int, test: ImageSet | None
+) -> tuple[Tensor, str]:
+    """Embeddings (K, D) for `--text`, and where they are from; (K, 0) for a method that does not ask.
+
+    Names are those of `--class-names`, else the data's own. Raises UserError for a source that the method does not
+    take, and for vectors that are not to be had.
+    """
+    source = origin(config.text)
+    if not method.text_sources:
+        if config.text != type(config).text:
+            raise UserError(f"--text {config.text}: {config.method_name} takes no class vectors; leave it out")
+        return torch.empty(num_classes, 0), source
+    if source not in method.text_sources:
+        raise UserError(f"--text {config.text}: {config.method_name} takes {one_of(method.text_sources)}")
+    names = None
+    if config.class_names is not None:
+        names = read_class_names(config.class_names, num_classes)
+    elif test is not None:
+        names = spoken_names(test.class_names)
+    embeddings = label_embeddings(config.text, num_classes, names=names, prompt=config.prompt, model=config.text_model)
+    return embeddings, source
