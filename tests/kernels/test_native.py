@@ -185,7 +185,8 @@ def build(folder, **environment):
     """`setup.py build_ext` into a folder of its own; the finished process and the binaries."""
     folders = ["--build-lib", f"{folder}/lib", "--build-temp", f"{folder}/temp"]
     command = [sys.executable, "setup.py", "build_ext", *folders]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("DFKD_")}
+    environment = {**inherited, "OMP_NUM_THREADS": "1", **environment}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     return result, sorted(folder.glob("lib/**/*.so"))
 
