@@ -167,6 +167,11 @@ class RunLogger:
         """Leave the console as it was found."""
         self.console.end()
 
+    def restart(self) -> None:
+        """Forget what a run recorded that was stopped before its first checkpoint."""
+        if self.is_main:
+            self.file.unlink(missing_ok=True)
+
     def truncate(self, epoch: int, phase: str) -> None:
         """Forget what was recorded after the boundary at the end of `phase` of `epoch`, where a checkpoint stands.
 

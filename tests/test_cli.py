@@ -75,9 +75,7 @@ def test_help_of_a_method_shows_the_presets_values(capsys: pytest.CaptureFixture
 def test_ls(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls"]) == 0
     shown = capsys.readouterr().out
-    assert all(
-        text in shown for text in ("methods:", "nayer  NAYER: Noisy Layer", "--preset cifar100", "71.72 %", "wrn40_2")
-    )
+    assert all(text in shown for text in ("methods:", "NAYER: Noisy Layer", "--preset cifar100", "71.72 %", "wrn40_2"))
     assert main(["ls", "kernels"]) == 0
     assert "bn_stat_loss" in capsys.readouterr().out
     assert failure(capsys, "ls", "model").startswith("ls model: did you mean models? choose ")
@@ -232,6 +230,11 @@ def test_resume(runs: list[tuple[TrainConfig, bool]], tmp_path: Path, monkeypatc
     assert main(["train", "nayer", "--resume", "one", "--log.every", "7", "--threads", "1"]) == 0
     assert runs[1:3] == [(whole, True)] * 2
     assert runs[3] == (replace(whole, threads=1, log=replace(whole.log, every=7)), True)
+    unnamed = ["train", "nayer", "--preset", "cifar10"]
+    assert [main(unnamed), main(unnamed), main([*unnamed, "--resume"])] == [0, 0, 0]
+    newest, resumed = runs.pop()
+    assert (newest.run_folder.name, resumed) == ("nayer-nodata-wrn40_2-wrn16_2-s0-2", True)
+    assert [resumed for _, resumed in (runs.pop(), runs.pop())] == [False, False]
     (tmp_path / "one").rename(tmp_path / "moved")
     assert main(["train", "--resume", "moved", "--stop-after-epoch", "3"]) == 0
     assert runs[4] == (replace(whole, run_dir=Path("moved"), stop_after_epoch=3), True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from dfkd_fast.checkpoint import latest_checkpoint
 from dfkd_fast.cli.main import main
+from dfkd_fast.loops.teacher import _Trainer
 
 TINY = [
     *("train", "nayer", "--preset", "digits", "--threads", "1", "--precision", "fp32"),
@@ -73,13 +75,52 @@ def test_stop_after_epoch_and_resume(whole: Path, tmp_path: Path, epochs: int) -
 
 
 def test_work_after_the_last_checkpoint_is_dropped(whole: Path, tmp_path: Path) -> None:
-    """Checkpoints every second epoch: epoch 3 is run, lost, and run again; its images do not come twice."""
+    """Epoch 3 is run, lost, and run again; its images do not come twice."""
     folder = tmp_path / "run"
-    every = ["--checkpoint.every", "2"]
-    assert main([*TINY, *every, "--run-dir", str(folder), "--stop-after-epoch", "3"]) == 0
+    keep = ["--checkpoint.keep", "9"]
+    assert main([*TINY, *keep, "--run-dir", str(folder), "--stop-after-epoch", "3"]) == 0
+    for lost in (folder / "checkpoints").glob("00002-*"):
+        shutil.rmtree(lost)
     found = latest_checkpoint(folder / "checkpoints")
     assert found is not None
     assert found.epoch == 1
+    assert main(["train", "--resume", str(folder)]) == 0
+    same_run(whole, folder)
+
+
+def test_a_run_that_is_stopped_as_asked_has_a_checkpoint_there(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    every = ["--checkpoint.every", "3"]
+    assert main([*TINY, *every, "--run-dir", str(folder), "--stop-after-epoch", "2"]) == 0
+    found = latest_checkpoint(folder / "checkpoints")
+    assert found is not None
+    assert (found.epoch, found.phase) == (1, "distillation")
+    assert main(["train", "--resume", str(folder)]) == 0
+    same_run(whole, folder)
+
+
+def test_a_run_that_lost_every_checkpoint_starts_again(whole: Path, tmp_path: Path) -> None:
+    """Nothing of what it recorded and made before comes twice."""
+    folder = tmp_path / "run"
+    assert main([*TINY, "--run-dir", str(folder), "--stop-after-epoch", "2"]) == 0
+    shutil.rmtree(folder / "checkpoints")
+    assert main(["train", "--resume", str(folder)]) == 0
+    same_run(whole, folder)
+
+
+def test_a_disk_that_fills_up_while_metrics_are_written(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert main([*TINY, "--run-dir", str(folder), "--stop-after-epoch", "2"]) == 0
+    full = folder / "metrics.partial"
+    full.symlink_to("/dev/full")
+    capsys.readouterr()
+    assert main(["train", "--resume", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"dfkd-fast: --run-dir {folder}: no room to write (")
+    assert line.endswith(f"free space, then --resume {folder}")
+    full.unlink()
     assert main(["train", "--resume", str(folder)]) == 0
     same_run(whole, folder)
 
@@ -103,6 +144,24 @@ def test_a_signal_stops_after_the_step_and_resume_repeats_the_phase(
     assert not (folder / "student.safetensors").exists()
     assert main(["train", "--resume", str(folder)]) == 0
     same_run(whole, folder)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_teacher_is_trained_leaves_nothing_behind(
+    tmp_path: Path, signum: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DFKD_FAST_CACHE", str(tmp_path / "cache"))
+    step, folder = _Trainer.step, tmp_path / "run"
+
+    def interrupted(trainer: _Trainer, indices: torch.Tensor) -> torch.Tensor:
+        signal.raise_signal(signum)
+        return step(trainer, indices)
+
+    monkeypatch.setattr(_Trainer, "step", interrupted)
+    assert main([*TINY, "--run-dir", str(folder)]) == 128 + signum
+    expected = f"dfkd-fast: stopped by {signum.name} before anything was written\n"
+    assert capsys.readouterr().err == expected
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_resuming_a_complete_run_changes_nothing(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,7 +69,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[TrainConfig[Any], bool]:
         return config, False
     if folder not in (None, config.run_dir):
         raise UserError(f"--run-dir {config.run_dir}: a resumed run stays in its folder, {folder}")
-    folder = config.run_folder
+    folder = folder or config.run_dir or _newest_run(config.run_folder)
     _check_same(load_run(folder), config, folder)
     return replace(config, run_dir=folder), True
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dfkd_fast.errors import UserError
+
 
 class Decoder(nn.Module):
     """Linear stem, then blocks of [nearest upsampling x2] - 3x3 convolution - BN - LeakyReLU(0.2), then 3x3 to RGB,
@@ -103,7 +105,7 @@ def _deep_blocks(width: int) -> tuple[tuple[bool, int], ...]:
 def _start_size(image_size: int, blocks: Sequence[tuple[bool, int]]) -> int:
     scale: int = 2 ** sum(upsample for upsample, _ in blocks)
     if image_size % scale:
-        raise ValueError(f"image_size {image_size}: must be a multiple of {scale} for this generator")
+        raise UserError(f"--image-size {image_size}: choose a multiple of {scale}, as this generator doubles its maps")
     return image_size // scale
 
 

@@ -46,7 +46,7 @@ def evaluate(
     batch has the same shape (the last one repeats an image, which is not counted) and nothing waits for the device
     before the end. Raises UserError, naming `flag`, where classes or sizes of images and network differ.
     """
-    _check_fit(images, info, flag)
+    check_fit(images, info, flag)
     batch_size = min(batch_size, len(images))
     indices = torch.arange(batch_size, device=runtime.device)
     still = indices.new_zeros(batch_size, 2), torch.zeros_like(indices, dtype=torch.bool)
@@ -74,7 +74,8 @@ def agreement(first: Evaluation, second: Evaluation) -> float:
     return (first.predictions == second.predictions).double().mean().item()
 
 
-def _check_fit(images: ImageSet, info: ModelInfo, flag: str) -> None:
+def check_fit(images: ImageSet, info: ModelInfo, flag: str) -> None:
+    """Raise UserError, naming `flag`, where classes or sizes of images and network differ."""
     if images.num_classes != info.num_classes:
         raise UserError(f"{flag} {images.name}: {images.num_classes} classes, but {info.name} knows {info.num_classes}")
     if images.image_size != info.image_size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from dfkd_fast.catalog import MODELS
 from dfkd_fast.config import TrainConfig
 from dfkd_fast.data import ImageSet, load_split
 from dfkd_fast.errors import UserError
+from dfkd_fast.loops.evaluate import check_fit
 from dfkd_fast.loops.teacher import cached_teacher
 from dfkd_fast.methods.base import Method
 from dfkd_fast.models.factory import ModelInfo, load_model, saved_info
@@ -19,16 +21,18 @@ from dfkd_fast.rng import seed_phase
 from dfkd_fast.runtime import Runtime
 
 
-def load_teacher(config: TrainConfig, test: ImageSet | None, runtime: Runtime) -> tuple[nn.Module, ModelInfo]:
+def load_teacher(
+    config: TrainConfig, test: ImageSet | None, runtime: Runtime, *, on_step: Callable[[], None]
+) -> tuple[nn.Module, ModelInfo]:
     """The teacher that the config names: trained on the spot (`--train-teacher`), from a checkpoint, or published
     weights.
 
     What a checkpoint does not say about itself (classes, size, normalisation) is taken from the flags, then from
-    `test`.
+    `test`. `on_step` is called after each step of a training and raises to stop it.
     """
     if config.train_teacher:
         train = load_split(str(config.data), "train", image_size=config.image_size)
-        return cached_teacher(config.teacher_recipe, config.teacher, train, test, runtime=runtime)
+        return cached_teacher(config.teacher_recipe, config.teacher, train, test, runtime=runtime, on_step=on_step)
     if config.teacher_weights is None and config.teacher in MODELS:
         raise UserError(
             f"--teacher {config.teacher}: no published weights; give --teacher-weights FILE or --train-teacher"
@@ -61,9 +65,24 @@ def check_teacher(
             f"--teacher {config.teacher}: {config.method_name} matches BatchNorm statistics and this network has none; "
             "choose a teacher with BatchNorm"
         )
-    if test is not None and len(test.class_names) != info.num_classes:
+    if test is not None:
+        check_fit(test, info, "--data")
+
+
+def check_pool_use(config: TrainConfig, method: Method) -> None:
+    """Raise UserError where the student would start on an empty pool, or the pool cannot hold what the recipe makes."""
+    warmup = config.method.warmup_epochs
+    if not any(method.rounds(epoch) for epoch in range(warmup + 1)):
         raise UserError(
-            f"--data {config.data}: {len(test.class_names)} classes; --teacher {config.teacher} has {info.num_classes}"
+            f"--method.warmup-epochs {warmup}: no synthesis round before the student's first step; give at least one"
+        )
+    policy = config.pool.policy or method.pool_policy
+    batch_size = config.method.synthesis_batch_size
+    least = {"append": method.pool_capacity(), "ring": batch_size, "cap": 1}[policy]
+    if config.pool.capacity is not None and config.pool.capacity < least:
+        other = " (or --pool.policy ring)" if policy == "append" else ""
+        raise UserError(
+            f"--pool.capacity {config.pool.capacity}: choose {least} or more for --pool.policy {policy}{other}"
         )
 
 

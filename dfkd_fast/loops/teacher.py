@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -40,18 +41,20 @@ def train_teacher(
     *,
     runtime: Runtime,
     console: ConsoleKind = "auto",
+    on_step: Callable[[], None] | None = None,
 ) -> tuple[nn.Module, ModelInfo, Evaluation | None]:
     """Train `model_name` on `train` by `recipe`, in the runtime's precision and memory format.
 
     Returns the last epoch's network in evaluation mode on the runtime's device, what it expects, and its evaluation on
-    `test` (None without one), which is made once, at the end. Raises UserError where the splits do not fit each other.
+    `test` (None without one), which is made once, at the end. `on_step` is called after each step and raises to stop
+    the training. Raises UserError where the splits do not fit each other.
     """
     _check_splits(train, test)
     model, info = _fresh_network(recipe, model_name, train)
     model = runtime.place(model)
     show = make_console(console, is_main=runtime.is_main)
     start = time.perf_counter()
-    _Trainer(recipe, model, info, train, runtime).run(show)
+    _Trainer(recipe, model, info, train, runtime, on_step).run(show)
     model.eval()
     found = evaluate(model, test, info=info, runtime=runtime) if test is not None else None
     accuracy = f" | top-1 {found.top1:.4f} on {len(found.predictions)} held-out images" if found else ""
@@ -68,6 +71,7 @@ def cached_teacher(
     *,
     runtime: Runtime,
     console: ConsoleKind = "auto",
+    on_step: Callable[[], None] | None = None,
 ) -> tuple[nn.Module, ModelInfo]:
     """The teacher that `train_teacher` would give, trained only if it is not there already.
 
@@ -83,7 +87,9 @@ def cached_teacher(
         model, info = load_network(weights, flag="--train-teacher")
         return runtime.place(model).eval(), info
     _check_writable(weights.parent)
-    model, info, found = train_teacher(recipe, model_name, train, test, runtime=runtime, console=console)
+    model, info, found = train_teacher(
+        recipe, model_name, train, test, runtime=runtime, console=console, on_step=on_step
+    )
     if runtime.is_main:
         save_network(weights, model, info)
         result = {"top1_last_epoch": found.top1 if found else None, "held_out_images": len(test) if test else None}
@@ -104,9 +110,15 @@ class _Trainer:
     """SGD on cross-entropy over random crops and flips; the learning rate follows a cosine, step by step."""
 
     def __init__(
-        self, recipe: TeacherRecipe, model: nn.Module, info: ModelInfo, train: ImageSet, runtime: Runtime
+        self,
+        recipe: TeacherRecipe,
+        model: nn.Module,
+        info: ModelInfo,
+        train: ImageSet,
+        runtime: Runtime,
+        on_step: Callable[[], None] | None,
     ) -> None:
-        self.recipe, self.model, self.info, self.runtime = recipe, model, info, runtime
+        self.recipe, self.model, self.info, self.runtime, self.on_step = recipe, model, info, runtime, on_step
         self.images, self.labels = train.images.to(runtime.device), train.labels.to(runtime.device)
         self.batch_size = min(recipe.batch_size, len(train))
         self.steps_per_epoch = len(train) // self.batch_size
@@ -145,6 +157,8 @@ class _Trainer:
             set_lr(self.optimizer, self.recipe.lr * 0.5 * (1 + math.cos(math.pi * progress)))
             meter.update({"ce": self.step(sampler.draw().slots)}, self.batch_size)
             show.advance(done + 1)
+            if self.on_step is not None:
+                self.on_step()
         return meter.read()["ce"]
 
     def step(self, indices: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +12,16 @@ from pathlib import Path
 from torch import nn
 
 from dfkd_fast.catalog import METHODS
-from dfkd_fast.checkpoint import PHASES, Checkpoint, latest_checkpoint, oldest_record, save_checkpoint, save_network
-from dfkd_fast.config import TrainConfig, write_config
+from dfkd_fast.checkpoint import (
+    PHASES,
+    Checkpoint,
+    disk_error,
+    latest_checkpoint,
+    oldest_record,
+    save_checkpoint,
+    save_network,
+)
+from dfkd_fast.config import CONFIG_FILE, TrainConfig, write_config
 from dfkd_fast.data import ImageSet, load_split
 from dfkd_fast.errors import UserError
 from dfkd_fast.loggers import RunLogger
@@ -19,7 +29,7 @@ from dfkd_fast.loops.alternating import AlternatingLoop
 from dfkd_fast.loops.class_vectors import class_vectors
 from dfkd_fast.loops.evaluate import Evaluation, agreement, evaluate
 from dfkd_fast.loops.interrupt import Interrupted, StopSignals, stop_signals
-from dfkd_fast.loops.networks import check_teacher, load_teacher, make_student
+from dfkd_fast.loops.networks import check_pool_use, check_teacher, load_teacher, make_student
 from dfkd_fast.loops.pools import make_pools
 from dfkd_fast.loops.run_record import write_run_record
 from dfkd_fast.loops.student import StudentTrainer
@@ -40,25 +50,31 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     """
     config.check()
     folder = config.run_folder
+    _check_folder(folder, resume=resume)
     runtime = make_runtime(
         device=config.device, precision=config.precision, channels_last=config.channels_last, threads=config.threads
     )
     check_pool(config.pool, runtime)
     method_class = load_method(config.method_name)
     test = load_split(config.data, "test", image_size=config.image_size) if config.data else None
-    model, info = load_teacher(config, test, runtime)
-    check_teacher(model, info, method_class, config, test)
-    teacher = FrozenNet(model, info, runtime)
-    student = make_student(config, info, runtime)
-    method = make_method(config, method_class, teacher, student, test, runtime)
-    _claim(folder, config, resume=resume)
     with stop_signals() as signals:
+        model, info = load_teacher(config, test, runtime, on_step=signals.check)
+        check_teacher(model, info, method_class, config, test)
+        teacher = FrozenNet(model, info, runtime)
+        student = make_student(config, info, runtime)
+        method = make_method(config, method_class, teacher, student, test, runtime)
+        check_pool_use(config, method)
+        signals.check()
+        if not resume:
+            _claim(folder, config)
         try:
             with closing(Run(config, runtime, teacher, student, method, test, signals)) as run:
                 run.execute(latest_checkpoint(folder / "checkpoints") if resume else None)
         except Interrupted as stop:
             stop.run_dir = folder
             raise
+        except OSError as error:
+            raise disk_error(error, folder) from error
     return folder
 
 
@@ -127,7 +143,9 @@ class Run:
     def execute(self, checkpoint: Checkpoint | None) -> None:
         """Run from a checkpoint, or from the start, and write the results."""
         first = (0, PHASES[0])
-        if checkpoint is not None:
+        if checkpoint is None:
+            self.logger.restart()
+        else:
             first = self.loop.restore(checkpoint)
             self.logger.truncate(checkpoint.epoch, checkpoint.phase)
             self.logger.message(f"resumed after {checkpoint.phase} of epoch {checkpoint.epoch + 1}")
@@ -149,7 +167,8 @@ class Run:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, and a grid of the newest images, at a phase boundary."""
-        number, last = checkpoint.epoch + 1, checkpoint.epoch + 1 == self.config.method.epochs
+        number = checkpoint.epoch + 1
+        last = number in (self.config.method.epochs, self.config.stop_after_epoch)
         if not (last or number % self.config.checkpoint.every == 0):
             return
         save_checkpoint(self.folder / "checkpoints", checkpoint, keep=self.config.checkpoint.keep)
@@ -202,19 +221,26 @@ class Run:
         )
 
 
-def _claim(folder: Path, config: TrainConfig, *, resume: bool) -> None:
-    """Make the run folder and write the config, or check that there is a run to go on with."""
-    if resume:
-        if not (folder / "config.toml").exists():
-            raise UserError(f"--resume {folder}: no run there")
-        return
-    if (folder / "config.toml").exists():
+def _check_folder(folder: Path, *, resume: bool) -> None:
+    """Raise UserError, before a teacher is trained for it, where the run cannot be written or is not there."""
+    if resume and not (folder / CONFIG_FILE).exists():
+        raise UserError(f"--resume {folder}: no run there")
+    if not resume and (folder / CONFIG_FILE).exists():
         raise UserError(
             f"--run-dir {folder}: holds a run already; go on with --resume {folder}, or choose another folder"
         )
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--run-dir {folder}: cannot be written ({os.strerror(errno.ENOTDIR)})")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--run-dir {folder}: cannot be written ({os.strerror(errno.EACCES)})")
+
+
+def _claim(folder: Path, config: TrainConfig) -> None:
+    """Make the run folder and write the config."""
     try:
         for part in ("checkpoints", "images"):
             (folder / part).mkdir(parents=True, exist_ok=True)
-        write_config(config, folder / "config.toml")
+        write_config(config, folder / CONFIG_FILE)
     except OSError as error:
         raise UserError(f"--run-dir {folder}: cannot be written ({error.strerror})") from None

@@ -36,7 +36,7 @@ def test_low_precision_does_not_cost_pixels() -> None:
 
 
 def test_size_that_does_not_fit() -> None:
-    with pytest.raises(ValueError, match="image_size 30: must be a multiple of 4"):
+    with pytest.raises(ValueError, match="--image-size 30: choose a multiple of 4"):
         make_decoder(16, 30)
 
 

@@ -55,5 +55,5 @@ def test_reset_first_layers_touches_those_alone() -> None:
 
 
 def test_spatial_decoder_size_that_does_not_fit() -> None:
-    with pytest.raises(ValueError, match="image_size 100: must be a multiple of 16"):
+    with pytest.raises(ValueError, match="--image-size 100: choose a multiple of 16"):
         make_spatial_decoder(8, 100)

@@ -67,7 +67,7 @@ def test_teacher_without_batchnorm(mistake: Callable[..., str], tmp_path: Path) 
 def test_classes_of_teacher_and_data_differ(mistake: Callable[..., str], tmp_path: Path) -> None:
     weights, data = network_file(tmp_path, "cnn", 4), images(tmp_path / "data")
     line = mistake("--teacher", "cnn", "--teacher-weights", weights, "--student", "cnn_s", "--data", data)
-    assert line == f"--data {data}: 3 classes; --teacher cnn has 4"
+    assert line == f"--data {Path(data).name}: 3 classes, but cnn knows 4"
 
 
 def test_checkpoint_of_another_architecture(mistake: Callable[..., str], tmp_path: Path) -> None:
@@ -126,6 +126,36 @@ def test_folder_that_cannot_be_made(mistake: Callable[..., str], tmp_path: Path)
     (tmp_path / "file").write_text("")
     line = mistake("--teacher", "cnn", "--teacher-weights", weights, "--student", "cnn_s", "--run-dir", "file/run")
     assert line == "--run-dir file/run: cannot be written (Not a directory)"
+
+
+def test_folder_that_holds_a_run_is_noticed_before_a_teacher_is_trained(
+    mistake: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text("")
+    assert mistake("--preset", "digits", "--run-dir", "run").startswith("--run-dir run: holds a run already")
+
+
+def test_sizes_of_teacher_and_data_differ(mistake: Callable[..., str], tmp_path: Path) -> None:
+    weights = network_file(tmp_path, "cnn", 3)
+    data = images(tmp_path / "images", size=20)
+    line = mistake("--teacher", "cnn", "--teacher-weights", weights, "--student", "cnn_s", "--data", data)
+    assert line == "--data images: 20 pixels a side, but cnn takes 16; give --image-size 16"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--pool.capacity 10", "--pool.capacity 10: choose 240000 or more for --pool.policy append (or --pool.policy "),
+        ("--pool.capacity 10 --pool.policy ring", "--pool.capacity 10: choose 400 or more for --pool.policy ring"),
+        ("--warmup-epochs 0 --rounds 0", "--method.warmup-epochs 0: no synthesis round before the student's first "),
+        ("--image-size 18", "--image-size 18: choose a multiple of 4, as this generator doubles its maps"),
+    ],
+)
+def test_recipe_that_cannot_be_run(mistake: Callable[..., str], tmp_path: Path, flags: str, message: str) -> None:
+    weights = network_file(tmp_path, "cnn", 3)
+    line = mistake("--teacher", "cnn", "--teacher-weights", weights, "--student", "cnn_s", *flags.split())
+    assert line.startswith(message)
 
 
 def test_unknown_student(mistake: Callable[..., str], tmp_path: Path) -> None:
