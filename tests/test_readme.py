@@ -84,7 +84,7 @@ def test_make_demo_is_the_digits_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert program == ".venv/bin/dfkd-fast"
     assert arguments == ["train", "nayer", "--preset", "digits"]
     assert main(tiny(arguments, tmp_path)) == 0
-    folder = tmp_path / "runs" / "nayer-digits-cnn-cnn_s-s0"
+    folder = tmp_path / "runs" / "nayer-digits-resnet8-cnn-s0"
     for name in ("student.safetensors", "run.json", "metrics.jsonl", "config.toml", "images/epoch-0001.png"):
         assert (folder / name).exists(), name
 
@@ -110,8 +110,8 @@ def test_links_lead_somewhere() -> None:
 
 def test_every_method_and_no_other_is_in_the_table() -> None:
     table = README.partition("<!-- methods -->")[2].partition("<!-- /methods -->")[0]
-    named = re.findall(r"docs/methods/(\w+)\.md", table)
-    assert sorted(named) == sorted(METHODS)
+    cells = [line.split("|")[2] for line in table.strip().splitlines()[2:]]
+    assert sorted(name for cell in cells for name in re.findall(r"`([\w-]+)`", cell)) == sorted(METHODS)
 
 
 def test_models_of_the_commands_exist() -> None:
