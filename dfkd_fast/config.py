@@ -33,7 +33,9 @@ _RECIPE_LEAST = {
 }
 _LEAST = {
     **dict.fromkeys(("method.epochs", "method.batch_size", "method.synthesis_steps", "method.student_steps"), 1),
-    **dict.fromkeys(("method.noise_features", "method.generator_width"), 1),
+    **dict.fromkeys(("method.noise_features", "method.generator_width", "method.latent_dim"), 1),
+    **dict.fromkeys(("method.head_features", "method.num_negatives"), 1),
+    **dict.fromkeys(("method.image_lr", "method.lr_warmup_steps"), 0),
     **dict.fromkeys(("method.warmup_epochs", "method.warmup_rounds", "method.rounds", "method.generator_life"), 0),
     **dict.fromkeys(("method.student_lr", "method.student_lr_min", "method.generator_lr", "method.crop_padding"), 0),
     **dict.fromkeys(("method.student_momentum", "method.student_weight_decay"), 0),

@@ -103,7 +103,7 @@ class Assembled:
         self.teacher = FrozenNet(model, info, self.runtime)
         self.student = make_student(config, info, self.runtime)
         cls = load_method(config.method_name)
-        self.method = make_method(config, cls, self.teacher, self.student, self.runtime).train()
+        self.method = make_method(config, cls, self.teacher, self.student, test=None, runtime=self.runtime).train()
         self.pool, _ = make_pools(config.pool, folder, method=self.method, runtime=self.runtime)
         self.trainer = StudentTrainer(
             self.student, method=self.method, teacher=self.teacher, pool=self.pool, runtime=self.runtime
