@@ -98,8 +98,10 @@ class Cmi(Method):
         size, side, chans = config.synthesis_batch_size, setup.info.image_size, setup.info.in_chans
         if config.bank_size < size:
             raise UserError(f"--method.bank-size {config.bank_size}: choose {size} or more, the images of a round")
+        if not 0 < config.local_scale < 1:
+            raise UserError(f"--method.local-scale {config.local_scale}: choose a share between 0 and 1")
         self.generator = LatentGenerator(size, config.latent_dim, side, width=config.generator_width, in_chans=chans)
-        self.global_view = Augment(setup.info, pad=config.crop_padding, flip=config.flip)
+        self.global_view = Augment(setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
         self.local_view = Augment(setup.info, flip=config.flip, crop_scale=config.local_scale)
         self.feature_maps = tuple(f"{name}:input" for name in config.feature_layers) or self.teacher.norm_inputs
         try:
@@ -129,7 +131,7 @@ class Cmi(Method):
         dcgan_init(self.generator)
         self.generator.draw_latents()
         self.labels.random_(self.info.num_classes)
-        self.adversarial = epoch >= self.config.warmup_epochs
+        self.adversarial = self.config.adv_weight > 0 and epoch >= self.config.warmup_epochs
 
     def synthesis_step(self) -> tuple[Tensor, LossTerms]:
         images = self.generator()

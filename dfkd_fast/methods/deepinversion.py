@@ -105,7 +105,7 @@ class DeepInversion(Method):
             if not 0 <= value < limit:
                 raise UserError(f"--method.{flag} {value}: choose from 0 to {limit - 1}")
         weights = torch.ones(len(setup.teacher.targets))
-        weights[:1] = config.first_bn_weight
+        weights[0] = config.first_bn_weight
         # none of these is saved: no round goes on with the pixels of another
         self.register_buffer("bn_weights", weights, persistent=False)
         self.register_buffer("pixels", torch.zeros(size, setup.info.in_chans, side, side), persistent=False)

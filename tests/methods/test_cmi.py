@@ -225,9 +225,11 @@ def test_three_protocols(setup: Setup) -> None:
     assert Cmi(replace(adversarial, bank_size=256), setup).pool_capacity() == 50_176 + 40 * 256
 
 
-def test_a_bank_smaller_than_a_round(setup: Setup) -> None:
+def test_values_that_cannot_be(setup: Setup) -> None:
     with pytest.raises(UserError, match=r"^--method\.bank-size 5: choose 6 or more, the images of a round$"):
         Cmi(CmiConfig(**SMALL | {"bank_size": 5}), setup)
+    with pytest.raises(UserError, match=r"^--method\.local-scale 1\.5: choose a share between 0 and 1$"):
+        Cmi(CmiConfig(**SMALL, local_scale=1.5), setup)
 
 
 def test_golden_trajectory(method: Cmi, runtime: Any) -> None:
