@@ -83,6 +83,8 @@ def tiny(name: str, teacher_file: Path, run_dir: Path, **settings: Any) -> Train
         config,
         method=recipe,
         data=None,
+        teacher="cnn",
+        student="cnn_s",
         train_teacher=False,
         teacher_weights=teacher_file,
         run_dir=run_dir,
@@ -276,7 +278,8 @@ def test_teacher_without_batchnorm(name: str) -> None:
     if not cls.needs_batchnorm:
         check_teacher(network, info, cls, config, None)
         return
-    with pytest.raises(UserError, match=rf"^--teacher cnn: {name} matches BatchNorm statistics and this network has"):
+    message = f"--teacher {config.teacher}: {name} matches BatchNorm statistics and this network has none; "
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
         check_teacher(network, info, cls, config, None)
 
 
