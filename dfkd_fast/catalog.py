@@ -7,6 +7,8 @@ from importlib.resources.abc import Traversable
 
 METHODS: dict[str, str] = {
     "nayer": "dfkd_fast.methods.nayer:Nayer",
+    "muse-s": "dfkd_fast.methods.muse:MuseS",
+    "muse": "dfkd_fast.methods.muse:Muse",
     "deepinversion": "dfkd_fast.methods.deepinversion:DeepInversion",
     "fast": "dfkd_fast.methods.fast:Fast",
     "ssdkd": "dfkd_fast.methods.ssdkd:Ssdkd",

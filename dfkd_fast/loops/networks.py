@@ -70,20 +70,22 @@ def check_teacher(
 
 
 def check_pool_use(config: TrainConfig, method: Method) -> None:
-    """Raise UserError where the student would start on an empty pool, or the pool cannot hold what the recipe makes."""
+    """Raise UserError where the student would start on an empty pool, or a pool cannot hold what the recipe makes."""
     warmup = config.method.warmup_epochs
-    if not any(method.rounds(epoch) for epoch in range(warmup + 1)):
-        raise UserError(
-            f"--method.warmup-epochs {warmup}: no synthesis round before the student's first step; give at least one"
-        )
-    policy = config.pool.policy or method.pool_policy
-    batch_size = config.method.synthesis_batch_size
-    least = {"append": method.pool_capacity(), "ring": batch_size, "cap": 1}[policy]
-    if config.pool.capacity is not None and config.pool.capacity < least:
-        other = " (or --pool.policy ring)" if policy == "append" else ""
-        raise UserError(
-            f"--pool.capacity {config.pool.capacity}: choose {least} or more for --pool.policy {policy}{other}"
-        )
+    for source in method.sources():
+        if not any(source.rounds(epoch) for epoch in range(warmup + 1)):
+            raise UserError(
+                f"--method.warmup-epochs {warmup}: no synthesis round before the student's first step; "
+                "give at least one"
+            )
+        policy = config.pool.policy or source.pool_policy
+        batch_size = source.config.synthesis_batch_size
+        least = {"append": source.pool_capacity(), "ring": batch_size, "cap": 1}[policy]
+        if config.pool.capacity is not None and config.pool.capacity < least:
+            other = " (or --pool.policy ring)" if policy == "append" else ""
+            raise UserError(
+                f"--pool.capacity {config.pool.capacity}: choose {least} or more for --pool.policy {policy}{other}"
+            )
 
 
 def make_student(config: TrainConfig, info: ModelInfo, runtime: Runtime) -> nn.Module:

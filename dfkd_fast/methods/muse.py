@@ -139,6 +139,8 @@ class Muse(Method):
             flag=f"--text {setup.text}",
         )
         self.scales = nn.ModuleList(MuseScale(part, setup, student, self.embedding) for part in parts(config))
+        if learnt:
+            self._check_warmup()
 
     def sources(self) -> Sequence[Method]:
         return tuple(self.scales)  # type: ignore[arg-type]
@@ -157,6 +159,16 @@ class Muse(Method):
         if self.config.ed_weight:
             terms["ed"] = self.embedding.attraction(student.pooled(), batch.labels)  # Eq. 10
         return terms
+
+    def _check_warmup(self) -> None:
+        """Class centres are learnt from the first images of each class, and the student needs them all."""
+        first: MuseScale = self.scales[0]  # type: ignore[assignment]
+        made = first.plan.before(self.config.warmup_epochs) * first.config.synthesis_batch_size
+        if made < self.info.num_classes:
+            raise UserError(
+                f"--text {CENTRES}: the warm-up shows {made} of {self.info.num_classes} classes; "
+                "give more --method.warmup-epochs, or another --text"
+            )
 
 
 class MuseS(Muse):

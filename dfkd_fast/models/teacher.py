@@ -78,7 +78,7 @@ class FrozenNet:
                 f"--teacher {self.info.name}: its classifier is not one linear layer on pooled features, which class "
                 "activation maps need; choose another network, or give that term the weight 0"
             )
-        return weights
+        return weights.detach()
 
     @property
     def norm_inputs(self) -> tuple[str, ...]:
