@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -33,8 +34,10 @@ def commands() -> list[str]:
 
 def make_target(name: str) -> list[str]:
     """What a make target would run, without running it."""
-    command = ["make", "--dry-run", "--always-make", name]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    command = ["make", "--dry-run", "--always-make", "--no-print-directory", name]
+    # the tests may themselves run under make, whose settings are not ours
+    env = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    shown = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
     return [line for line in shown.splitlines() if line.strip()]
 
 

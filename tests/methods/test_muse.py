@@ -13,6 +13,7 @@ from golden import check_golden, trajectory
 from released import HookedStatistics, masked_adversary
 from torch import Tensor, nn
 from torch.nn import functional as F
+from toy_networks import INFO, lived_in
 
 from dfkd_fast.catalog import presets
 from dfkd_fast.config_sources import default_config, load_config
@@ -22,8 +23,9 @@ from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.muse import Muse, MuseConfig, MuseS, MuseSConfig
 from dfkd_fast.methods.muse_scale import MuseScale
 from dfkd_fast.models.taps import TappedNet
-from dfkd_fast.models.teacher import FrozenNet, NetOutput
+from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_twin
 from dfkd_fast.pool.pool import PoolBatch
+from dfkd_fast.runtime import make_runtime
 from dfkd_fast.text import CENTRES
 
 SMALL = {
@@ -236,11 +238,6 @@ def assembled(preset: str) -> tuple[Any, Muse]:
 
 
 def toy(recipe: MuseSConfig, side: int) -> Muse:
-    from conftest import INFO, lived_in
-
-    from dfkd_fast.models.teacher import frozen_twin
-    from dfkd_fast.runtime import make_runtime
-
     info = replace(INFO, image_size=side)
     frozen = FrozenNet(lived_in("cnn", 1).float(), info, make_runtime(device="cpu", precision="fp32"))
     small = replace(recipe, noise_features=2, generator_width=2)
