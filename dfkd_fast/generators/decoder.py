@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_fast.errors import UserError
+from dfkd_fast.generators.upsample_conv import UpsampleConv2d
 
 
 class Decoder(nn.Module):
@@ -114,9 +115,8 @@ def _conv_stack(channels: int, blocks: Sequence[tuple[bool, int]], *, norm: bool
     if norm:
         layers["norm0"] = nn.BatchNorm2d(channels)
     for index, (upsample, width) in enumerate(blocks, start=1):
-        if upsample:
-            layers[f"up{index}"] = nn.Upsample(scale_factor=2, mode="nearest")
-        layers[f"conv{index}"] = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        conv = UpsampleConv2d(channels, width) if upsample else nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        layers[f"conv{index}"] = conv
         layers[f"norm{index}"] = nn.BatchNorm2d(width)
         layers[f"act{index}"] = nn.LeakyReLU(0.2, inplace=True)
         channels = width

@@ -8,6 +8,7 @@ from torch import nn
 
 from dfkd_fast.generators.decoder import make_decoder, make_spatial_decoder
 from dfkd_fast.generators.latent import LatentGenerator
+from dfkd_fast.generators.upsample_conv import UpsampleConv2d
 
 
 @pytest.mark.parametrize(("image_size", "spatial", "shape"), [(32, False, (2, 256)), (96, True, (2, 256, 6, 6))])
@@ -26,7 +27,7 @@ def test_spatial_decoder_has_the_released_layers() -> None:
     assert [(conv.in_channels, conv.out_channels) for conv in convs] == [
         *((256, 128), (128, 128), (128, 64), (64, 64), (64, 64), (64, 3))
     ]
-    assert sum(isinstance(layer, nn.Upsample) for layer in layers) == 4
+    assert sum(isinstance(layer, UpsampleConv2d) for layer in layers) == 4
     assert isinstance(layers[0], nn.Conv2d)
 
 
