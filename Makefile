@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Two workers with one thread each: OpenMP teams that share two cores spin against each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test lint types bench-kernels bench-pool kill-test gpu-check clean
+.PHONY: setup demo test lint types bench-kernels bench-pool results-digits results-ablations kill-test gpu-check clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,14 @@ bench-kernels: setup
 # of memory and as much of disk for a while.
 bench-pool: setup
 	OMP_NUM_THREADS=1 $(BIN)/python bench/pool/run.py
+
+# Every method on digits over three seeds, and what is left of them without one of their parts: tables in docs/results.md,
+# lines in bench/results/digits.jsonl. About an hour each on one core; stopped, they go on where they were.
+results-digits: setup
+	$(BIN)/python bench/methods/digits.py
+
+results-ablations: setup
+	$(BIN)/python bench/methods/digits.py --ablations
 
 # Kill a writer of a pool 200 times at random moments: nothing that it confirmed may be lost.
 kill-test: setup

@@ -1,0 +1,144 @@
+"""What the tables hold: a run for each method, variant and seed, and the two hashes that tell runs apart."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import sklearn
+import torch
+
+import dfkd_fast
+from dfkd_fast.catalog import METHODS
+from dfkd_fast.config import TrainConfig, config_hash
+from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.loops.run_record import active_backends
+from dfkd_fast.runtime import make_runtime
+
+PRESET = "digits"
+THREADS = 1
+GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
+
+TITLES = {
+    "nayer": "NAYER",
+    "muse-s": "MUSE-S",
+    "muse": "MUSE",
+    "deepinversion": "DeepInversion",
+    "fast": "Fast-5",
+    "ssdkd": "SSD-KD",
+    "cmi": "CMI",
+}
+"""how papers call a method; one that is not listed goes by its name"""
+
+Variants = dict[str, tuple[str, ...]]
+
+_MUSE: Variants = {
+    "without CAM": ("--method.cam-weight", "0"),
+    "without embedding diversity": ("--method.ed-weight", "0", "--method.aed-weight", "0"),
+}
+ABLATIONS: dict[str, Variants] = {
+    "nayer": {"without re-initialised noisy layers": ("--method.no-reset-noise",)},
+    "muse-s": _MUSE,
+    "muse": _MUSE,
+    "ssdkd": {"without priorities": ("--method.no-priority-sampling",)},
+}
+"""by method: what each variant changes, as the flags behind `dfkd-fast train METHOD --preset digits`"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a table."""
+
+    method: str
+    variant: str
+    """what is changed, a key of `ABLATIONS`; empty: nothing"""
+    seed: int
+
+    @property
+    def title(self) -> str:
+        """The method as tables call it, with its variant."""
+        return " ".join(filter(None, (TITLES.get(self.method, self.method), self.variant)))
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What the variant changes."""
+        return ABLATIONS[self.method][self.variant] if self.variant else ()
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The run's command line, behind `dfkd-fast`."""
+        seed, threads = str(self.seed), str(THREADS)
+        return ("train", self.method, "--preset", PRESET, *self.flags, "--seed", seed, "--threads", threads)
+
+    def resolved(self) -> TrainConfig[Any]:
+        """Every setting, as the preset has them now."""
+        flags = ("--seed", str(self.seed), "--threads", str(THREADS))
+        return load_config(default_config(self.method), preset=PRESET, flags=[*self.flags, *flags])
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A cell with the settings that it has now, and what the run's numbers depend on."""
+
+    cell: Cell
+    config: TrainConfig[Any]
+
+    @classmethod
+    def of(cls, cell: Cell) -> Recipe:
+        """Read the cell's preset."""
+        return cls(cell, cell.resolved())
+
+    @cached_property
+    def recipe_hash(self) -> str:
+        """Of what the run is asked to compute: method, every setting, seed, threads, and the method's own numbers.
+
+        The code stands in it by the method's golden trajectory: a change that moves numbers must renew that file, and
+        one that does not repeats no run.
+        """
+        golden = GOLDEN / f"{METHODS[self.cell.method].partition(':')[0].rpartition('.')[2]}.safetensors"
+        numbers = sha256(golden.read_bytes()).hexdigest() if golden.exists() else None
+        return _digest({"config": config_hash(self.config), "threads": THREADS, "golden": numbers})
+
+    @cached_property
+    def run_hash(self) -> str:
+        """Of the recipe and what it is computed with: versions, processor features, precision, kernels."""
+        config = self.config
+        runtime = make_runtime(
+            device=config.device,
+            precision=config.precision,
+            channels_last=config.channels_last,
+            threads=config.threads,
+        )
+        versions = [dfkd_fast.__version__, torch.__version__, sklearn.__version__]
+        where = [runtime.describe(), runtime.precision, active_backends()]
+        return _digest({"recipe": self.recipe_hash, "versions": versions, "where": where})
+
+    @property
+    def folder_name(self) -> str:
+        """Where the run lies in the cache: readable, and another for another hash."""
+        variant = self.cell.variant.replace(" ", "-")
+        return "-".join(filter(None, (self.cell.method, variant, f"s{self.cell.seed}", self.run_hash)))
+
+
+def method_cells(methods: list[str], seeds: list[int]) -> list[Cell]:
+    """Every method as its preset has it; a seed of all before the next seed."""
+    return [Cell(method, "", seed) for seed in seeds for method in methods]
+
+
+def ablation_cells(methods: list[str], seeds: list[int]) -> list[Cell]:
+    """Every variant of the methods that have some, each behind the method as it is."""
+    return [
+        Cell(method, variant, seed)
+        for seed in seeds
+        for method in methods
+        if method in ABLATIONS
+        for variant in ("", *ABLATIONS[method])
+    ]
+
+
+def _digest(value: Any) -> str:
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
