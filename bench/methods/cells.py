@@ -11,6 +11,7 @@ from typing import Any
 
 import sklearn
 import torch
+from safetensors.torch import load_file
 
 import dfkd_fast
 from dfkd_fast.catalog import METHODS
@@ -96,11 +97,12 @@ class Recipe:
     def recipe_hash(self) -> str:
         """Of what the run is asked to compute: method, every setting, seed, threads, and the method's own numbers.
 
-        The code stands in it by the method's golden trajectory: a change that moves numbers must renew that file, and
-        one that does not repeats no run.
+        The code stands in it by the method's golden trajectory, which every change of its numbers must renew: to three
+        digits, so that sums in another order repeat no run.
         """
         golden = GOLDEN / f"{METHODS[self.cell.method].partition(':')[0].rpartition('.')[2]}.safetensors"
-        numbers = sha256(golden.read_bytes()).hexdigest() if golden.exists() else None
+        values = load_file(golden) if golden.exists() else {}
+        numbers = {name: [f"{value:.3g}" for value in values[name].flatten().tolist()] for name in sorted(values)}
         return _digest({"config": config_hash(self.config), "threads": THREADS, "golden": numbers})
 
     @cached_property
