@@ -36,6 +36,8 @@ class Journal:
         self.folder, self.capacity, self._replace = folder, capacity, replace
         self.count = 0
         """position behind the last record that was appended, written or still waiting"""
+        self.prepare: Callable[[int, int], None] | None = None
+        """called with handle and size of each new segment file before anything is written to it"""
         self._files: PoolFiles | None = None
         self._committed = 0
         self._queue = WriteQueue()
@@ -170,11 +172,14 @@ class Journal:
         """A segment open for writing, its whole size reserved: a full disk is an error before anything is written."""
         if number not in self._handles:
             file = self.files.segment(number)
+            is_new = not file.exists()
             try:
                 self._handles[number] = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
                 os.posix_fallocate(self._handles[number], 0, self.manifest.layout.segment_bytes)
             except OSError as error:
                 raise write_error(error, file) from error
+            if self.prepare is not None and is_new:
+                self.prepare(self._handles[number], self.manifest.layout.segment_bytes)
         return self._handles[number]
 
     def _truncate(self, count: int) -> None:

@@ -15,9 +15,10 @@ from dfkd_fast.pool.journal import Journal
 from dfkd_fast.pool.layout import BLOCK, Field
 from dfkd_fast.pool.quantize import Quantize, to_bytes
 from dfkd_fast.pool.shards import drop_other_shards, redistribute
-from dfkd_fast.pool.storage import Tier, make_storage
+from dfkd_fast.pool.storage import make_storage
 from dfkd_fast.pool.stream import Stream, View
 from dfkd_fast.pool.streams import StreamChoice, make_stream
+from dfkd_fast.pool.tier import Tier
 from dfkd_fast.pool.writer import on_host
 from dfkd_fast.rng import fold
 from dfkd_fast.runtime import Runtime

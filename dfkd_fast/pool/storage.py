@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,9 +15,8 @@ from torch import Tensor
 from dfkd_fast.errors import UserError
 from dfkd_fast.pool.journal import Journal
 from dfkd_fast.pool.layout import BLOCK
-from dfkd_fast.pool.window import Window
-
-Tier = Literal["device", "pinned", "mmap"]
+from dfkd_fast.pool.tier import Tier, stays_cached
+from dfkd_fast.pool.window import Window, fill_page_cache
 
 
 class Storage(Protocol):
@@ -71,12 +71,19 @@ class MemoryStorage:
 
 
 class MappedStorage:
-    """The journal's own files, read through one mapping per field. Nothing is kept in memory, nothing written twice."""
+    """The journal's own files, read through one mapping per field. Nothing is kept in memory, nothing written twice.
+
+    Files that fit into the page cache are mapped with large pages. From larger ones each batch's rows are asked for
+    at once, and nothing around them.
+    """
 
     tier: Tier = "mmap"
 
-    def __init__(self, journal: Journal, capacity: int) -> None:
+    def __init__(self, journal: Journal, capacity: int, nbytes: int) -> None:
         self.journal, self.capacity = journal, capacity
+        self._cached = stays_cached(nbytes)
+        if self._cached:
+            journal.prepare = fill_page_cache
         self._written = self._placed = self._places = 0
         self._mapping = threading.Lock()  # a stream's thread and the main thread may both come upon a new segment
         self._windows: dict[str, Window] = {}
@@ -101,7 +108,12 @@ class MappedStorage:
             self._place()
         last = self._written - 1
         indices = last - (last - slots) % self.capacity  # of the newest image in each slot
-        return self.journal.manifest.positions(indices) % (self._places * self.journal.manifest.layout.records)
+        rows = self.journal.manifest.positions(indices) % (self._places * self.journal.manifest.layout.records)
+        if not self._cached:
+            wanted = rows.tolist()
+            for name in ("images", *self.extras()):
+                self._windows[name].fetch(wanted, self.journal.manifest.layout.fields[name].nbytes)
+        return rows
 
     def _place(self) -> None:
         manifest = self.journal.manifest
@@ -111,7 +123,7 @@ class MappedStorage:
             self._places = -(-(self.capacity + BLOCK * len(manifest.dropped)) // layout.records) + 1
             for name, field in layout.fields.items():
                 rows = self._places * layout.records
-                self._windows[name] = Window(rows * field.nbytes)
+                self._windows[name] = Window(rows * field.nbytes, cached=self._cached)
                 self._columns[name] = self._windows[name].tensor(field.torch_dtype, (rows, *field.shape))
         end = -(-self.journal.count // layout.records)
         for number in range(max(self._placed, manifest.first // layout.records, end - self._places), end):
@@ -136,7 +148,7 @@ def make_storage(
     if tier != "mmap":
         return MemoryStorage(capacity, image_shape, device, pinned=tier == "pinned")
     assert journal is not None, "mmap needs a journal"
-    return MappedStorage(journal, capacity)
+    return MappedStorage(journal, capacity, capacity * math.prod(image_shape))
 
 
 def pin(memory: Tensor) -> Tensor:

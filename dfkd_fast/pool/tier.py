@@ -9,10 +9,13 @@ from typing import Literal, NamedTuple
 import torch
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.pool.storage import Tier
+
+Tier = Literal["device", "pinned", "mmap"]
 
 DEVICE_SHARE, HOST_SHARE = 0.5, 0.6
 """of the free memory, what a pool takes without being asked to: networks and activations need the rest"""
+CACHE_SHARE = 0.8
+"""of the free host memory, what the files of a mapped pool may fill and still be taken to stay there"""
 
 
 class Room(NamedTuple):
@@ -48,6 +51,11 @@ def choose_tier(
     if not on_disk:
         raise UserError(f"--pool.capacity: {needed} do not fit into memory; lower it, or give the pool a folder")
     return "mmap", f"{needed}; only {_size(room.device)} free on {device}, {_size(room.host)} in host memory"
+
+
+def stays_cached(nbytes: int) -> bool:
+    """Whether files of so many bytes, once read, may be expected to stay in the page cache."""
+    return nbytes <= CACHE_SHARE * free_host_memory()
 
 
 def free_memory(device: torch.device) -> Room:

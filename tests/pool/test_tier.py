@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import dfkd_fast.pool.tier as tier_module
 from dfkd_fast.config import PoolConfig
 from dfkd_fast.errors import UserError
 from dfkd_fast.pool.build import check_pool, make_pool
@@ -140,6 +141,33 @@ def test_a_window_lives_as_long_as_a_tensor_over_it(tmp_path: Path) -> None:
     assert mapped not in Path("/proc/self/maps").read_text()
 
 
+def mapping_flags(address: int) -> list[str]:
+    """What the kernel notes about the mapping that begins at `address`."""
+    smaps = Path("/proc/self/smaps").read_text()
+    found = re.search(rf"^{address:08x}-.*?^VmFlags: (.*?)$", smaps, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1].split()
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_files_that_do_not_fit_into_the_page_cache_are_read_without_their_neighbours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    """Around each of a few images of 3 kB megabytes would be read, and push others out."""
+    monkeypatch.setattr(tier_module, "free_host_memory", lambda: 10**8 if cached else 10**6)
+    runtime = {"runtime": CPU, "num_classes": 10}
+    pool, _ = make_pool(PoolConfig(storage="mmap"), tmp_path, capacity=5000, image_shape=(3, 32, 32), **runtime)  # type: ignore[arg-type]
+    pixels = torch.randint(0, 256, (5000, 32, 32, 3), generator=torch.Generator().manual_seed(0)).byte()
+    pool.add_bytes(pixels, torch.arange(5000) % 10, score=torch.arange(5000.0))
+    slots = torch.tensor([0, 4999, 17, 17, 4095, 4096])
+    assert torch.equal(pool.pixels(slots), pixels[slots])
+    assert torch.equal(pool.storage.column("score")[pool.storage.locate(slots)], slots.float())
+    flags = mapping_flags(pool.storage.column("images").data_ptr())
+    assert ("rr" in flags) == (not cached)  # "random read"
+    assert not cached or "hg" in flags or not Path("/sys/kernel/mm/transparent_hugepage").exists()
+    pool.close()
+
+
 READ_A_POOL = """
 import sys, torch
 from pathlib import Path
@@ -165,7 +193,7 @@ before = anonymous()
 for batch in pool.batches(sampler, view, 128):
     assert batch.images.shape == (64, 3, 112, 112)
 after = anonymous()
-print(before[0], after[0], after[1] - before[1])
+print(before[0], after[0], after[1])
 """
 
 
