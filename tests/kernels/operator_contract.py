@@ -80,3 +80,6 @@ def as_tuple(result: Any) -> tuple[Tensor, ...]:
 
 
 needs_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device")
+needs_cpu = pytest.mark.skipif(
+    DEVICE != "cpu", reason="values are looked at on the CPU only: elsewhere that would wait"
+)

@@ -1,10 +1,10 @@
-"""kd_kl against torch's own KL in float64, on every backend; kd_kl_priority against its parts."""
+"""kd_kl against torch's own KL in float64, on every backend."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from logit_rows import logits, torch_kl
 from operator_contract import (
     BACKENDS,
     DEVICE,
@@ -16,7 +16,7 @@ from operator_contract import (
     running_on,
 )
 
-from dfkd_kernels import PrioritySampler, kd_kl, kd_kl_priority
+from dfkd_kernels import kd_kl
 from dfkd_kernels.kd_kl import ops, reference
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -26,21 +26,8 @@ SHAPES = ((1, 1), (5, 10), (19, 35), (3, 1025), (2, 5000))
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    with running_on(request.param, "kd_kl", "priority") as name:
+    with running_on(request.param, "kd_kl") as name:
         yield name
-
-
-def logits(shape, dtype=torch.float32, *, seed=0, spread=3.0, requires_grad=True):
-    generator = torch.Generator().manual_seed(seed)
-    values = (torch.randn(shape, generator=generator) * spread).to(DEVICE, dtype)
-    return values.requires_grad_(requires_grad)
-
-
-def torch_kl(student, teacher, temperature):
-    """Independent of the package: F.kl_div on probabilities, float64."""
-    log_q = F.log_softmax(student.double() / temperature, 1)
-    p = F.softmax(teacher.double() / temperature, 1)
-    return temperature**2 * F.kl_div(log_q, p, reduction="none").sum(1)
 
 
 def twin(tensor):
@@ -244,77 +231,3 @@ def test_wrong_arguments_are_named(change, message):
 def test_cuda_graph(backend):
     student, teacher = logits((64, 100), seed=1), logits((64, 100), seed=2)
     check_capturable(lambda: torch.autograd.grad(kd_kl(student, teacher, 4.0, "mean"), (student, teacher)))
-
-
-class TestPriority:
-    @pytest.fixture
-    def sampler(self, backend):
-        sampler = PrioritySampler(200, alpha=0.7, beta=0.5, eps=1e-3, device=DEVICE)
-        sampler.update(torch.arange(50, device=DEVICE), torch.rand(50, device=DEVICE))
-        return sampler
-
-    def test_is_kd_kl_and_an_update(self, sampler):
-        student, teacher = logits((6, 10), seed=1), logits((6, 10), seed=2)
-        indices = torch.tensor([3, 7, 3, 199, 0, 50], device=DEVICE)  # slot 3 twice, 50 and 199 were empty
-        is_weights = torch.rand(6, device=DEVICE) + 0.5
-        kl = kd_kl_priority(student, teacher, indices, is_weights, sampler, 4.0)
-        expected = torch_kl(student, teacher, 4.0)
-        torch.testing.assert_close(kl.double(), expected, rtol=1e-5, atol=1e-5)
-        leaves = (is_weights * expected.float()).detach().add(1e-3) ** 0.7
-        leaves[0] = leaves[2] = torch.maximum(leaves[0], leaves[2])
-        torch.testing.assert_close(sampler.leaves[indices], leaves, rtol=1e-4, atol=1e-6)
-        assert sampler.counts[-64:].sum() == 52
-        torch.testing.assert_close(sampler.sums[-64:].sum(), sampler.leaves.double().sum())
-        gradients = torch.autograd.grad(kl.sum(), (student, teacher))
-        for actual, oracle in zip(gradients, torch.autograd.grad(expected.sum(), (student, teacher)), strict=True):
-            torch.testing.assert_close(actual, oracle, rtol=2e-4, atol=1e-5)
-
-    def test_float64_logits(self, sampler):
-        student, teacher = logits((2, 10), torch.float64), logits((2, 10), torch.float64, seed=1)
-        indices = torch.tensor([1, 2], device=DEVICE)
-        kl = kd_kl_priority(student, teacher, indices, torch.ones(2, device=DEVICE), sampler)
-        assert kl.dtype == torch.float64
-        torch.testing.assert_close(sampler.leaves[1:3], ((kl.detach() + 1e-3) ** 0.7).float())
-
-    def test_compiles_in_one_graph(self, sampler):
-        saved = {name: tensor.clone() for name, tensor in sampler.state_dict().items()}
-        indices, is_weights = torch.tensor([1, 60, 1, 7], device=DEVICE), torch.ones(4, device=DEVICE)
-
-        def loss(student, teacher):
-            return kd_kl_priority(student, teacher, indices, is_weights, sampler, 4.0)
-
-        student, teacher = logits((4, 10), seed=1), logits((4, 10), seed=2)
-        loss(student, teacher)
-        expected = sampler.leaves.clone()
-        sampler.load_state_dict(saved)
-        check_compiles(loss, student, teacher)
-        torch.testing.assert_close(sampler.leaves, expected)
-
-    def test_operator_passes_opcheck(self, sampler, backend):
-        if backend != "native":
-            pytest.skip("the other backends run kd_kl and update one after the other")
-        pair = (logits((4, 10), requires_grad=False), logits((4, 10), seed=1, requires_grad=False))
-        draw = (torch.tensor([1, 60, 1, 7], device=DEVICE), torch.ones(4, device=DEVICE))
-        torch.library.opcheck(ops._priority_forward.overload, (*pair, 4.0, *draw, *sampler.destination(), backend))
-
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            ({"indices": torch.zeros(3, dtype=torch.int64)}, "indices: shape"),
-            ({"indices": torch.zeros(4, dtype=torch.int32)}, "indices: dtype"),
-            ({"indices": torch.full((4,), 200)}, r"indices: 200 is outside \[0, 200\)"),
-            ({"indices": torch.full((4,), -1)}, "indices: -1 is outside"),
-            ({"is_weights": torch.ones(4, dtype=torch.float64)}, "is_weights: dtype"),
-            ({"is_weights": torch.ones(4, 1)}, "is_weights: shape"),
-        ],
-    )
-    def test_wrong_arguments_are_named(self, backend, change, message):
-        arguments = {
-            "student_logits": torch.zeros(4, 10),
-            "teacher_logits": torch.zeros(4, 10),
-            "indices": torch.zeros(4, dtype=torch.int64),
-            "is_weights": torch.ones(4),
-            "sampler": PrioritySampler(200),
-        }
-        with pytest.raises(ValueError, match=message):
-            kd_kl_priority(**{**arguments, **change})

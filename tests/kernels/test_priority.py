@@ -74,8 +74,22 @@ def test_a_repeated_slot_gets_the_largest(backend):
     check_tree(sampler)
 
 
+def test_more_rows_than_one_program_takes(backend):
+    """The Triton form then takes one launch per level; every slot twice, the larger delta first or last."""
+    sampler = PrioritySampler(64**2 + 1, alpha=1.0, eps=1.0, device=DEVICE)
+    slots = torch.randperm(550, generator=torch.Generator().manual_seed(0)).to(DEVICE) * 7
+    indices = torch.cat([slots, slots])
+    sampler.update(indices, torch.cat([slots % 2, (slots + 1) % 2]).float())
+    assert (sampler.leaves[slots] == 2).all()
+    assert sampler.counts[-FANOUT:].sum() == 550
+    check_tree(sampler)
+    sampler.clear(indices)
+    assert not sampler.leaves.any()
+    check_tree(sampler)
+
+
 def test_many_rows_at_once(backend):
-    """The bulk load of a pool takes another road in the Triton form."""
+    """The bulk load of a pool takes a third road in the Triton form."""
     rows = ops.MAX_TRITON_ROWS + 1
     sampler = PrioritySampler(rows, alpha=1.0, eps=1.0, device=DEVICE)
     indices = torch.arange(rows, device=DEVICE)
@@ -320,9 +334,9 @@ def test_kernels_survive_an_empty_sampler(name):
 def _draw_unchecked(*arguments):
     if arguments[-1] == "native":
         return torch.ops.dfkd_native.priority_sample(*arguments[:-1])
-    from dfkd_kernels.priority import triton
+    from dfkd_kernels.priority import launch
 
-    return triton.sample(*arguments[:-1])
+    return launch.sample(*arguments[:-1])
 
 
 @pytest.mark.parametrize(

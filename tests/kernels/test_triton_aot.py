@@ -32,10 +32,11 @@ def test_kernels_compile_without_spills_and_fit(arch, tmp_path):
     names = [row["kernel"] for row in rows]
     assert len(names) == len(set(names))
     assert all(0 < row["registers"] <= 255 and row["arch"] == f"sm_{arch}" for row in rows)
-    for kernel in (*KERNELS, "gather_augment"):
+    for kernel in (*KERNELS, "kd_kl_priority_forward", "gather_augment"):
         for dtype in DTYPES:
             assert any(name.startswith(kernel) and f"_{dtype}_" in name for name in names), (kernel, dtype)
-    for kernel in ("moment_loss", "sum_partials", "priority_write", "priority_refresh", "priority_sample"):
+    tree = [f"priority_{step}" for step in ("update", "write", "refresh", "sample")]
+    for kernel in ("moment_loss", "sum_partials", *tree):
         assert any(name.startswith(kernel) for name in names), kernel
     table = [json.loads(line) for line in TABLE.read_text().splitlines()]
     assert [row["kernel"] for row in table if row["arch"] == f"sm_{arch}"] == names, f"make {TABLE.name} anew"

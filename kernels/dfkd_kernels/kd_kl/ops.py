@@ -71,7 +71,7 @@ def kd_kl_priority(
     check_same_device("is_weights", is_weights, "student_logits", student_logits)
     check_same_device("sampler", sampler.leaves, "student_logits", student_logits)
     backend = _backend(student_logits, teacher_logits)
-    if backend != "native" or sampler.backend() != "native":
+    if backend == "reference" or sampler.backend() != backend:
         kl = kd_kl(student_logits, teacher_logits, temperature)
         sampler.write_back(indices, kl.detach(), is_weights)
         return kl
@@ -111,9 +111,9 @@ class _KdKl(torch.autograd.Function):
 def _launch_forward(student: Tensor, teacher: Tensor, temperature: float, backend: str) -> tuple[Tensor, ...]:
     if backend == "native":
         return native_ops().kd_kl_forward(student.contiguous(), teacher.contiguous(), temperature)
-    from . import triton
+    from . import launch
 
-    return triton.forward(student, teacher, temperature)
+    return launch.forward(student, teacher, temperature)
 
 
 def _launch_priority_forward(
@@ -125,15 +125,20 @@ def _launch_priority_forward(
     leaves: Tensor,
     sums: Tensor,
     counts: Tensor,
+    arrivals: Tensor,
     capacity: int,
     alpha: float,
     eps: float,
     backend: str,
 ) -> tuple[Tensor, ...]:
     check_range("indices", indices, capacity)
-    tree = (leaves, sums, counts, capacity)
-    logits = (student.contiguous(), teacher.contiguous())
-    return native_ops().kd_kl_priority_forward(*logits, indices, is_weights, *tree, temperature, alpha, eps)
+    draw, tree = (indices.contiguous(), is_weights.contiguous()), (leaves, sums, counts)
+    if backend == "native":
+        logits = (student.contiguous(), teacher.contiguous())
+        return native_ops().kd_kl_priority_forward(*logits, *draw, *tree, capacity, temperature, alpha, eps)
+    from . import launch
+
+    return launch.priority_forward(student, teacher, temperature, *draw, *tree, arrivals, capacity, alpha, eps)
 
 
 def _launch_backward(
@@ -153,9 +158,9 @@ def _launch_backward(
     if backend == "native":
         logits = (student.contiguous(), teacher.contiguous())
         return native_ops().kd_kl_backward(grad_kl, *logits, *rows, temperature, need_student, need_teacher)
-    from . import triton
+    from . import launch
 
-    return triton.backward(grad_kl, student, teacher, *rows, temperature, need_student, need_teacher)
+    return launch.backward(grad_kl, student, teacher, *rows, temperature, need_student, need_teacher)
 
 
 def _fake_forward(student: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,8 +183,8 @@ _forward = Operator(
 )
 _priority_forward = Operator(
     "kd_kl_priority_forward(Tensor student, Tensor teacher, float temperature, Tensor indices, "
-    "Tensor is_weights, Tensor(a!) leaves, Tensor(b!) sums, Tensor(c!) counts, int capacity, float alpha, float eps, "
-    f"str backend) -> {_ROWS}",
+    "Tensor is_weights, Tensor(a!) leaves, Tensor(b!) sums, Tensor(c!) counts, Tensor(d!) arrivals, int capacity, "
+    f"float alpha, float eps, str backend) -> {_ROWS}",
     _launch_priority_forward,
     _fake_forward,
 )

@@ -1,17 +1,9 @@
 """Triton kernels of `kd_kl`: one read of both logit rows forward, one read and one write backward."""
 
-from collections.abc import Iterator
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ..registration import AotCase
-
-MAX_COLS = 4096
-TILE = 2048
+from ..priority.triton import update_kernel
 
 
 @triton.jit
@@ -67,6 +59,74 @@ def forward_kernel(
 
 
 @triton.jit
+def priority_forward_kernel(
+    student_ptr,  # (B, K), any strides
+    teacher_ptr,  # (B, K), any strides
+    kl_ptr,  # (B,) float32
+    lse_student_ptr,  # (B,) float32
+    lse_teacher_ptr,  # (B,) float32
+    num_rows,
+    num_classes,
+    student_row_stride,
+    student_col_stride,
+    teacher_row_stride,
+    teacher_col_stride,
+    temperature,
+    indices_ptr,  # (B,) int64
+    is_weights_ptr,  # (B,) float32
+    leaves_ptr,  # the priority tree, see priority/triton.py
+    sums_ptr,
+    counts_ptr,
+    arrivals_ptr,  # (1,) int32, 0 before and after
+    capacity,
+    alpha,
+    eps,
+    OFFSETS: tl.constexpr,
+    TREE_ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    forward_kernel(
+        student_ptr,
+        teacher_ptr,
+        kl_ptr,
+        lse_student_ptr,
+        lse_teacher_ptr,
+        num_rows,
+        num_classes,
+        student_row_stride,
+        student_col_stride,
+        teacher_row_stride,
+        teacher_col_stride,
+        temperature,
+        ROWS,
+        COLS,
+    )
+    # Rows of any program may share a slot or a block of the tree, so the leaves wait for all of them: the last program
+    # to arrive writes them. Which one that is cannot be seen in what it writes.
+    tl.debug_barrier()  # all of this program's stores come before its arrival
+    if tl.atomic_add(arrivals_ptr, 1, sem="acq_rel", scope="gpu") == tl.num_programs(0) - 1:
+        tl.debug_barrier()
+        update_kernel(
+            leaves_ptr,
+            sums_ptr,
+            counts_ptr,
+            indices_ptr,
+            kl_ptr,
+            is_weights_ptr,
+            num_rows,
+            capacity,
+            alpha,
+            eps,
+            False,
+            True,
+            OFFSETS,
+            TREE_ROWS,
+        )
+        tl.store(arrivals_ptr, 0)
+
+
+@triton.jit
 def backward_kernel(
     grad_kl_ptr,  # (B,) float32
     student_ptr,  # (B, K), any strides
@@ -111,89 +171,3 @@ def backward_kernel(
         kl = tl.load(kl_ptr + row)[:, None] / (temperature * temperature)
         grad = scale * p * (log_p - log_q - kl)
         tl.store(grad_teacher_ptr + out_offset, grad.to(grad_teacher_ptr.dtype.element_ty), mask=inside)
-
-
-def forward(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(kl, lse_student, lse_teacher), each (B,) float32."""
-    num_rows, num_classes = student.shape
-    kl, lse_student, lse_teacher = (student.new_empty(num_rows, dtype=torch.float32) for _ in range(3))
-    rows, cols, num_warps = tile(num_classes)
-    forward_kernel[(triton.cdiv(num_rows, rows),)](
-        student,
-        teacher,
-        kl,
-        lse_student,
-        lse_teacher,
-        num_rows,
-        num_classes,
-        *student.stride(),
-        *teacher.stride(),
-        temperature,
-        ROWS=rows,
-        COLS=cols,
-        num_warps=num_warps,
-    )
-    return kl, lse_student, lse_teacher
-
-
-def backward(
-    grad_kl: Tensor,
-    student: Tensor,
-    teacher: Tensor,
-    lse_student: Tensor,
-    lse_teacher: Tensor,
-    kl: Tensor,
-    temperature: float,
-    need_student: bool,
-    need_teacher: bool,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of both logits, contiguous; an empty (0,) for one that is not needed."""
-    num_rows, num_classes = student.shape
-    grad_student = student.new_empty((num_rows, num_classes) if need_student else 0)
-    grad_teacher = teacher.new_empty((num_rows, num_classes) if need_teacher else 0)
-    rows, cols, num_warps = tile(num_classes)
-    backward_kernel[(triton.cdiv(num_rows, rows), triton.cdiv(num_classes, cols))](
-        grad_kl.contiguous(),
-        student,
-        teacher,
-        lse_student,
-        lse_teacher,
-        kl,
-        grad_student,
-        grad_teacher,
-        num_rows,
-        num_classes,
-        *student.stride(),
-        *teacher.stride(),
-        temperature,
-        NEED_STUDENT=need_student,
-        NEED_TEACHER=need_teacher,
-        ROWS=rows,
-        COLS=cols,
-        num_warps=num_warps,
-    )
-    return grad_student, grad_teacher
-
-
-def tile(num_classes: int) -> tuple[int, int, int]:
-    """(rows, columns, warps) of a program: whole rows up to 4096 classes, and several of them where they are short."""
-    cols = min(triton.next_power_of_2(num_classes), MAX_COLS)
-    rows = max(1, min(TILE // cols, 16))
-    return rows, cols, 8 if rows * cols > TILE else 4
-
-
-def aot_cases() -> Iterator[AotCase]:
-    """Every dtype with few, many and very many classes; strides of contiguous and of transposed logits."""
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        for num_classes in (10, 1000, 21843):
-            rows, cols, num_warps = tile(num_classes)
-            options = {"ROWS": rows, "COLS": cols, "num_warps": num_warps}
-            name = f"{str(dtype)[6:]}_{num_classes}"
-            strides = (num_classes, 1, num_classes, 1)
-            float32 = torch.float32
-            args: tuple[Any, ...] = (dtype, dtype, float32, float32, float32, 256, num_classes, *strides, 20.0)
-            yield AotCase(f"kd_kl_forward_{name}", forward_kernel, args, options)
-            pointers = (float32, dtype, dtype, float32, float32, float32, dtype, dtype)
-            args = (*pointers, 256, num_classes, *strides, 20.0)
-            need = {"NEED_STUDENT": True, "NEED_TEACHER": True}
-            yield AotCase(f"kd_kl_backward_{name}", backward_kernel, args, {**need, **options})

@@ -12,7 +12,7 @@ from ..checks import check_range
 from ..registration import Operator
 from . import reference
 
-# The Triton form compares each row with each other to find repeated slots: beyond this many rows torch's scatter wins.
+# With many rows the Triton form compares each with each other to find repeated slots: beyond this torch's scatter wins.
 MAX_TRITON_ROWS = 32768
 
 
@@ -33,9 +33,9 @@ def _launch_update(
     check_range("indices", indices, capacity)
     tree, deltas = (leaves, sums, counts, capacity), deltas.float()
     if backend == "triton" and len(indices) <= MAX_TRITON_ROWS:
-        from . import triton
+        from . import launch
 
-        triton.update(*tree, indices.contiguous(), deltas.contiguous(), is_weights, alpha, eps)
+        launch.update(*tree, indices.contiguous(), deltas.contiguous(), is_weights, alpha, eps)
         return
     if is_weights is not None:
         deltas = deltas * is_weights
@@ -53,9 +53,9 @@ def _launch_clear(leaves: Tensor, sums: Tensor, counts: Tensor, capacity: int, i
     if backend == "native":
         native_ops().priority_clear(*arguments)
     elif backend == "triton":
-        from . import triton
+        from . import launch
 
-        triton.clear(*arguments)
+        launch.clear(*arguments)
     else:
         reference.clear(*arguments)
 
@@ -69,9 +69,9 @@ def _launch_sample(
     if backend == "native":
         return native_ops().priority_sample(*arguments)
     if backend == "triton":
-        from . import triton
+        from . import launch
 
-        return triton.sample(*arguments)
+        return launch.sample(*arguments)
     return reference.sample(*arguments)
 
 

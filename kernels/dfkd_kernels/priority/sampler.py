@@ -52,6 +52,8 @@ class PrioritySampler:
             raise ValueError(f"eps: {eps}, expected a positive number")
         self.capacity, self.alpha, self.beta, self.eps = capacity, float(alpha), float(beta), float(eps)
         self.leaves, self.sums, self.counts = reference.allocate(capacity, device)
+        # 0 between calls: how many programs of a running kernel have done their part; the last one writes the tree
+        self._arrivals = self.leaves.new_zeros(1, dtype=torch.int32)
 
     def update(self, indices: Tensor, deltas: Tensor) -> None:
         """Give slots new leaves; a slot named twice gets the larger one, and a delta that is not finite counts as 0.
@@ -126,8 +128,8 @@ class PrioritySampler:
         ops.update(*self._tree(), indices, deltas, is_weights, self.alpha, self.eps, self.backend())
 
     def destination(self) -> tuple[Any, ...]:
-        """What an operator needs to write priorities: leaves, sums, counts, capacity, alpha, eps."""
-        return (*self._tree(), self.alpha, self.eps)
+        """What an operator needs to write priorities: leaves, sums, counts, arrivals, capacity, alpha, eps."""
+        return self.leaves, self.sums, self.counts, self._arrivals, self.capacity, self.alpha, self.eps
 
     def backend(self) -> str:
         """The backend that runs it: "reference", "triton" or "native"."""

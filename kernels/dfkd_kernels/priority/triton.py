@@ -1,24 +1,106 @@
-"""Triton kernels of the priority tree: leaves, then one launch per level; drawing is a single launch. No atomics.
+"""Triton kernels of the priority tree: leaves, then the tree level by level; drawing is a single launch.
 
-Rows that share a slot or a block compute and store the same value, so their order does not matter.
+One program writes a batch's leaves and the tree above them in one launch (`update_kernel`, which also ends the launch
+of `kd_kl_priority`); many rows take a launch for the leaves and one per level. Rows that share a slot meet in an
+integer maximum, or each computes it; rows that share a block store the same value: no order of programs or threads can
+change a result.
 """
 
-from collections.abc import Iterator
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ..registration import AotCase
-from .reference import FANOUT, LARGEST, SMALLEST, level_sizes
+from .reference import FANOUT, LARGEST, SMALLEST
 
-ROWS = 16
-OTHERS = 128
 _SMALLEST = tl.constexpr(SMALLEST)
 _LARGEST = tl.constexpr(LARGEST)
 _FANOUT = tl.constexpr(FANOUT)
+
+
+@triton.jit
+def _magnitude(deltas_ptr, is_weights_ptr, row, in_batch, WEIGHTED: tl.constexpr):
+    # .cg: past the first-level cache, since other programs of this launch may have written the deltas
+    delta = tl.load(deltas_ptr + row, mask=in_batch, other=0.0, cache_modifier=".cg")
+    if WEIGHTED:
+        delta *= tl.load(is_weights_ptr + row, mask=in_batch, other=0.0)
+    magnitude = tl.abs(delta)
+    return tl.where(magnitude <= _LARGEST, magnitude, 0.0)  # also drops NaN
+
+
+@triton.jit
+def _leaf(magnitude, alpha, eps):
+    return tl.minimum(tl.maximum(tl.exp(alpha * tl.log(magnitude + eps)), _SMALLEST), _LARGEST)
+
+
+@triton.jit
+def _refresh(
+    values_ptr,  # children: leaves (float32) or a level of sums (float64)
+    fills_ptr,  # the children's counts (int64), unused if IS_LEAF
+    sums_ptr,  # this level of sums (float64)
+    counts_ptr,  # this level of counts (int64)
+    index,  # [ROWS] slots
+    valid,  # [ROWS]
+    SPAN: tl.constexpr,  # leaves below one entry of this level
+    IS_LEAF: tl.constexpr,
+):
+    node = index // SPAN
+    child = node[:, None] * _FANOUT + tl.arange(0, _FANOUT)[None, :]
+    value = tl.load(values_ptr + child, mask=valid[:, None], other=0.0).to(tl.float64)
+    tl.store(sums_ptr + node, tl.sum(value, 1), mask=valid)
+    if IS_LEAF:
+        tl.store(counts_ptr + node, tl.sum((value > 0).to(tl.int64), 1), mask=valid)
+    else:
+        fill = tl.load(fills_ptr + child, mask=valid[:, None], other=0)
+        tl.store(counts_ptr + node, tl.sum(fill, 1), mask=valid)
+
+
+@triton.jit
+def update_kernel(
+    leaves_ptr,  # (slots,) float32
+    sums_ptr,  # (entries,) float64, lowest level first
+    counts_ptr,  # (entries,) int64
+    indices_ptr,  # (n,) int64
+    deltas_ptr,  # (n,) float32, unused if CLEAR
+    is_weights_ptr,  # (n,) float32, read only if WEIGHTED
+    num_rows,
+    capacity,
+    alpha,
+    eps,
+    CLEAR: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    OFFSETS: tl.constexpr,  # where each level starts in sums, lowest first
+    ROWS: tl.constexpr,
+):
+    """Write all rows' leaves and refresh the tree above them: one program, whose barriers order its steps."""
+    for start in range(0, num_rows, ROWS):
+        row = start + tl.arange(0, ROWS)
+        index = tl.load(indices_ptr + row, mask=row < num_rows, other=-1)
+        # also before an update: its maximum is among this call's rows
+        tl.store(leaves_ptr + index, tl.zeros([ROWS], tl.float32), mask=(index >= 0) & (index < capacity))
+    tl.debug_barrier()
+    if not CLEAR:
+        bits_ptr = leaves_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+        for start in range(0, num_rows, ROWS):
+            row = start + tl.arange(0, ROWS)
+            index = tl.load(indices_ptr + row, mask=row < num_rows, other=-1)
+            leaf = _leaf(_magnitude(deltas_ptr, is_weights_ptr, row, row < num_rows, WEIGHTED), alpha, eps)
+            # positive floats keep their order as integers
+            bits = leaf.to(tl.int32, bitcast=True)
+            tl.atomic_max(bits_ptr + index, bits, mask=(index >= 0) & (index < capacity), sem="relaxed")
+        tl.debug_barrier()
+    for level in tl.static_range(len(OFFSETS)):
+        for start in range(0, num_rows, ROWS):
+            row = start + tl.arange(0, ROWS)
+            index = tl.load(indices_ptr + row, mask=row < num_rows, other=-1)
+            valid = (index >= 0) & (index < capacity)
+            sums, counts = sums_ptr + OFFSETS[level], counts_ptr + OFFSETS[level]
+            if level == 0:
+                _refresh(leaves_ptr, counts_ptr, sums, counts, index, valid, _FANOUT, True)
+            else:
+                below = OFFSETS[level - 1]
+                _refresh(
+                    sums_ptr + below, counts_ptr + below, sums, counts, index, valid, _FANOUT ** (level + 1), False
+                )
+        tl.debug_barrier()
 
 
 @triton.jit
@@ -38,23 +120,16 @@ def write_kernel(
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     index = tl.load(indices_ptr + row, mask=row < num_rows, other=-1)
-    largest = tl.zeros([ROWS], tl.float32)
+    leaf = tl.zeros([ROWS], tl.float32)
     if not CLEAR:
         # the largest |delta| among the rows of the same slot
         for start in range(0, num_rows, OTHERS):
             other = start + tl.arange(0, OTHERS)
             other_index = tl.load(indices_ptr + other, mask=other < num_rows, other=-1)
-            delta = tl.load(deltas_ptr + other, mask=other < num_rows, other=0.0)
-            if WEIGHTED:
-                delta *= tl.load(is_weights_ptr + other, mask=other < num_rows, other=0.0)
-            magnitude = tl.abs(delta)
-            magnitude = tl.where(magnitude <= _LARGEST, magnitude, 0.0)  # also drops NaN
+            magnitude = _magnitude(deltas_ptr, is_weights_ptr, other, other < num_rows, WEIGHTED)
             same = index[:, None] == other_index[None, :]
-            largest = tl.maximum(largest, tl.max(tl.where(same, magnitude[None, :], 0.0), 1))
-        leaf = tl.exp(alpha * tl.log(largest + eps))
-        leaf = tl.minimum(tl.maximum(leaf, _SMALLEST), _LARGEST)
-    else:
-        leaf = largest
+            leaf = tl.maximum(leaf, tl.max(tl.where(same, magnitude[None, :], 0.0), 1))
+        leaf = _leaf(leaf, alpha, eps)
     tl.store(leaves_ptr + index, leaf, mask=(index >= 0) & (index < capacity))
 
 
@@ -74,15 +149,7 @@ def refresh_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     index = tl.load(indices_ptr + row, mask=row < num_rows, other=-1)
     valid = (index >= 0) & (index < capacity)
-    node = index // SPAN
-    child = node[:, None] * _FANOUT + tl.arange(0, _FANOUT)[None, :]
-    value = tl.load(values_ptr + child, mask=valid[:, None], other=0.0).to(tl.float64)
-    tl.store(sums_ptr + node, tl.sum(value, 1), mask=valid)
-    if IS_LEAF:
-        tl.store(counts_ptr + node, tl.sum((value > 0).to(tl.int64), 1), mask=valid)
-    else:
-        fill = tl.load(fills_ptr + child, mask=valid[:, None], other=0)
-        tl.store(counts_ptr + node, tl.sum(fill, 1), mask=valid)
+    _refresh(values_ptr, fills_ptr, sums_ptr, counts_ptr, index, valid, SPAN, IS_LEAF)
 
 
 @triton.jit
@@ -126,113 +193,3 @@ def sample_kernel(
     is_weight = tl.exp(-beta * tl.log(filled.to(tl.float64) * (chosen / total)))
     tl.store(indices_ptr + row, node, mask=row < num_rows)
     tl.store(is_weights_ptr + row, is_weight.to(tl.float32), mask=row < num_rows)
-
-
-def update(
-    leaves: Tensor,
-    sums: Tensor,
-    counts: Tensor,
-    capacity: int,
-    indices: Tensor,
-    deltas: Tensor,
-    is_weights: Tensor | None,
-    alpha: float,
-    eps: float,
-) -> None:
-    """Write the leaves of (|is_weights * deltas| + eps)^alpha and bring the tree up to date."""
-    weighted = is_weights is not None
-    _write(leaves, capacity, indices, deltas, is_weights, alpha, eps, CLEAR=False, WEIGHTED=weighted)
-    _refresh(leaves, sums, counts, capacity, indices)
-
-
-def clear(leaves: Tensor, sums: Tensor, counts: Tensor, capacity: int, indices: Tensor) -> None:
-    """Empty slots and bring the tree up to date."""
-    _write(leaves, capacity, indices, None, None, 0.0, 0.0, CLEAR=True, WEIGHTED=False)
-    _refresh(leaves, sums, counts, capacity, indices)
-
-
-def sample(
-    leaves: Tensor, sums: Tensor, counts: Tensor, capacity: int, uniforms: Tensor, beta: float
-) -> tuple[Tensor, Tensor]:
-    """(indices, is_weights) of one draw per uniform number."""
-    indices = uniforms.new_empty(uniforms.shape, dtype=torch.int64)
-    is_weights = uniforms.new_empty(uniforms.shape, dtype=torch.float32)
-    sample_kernel[(triton.cdiv(len(uniforms), ROWS),)](
-        leaves,
-        sums,
-        counts,
-        uniforms,
-        indices,
-        is_weights,
-        len(uniforms),
-        beta,
-        OFFSETS=level_offsets(capacity),
-        ROWS=ROWS,
-    )
-    return indices, is_weights
-
-
-def level_offsets(capacity: int) -> tuple[int, ...]:
-    """Where each level starts in `sums` and `counts`, lowest level first."""
-    sizes = level_sizes(capacity)
-    return tuple(sum(sizes[:level]) for level in range(len(sizes)))
-
-
-def _write(
-    leaves: Tensor,
-    capacity: int,
-    indices: Tensor,
-    deltas: Tensor | None,
-    is_weights: Tensor | None,
-    alpha: float,
-    eps: float,
-    **constants: bool,
-) -> None:
-    write_kernel[(triton.cdiv(len(indices), ROWS),)](
-        leaves,
-        indices,
-        leaves if deltas is None else deltas,
-        leaves if is_weights is None else is_weights,
-        len(indices),
-        capacity,
-        alpha,
-        eps,
-        **constants,
-        ROWS=ROWS,
-        OTHERS=OTHERS,
-    )
-
-
-def _refresh(leaves: Tensor, sums: Tensor, counts: Tensor, capacity: int, indices: Tensor) -> None:
-    values, fills, is_leaf = leaves, counts, True
-    for level, offset in enumerate(level_offsets(capacity)):
-        refresh_kernel[(triton.cdiv(len(indices), ROWS),)](
-            values,
-            fills,
-            sums[offset:],
-            counts[offset:],
-            indices,
-            len(indices),
-            capacity,
-            SPAN=FANOUT ** (level + 1),
-            IS_LEAF=is_leaf,
-            ROWS=ROWS,
-        )
-        values, fills, is_leaf = sums[offset:], counts[offset:], False
-
-
-def aot_cases() -> Iterator[AotCase]:
-    """Small and large capacities: the depth of the tree is a constant of the kernels."""
-    float32, float64, int64 = torch.float32, torch.float64, torch.int64
-    for clear, weighted in ((False, False), (False, True), (True, False)):
-        args: tuple[Any, ...] = (float32, int64, float32, float32, 256, 1_000_000, 0.6, 1e-6)
-        options: dict[str, Any] = {"CLEAR": clear, "WEIGHTED": weighted, "ROWS": ROWS, "OTHERS": OTHERS}
-        yield AotCase(f"priority_write_clear{clear:d}_weighted{weighted:d}", write_kernel, args, options)
-    for is_leaf in (True, False):
-        pointers = (float32 if is_leaf else float64, int64, float64, int64, int64)
-        options = {"SPAN": FANOUT if is_leaf else FANOUT**2, "IS_LEAF": is_leaf, "ROWS": ROWS}
-        yield AotCase(f"priority_refresh_leaf{is_leaf:d}", refresh_kernel, (*pointers, 256, 1_000_000), options)
-    for capacity in (5_000, 1_000_000, 100_000_000):
-        args = (float32, float64, int64, float64, int64, float32, 256, 0.4)
-        options = {"OFFSETS": level_offsets(capacity), "ROWS": ROWS}
-        yield AotCase(f"priority_sample_{capacity}", sample_kernel, args, options)
