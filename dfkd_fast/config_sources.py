@@ -66,7 +66,7 @@ def _apply(config: TrainConfig[M], settings: Sequence[Setting]) -> TrainConfig[M
     schema: Any = TrainConfig
     prog = f"dfkd-fast train {config.method_name}"
     about = (
-        "Beside the flags below: --preset NAME, --config FILE, --resume [DIR] (dfkd-fast train --help). "
+        "Beside the flags below: --preset NAME, --config FILE, --resume [DIR], --dry-run (dfkd-fast train --help). "
         "A flag of the recipe may leave out its prefix: --bn-weight for --method.bn-weight."
     )
     return parse(schema[type(config.method)], config, settings, short="method", prog=prog, description=about)

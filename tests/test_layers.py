@@ -14,17 +14,21 @@ PACKAGE = ROOT / "dfkd_fast"
 # floor.
 LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "catalog", "rng"], 0),
-    **dict.fromkeys(["config", "config_sources", "flags", "recipes", "runtime", "optim", "losses", "sampling"], 1),
+    **dict.fromkeys(
+        ["config", "config_sources", "flags", "recipes", "runtime", "optim", "losses", "sampling", "compilation"], 1
+    ),
     **dict.fromkeys(["models", "generators", "augment", "pool", "text", "text_encoders", "class_names"], 2),
     **dict.fromkeys(["methods", "data", "image_files", "cifar_files"], 3),
-    **dict.fromkeys(["checkpoint", "meters", "console", "loggers", "visualize"], 3),
+    **dict.fromkeys(["checkpoint", "meters", "console", "loggers", "visualize", "costs"], 3),
     "loops": 4,
+    "benchmark": 5,
     "cli": 6,
     "__main__": 7,
 }
 # Within one layer a package may use these neighbours; the arrows must not close a circle (checked below).
 NEIGHBOURS: dict[str, set[str]] = {
-    "config": {"flags", "recipes"},
+    "config": {"config_sections", "flags", "recipes"},
+    "runtime": {"compilation", "optim"},
     "config_sources": {"config", "flags"},
     "pool": {"augment", "models"},
     "augment": {"models"},
@@ -33,6 +37,7 @@ NEIGHBOURS: dict[str, set[str]] = {
     "text_encoders": {"models"},
     "class_names": {"models"},
     "loggers": {"console", "meters"},
+    "costs": {"methods"},
     "data": {"image_files", "cifar_files"},
     "cifar_files": {"image_files"},
 }

@@ -16,10 +16,12 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.flags import take
 
 USAGE = """usage: dfkd-fast train METHOD [--preset P] [--config FILE] [--run-dir DIR] [--resume [DIR]] [flags]
+       dfkd-fast train METHOD ... --dry-run
        dfkd-fast train --resume DIR
 
 A preset fills in a published or tried recipe, a TOML file changes it, flags change both.
 --resume goes on from the last checkpoint of DIR, or of the run folder that the other flags lead to.
+--dry-run times a few steps on this machine, says what the run would cost, and writes nothing.
 METHOD: {methods}. dfkd-fast train METHOD [--preset P] --help lists its flags with their values."""
 
 
@@ -28,7 +30,13 @@ def run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE.format(methods=", ".join(METHODS)))
         return 0
-    config, resume = read_arguments(arguments)
+    rehearsed = "--dry-run" in arguments
+    config, resume = read_arguments([argument for argument in arguments if argument != "--dry-run"])
+    if rehearsed:
+        from dfkd_fast.benchmark.dry_run import dry_run
+
+        dry_run(config)
+        return 0
     from dfkd_fast.loops.interrupt import Interrupted
     from dfkd_fast.loops.train import train
 

@@ -1,0 +1,64 @@
+"""`dfkd-fast train ... --dry-run`: what a run would cost on this machine, before anything is spent or written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dfkd_fast.benchmark.projection import Projection, project
+from dfkd_fast.benchmark.rehearsal import Window, rehearse
+from dfkd_fast.config import TrainConfig
+from dfkd_fast.costs.flops import count_step_flops
+from dfkd_fast.costs.peak import matmul_rate
+from dfkd_fast.costs.work import recipe_work
+from dfkd_fast.data import ImageSet, load_split
+from dfkd_fast.loops.networks import check_teacher
+from dfkd_fast.loops.train import load_method
+from dfkd_fast.models.factory import ModelInfo, load_model, saved_info
+from dfkd_fast.models.weights import read_weights
+from dfkd_fast.pool.build import check_pool
+from dfkd_fast.runtime import make_runtime
+
+
+def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) -> Projection:
+    """Time a few steps of both phases on random weights, and show what the whole recipe comes to.
+
+    The teacher is neither trained nor fetched: weights change no time. Raises UserError for what a run would refuse.
+    """
+    config.check()
+    runtime = make_runtime(
+        device=config.device, precision=config.precision, channels_last=config.channels_last, threads=config.threads
+    )
+    check_pool(config.pool, runtime)
+    test = load_split(config.data, "test", image_size=config.image_size) if config.data else None
+    info = teacher_info(config, test)
+    cuda = runtime.device.type == "cuda"
+    show(
+        f"dry run: {config.method_name}, {config.teacher} -> {config.student}, {info.image_size} px, "
+        f"{info.num_classes} classes, {runtime.describe()}, {runtime.precision}"
+    )
+    window = Window(warmup=10, steps=10, samples=5) if cuda else Window(warmup=2, steps=1, samples=7)
+    method, timings = rehearse(config, info, runtime, window)
+    flops = count_step_flops(method, info, teacher=config.teacher, student=config.student)
+    projection = project(recipe_work(method), timings, flops, matmul_rate(runtime), runtime)
+    for line in projection.lines("GPU-hours" if cuda else "hours"):
+        show(line)
+    return projection
+
+
+def teacher_info(config: TrainConfig[Any], test: ImageSet | None) -> ModelInfo:
+    """What the teacher would say of itself: from its checkpoint, the flags, the data, or its library."""
+    known: dict[str, Any] = {}
+    if test is not None:
+        known = {"num_classes": test.num_classes, "image_size": test.image_size, "mean": test.mean, "std": test.std}
+    if config.teacher_weights is not None:
+        known |= saved_info(read_weights(config.teacher_weights, flag="--teacher-weights"))
+    model, info = load_model(
+        config.teacher,
+        num_classes=config.num_classes or known.get("num_classes"),
+        image_size=config.image_size or known.get("image_size"),
+        mean=known.get("mean"),
+        std=known.get("std"),
+    )
+    check_teacher(model, info, load_method(config.method_name), config, test)
+    return info

@@ -1,0 +1,140 @@
+"""From timed steps to a whole recipe: hours, FLOPs and MFU of its phases, as a record and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dfkd_fast.benchmark.rehearsal import Spread, Timings
+from dfkd_fast.costs.flops import StepFlops
+from dfkd_fast.costs.work import Work
+from dfkd_fast.runtime import Runtime
+
+PHASES = ("synthesis", "distillation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One phase of a recipe, all epochs together."""
+
+    name: str
+    steps: int
+    flops: float
+    """in the plain formulation, on all ranks together"""
+    seconds: Spread
+    """of one rank"""
+    mfu: float
+    """share of the device's rate of matrix products that the plain formulation's FLOPs make up"""
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "steps": self.steps,
+            "flops": self.flops,
+            "seconds": self.seconds.median,
+            "seconds_least": self.seconds.least,
+            "seconds_most": self.seconds.most,
+            "mfu": self.mfu,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """What a recipe costs on this machine; compilation, evaluation and checkpoints come on top."""
+
+    phases: tuple[Phase, Phase]
+    images: int
+    rounds: int
+    warmup_seconds: float
+    """of the rehearsal's first steps, compilation included"""
+    peak_memory_bytes: int
+    matmul_rate: float
+    """FLOP/s of the device's matrix products in the compute dtype"""
+    devices: int
+
+    @property
+    def hours(self) -> Spread:
+        """Hours of all devices together: GPU-hours, on a CPU hours of the process."""
+        factor = self.devices / 3600
+        seconds = [phase.seconds for phase in self.phases]
+        return Spread(
+            factor * sum(part.median for part in seconds),
+            factor * sum(part.least for part in seconds),
+            factor * sum(part.most for part in seconds),
+        )
+
+    @property
+    def floor_hours(self) -> float:
+        """The arithmetic floor: hours that the FLOPs take at the rate of matrix products."""
+        return sum(phase.flops for phase in self.phases) / self.matmul_rate / 3600
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        hours = self.hours
+        return {
+            "hours": hours.median,
+            "hours_least": hours.least,
+            "hours_most": hours.most,
+            "floor_hours": self.floor_hours,
+            "images": self.images,
+            "rounds": self.rounds,
+            "warmup_seconds": self.warmup_seconds,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "matmul_flops_per_second": self.matmul_rate,
+            **{phase.name: phase.record() for phase in self.phases},
+        }
+
+    def lines(self, unit: str) -> Iterator[str]:
+        """A table of the phases; `unit` is what the hours are called."""
+        rows: list[Sequence[str]] = [("phase", "steps", "ms/step", "spread", "GFLOP/step", "MFU", unit)]
+        for phase in self.phases:
+            per_step, seconds = 1e3 / max(phase.steps, 1), phase.seconds
+            rows.append(
+                (
+                    phase.name,
+                    f"{phase.steps:,}",
+                    f"{per_step * seconds.median:,.1f}",
+                    f"{per_step * seconds.least:,.1f} to {per_step * seconds.most:,.1f}",
+                    f"{phase.flops / max(phase.steps, 1) / 1e9:,.1f}",
+                    f"{100 * phase.mfu:.1f} %",
+                    f"{seconds.median * self.devices / 3600:,.3g}",
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            first, *rest = zip(row, widths, strict=True)
+            yield "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)])
+        hours, flops = self.hours, sum(phase.flops for phase in self.phases)
+        yield f"in all {hours.median:,.3g} {unit} ({hours.least:,.3g} to {hours.most:,.3g}), {flops:.3g} FLOP"
+        yield f"  arithmetic floor {self.floor_hours:,.3g} at {self.matmul_rate / 1e12:,.3g} TFLOP/s of matrix products"
+        memory = self.peak_memory_bytes / 2**30
+        yield f"  {self.images:,} images in {self.rounds:,} rounds, peak memory {memory:.2f} GiB"
+        yield f"  on top: compilation (first steps took {self.warmup_seconds:.1f} s), evaluation, checkpoints"
+
+
+def project(work: Work, timings: Timings, flops: StepFlops, matmul_rate: float, runtime: Runtime) -> Projection:
+    """Scale timed steps up to `work`. The FLOPs are those of the global batch, the seconds those of each rank."""
+    devices = runtime.world_size
+
+    def phase(name: str, steps: int, count: float, seconds: Spread) -> Phase:
+        mfu = count / (seconds.median * devices * matmul_rate) if seconds.median else 0.0
+        return Phase(name=name, steps=steps, flops=count, seconds=seconds, mfu=mfu)
+
+    return Projection(
+        phases=(
+            phase(
+                "synthesis",
+                work.synthesis_steps.total(),
+                flops.of_synthesis(work),
+                timings.synthesis_seconds(work),
+            ),
+            phase("distillation", work.student_steps, flops.of_distillation(work), timings.student_seconds(work)),
+        ),
+        images=work.images,
+        rounds=work.rounds.total(),
+        warmup_seconds=timings.warmup,
+        peak_memory_bytes=timings.peak_memory_bytes,
+        matmul_rate=matmul_rate,
+        devices=devices,
+    )

@@ -1,0 +1,85 @@
+"""`--dry-run`: what it prints, what it leaves alone, and that it foretells a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from dfkd_fast.benchmark.dry_run import dry_run
+from dfkd_fast.benchmark.rehearsal import Spread, Timings, Window, rehearse
+from dfkd_fast.catalog import METHODS
+from dfkd_fast.cli.main import main
+from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.costs.work import SynthesisKind, Work
+from dfkd_fast.models.factory import ModelInfo
+from dfkd_fast.runtime import make_runtime
+
+INFO = ModelInfo(name="cnn", num_classes=10, image_size=32, mean=(0.5,) * 3, std=(0.2,) * 3)
+TINY = [
+    *("--threads", "1", "--precision", "fp32", "--teacher", "cnn", "--student", "cnn_s", "--epochs", "3"),
+    *("--warmup-epochs", "1", "--synthesis-batch-size", "20", "--synthesis-steps", "3", "--batch-size", "16"),
+    *("--student-steps", "4"),
+]
+
+
+def test_prints_the_cost_and_writes_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    rounds = ("--warmup-rounds", "2", "--rounds", "1", "--generator-width", "16")
+    assert main(["train", "nayer", "--preset", "digits", *TINY, *rounds, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    for part in (
+        "dry run: nayer, cnn -> cnn_s, 32 px, 10 classes",
+        "synthesis",
+        "distillation",
+        "80 images in 4 rounds",
+    ):
+        assert part in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_is_one_line(capsys) -> None:
+    assert main(["train", "nayer", "--preset", "cifar10", "--dry-run"]) == 2
+    assert "num_classes, image_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_can_be_rehearsed(name: str) -> None:
+    config = load_config(default_config(name), preset="digits", flags=TINY)
+    runtime = make_runtime(device="cpu", precision="fp32", threads=1)
+    method, timings = rehearse(config, INFO, runtime, Window(warmup=1, samples=2))
+    assert {kind.warmup for kind in timings.synthesis} == {True, False}
+    assert all(0 < spread.least <= spread.median <= spread.most for spread in timings.synthesis.values())
+    assert 0 < timings.student.least <= timings.student.most
+    assert timings.peak_memory_bytes > 1e6
+    for source in method.sources():  # answers as before
+        assert sum(source.stages()) == 3
+    assert method.student_steps(2) > 0
+
+
+def test_seconds_add_up() -> None:
+    early, late = SynthesisKind(32, 0, True), SynthesisKind(32, 0, False)
+    timings = Timings(
+        synthesis={early: Spread(1, 0.5, 2), late: Spread(2, 1, 4)},
+        round={early: 10, late: 20},
+        student=Spread(3, 2, 4),
+    )
+    work = Work(student_steps=5)
+    work.synthesis_steps.update({early: 100, late: 1000})
+    work.rounds.update({early: 1, late: 2})
+    assert timings.synthesis_seconds(work) == Spread(2150, 1100, 4250)
+    assert timings.student_seconds(work) == Spread(15, 10, 20)
+
+
+def test_foretells_a_run(tmp_path: Path) -> None:
+    """Loose, since machines that test are busy: a factor of 5. On an idle one it is 15 %."""
+    flags = [*TINY, "--warmup-rounds", "2", "--rounds", "2", "--synthesis-steps", "10", "--student-steps", "30"]
+    config = load_config(default_config("nayer"), preset="digits", flags=flags)
+    projected = dry_run(config, show=lambda line: None)
+    recipe = ("--teacher-recipe.epochs", "1", "--teacher-recipe.batch-size", "512")
+    assert main(["train", "nayer", "--preset", "digits", *flags, *recipe, "--run-dir", str(tmp_path / "run")]) == 0
+    spent = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert 1 / 5 < projected.hours.median / spent["gpu_hours"] < 5
+    assert projected.images == spent["images_synthesized"]
+    assert projected.phases[0].steps == spent["generator_steps"]
+    assert projected.phases[1].steps == spent["student_steps"]

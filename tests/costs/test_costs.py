@@ -1,0 +1,137 @@
+"""What a recipe costs, against counts by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from dfkd_fast.catalog import METHODS
+from dfkd_fast.config_sources import default_config
+from dfkd_fast.costs.flops import StepFlops, count_step_flops
+from dfkd_fast.costs.peak import matmul_rate
+from dfkd_fast.costs.work import SynthesisKind, Work, recipe_work
+from dfkd_fast.loops.train import load_method
+from dfkd_fast.methods.base import Method, Setup
+from dfkd_fast.models.factory import ModelInfo, load_model
+from dfkd_fast.models.teacher import FrozenNet, frozen_twin
+from dfkd_fast.runtime import Runtime, make_runtime
+
+INFO = ModelInfo(name="cnn", num_classes=4, image_size=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+SMALL = {"generator_width": 8, "bank_size": 40, "num_negatives": 10, "buffer_size": 40, "low_res_steps": 2, "jitter": 2}
+"""settings that some methods have, so that all are quick"""
+
+
+@pytest.fixture
+def runtime() -> Runtime:
+    return make_runtime(device="cpu", precision="fp32", threads=1)
+
+
+def network(spec: str, info: ModelInfo = INFO) -> nn.Module:
+    sizes = {"num_classes": info.num_classes, "image_size": info.image_size, "mean": info.mean, "std": info.std}
+    return load_model(spec, **sizes)[0]
+
+
+@pytest.fixture
+def make(runtime: Runtime) -> Callable[..., Method]:
+    def build(name: str, **settings: object) -> Method:
+        config = default_config(name).method
+        known = {key: value for key, value in (SMALL | settings).items() if hasattr(config, key)}
+        if hasattr(config, "image_sizes"):
+            known["image_sizes"] = (8, 16)[: len(config.image_sizes)]
+        method_class = load_method(name)
+        embeddings = torch.randn(INFO.num_classes, 512 if method_class.text_sources else 0)
+        setup = Setup(FrozenNet(network("cnn"), INFO, runtime), frozen_twin(network("cnn_s")), INFO, embeddings)
+        return method_class(replace(config, **known), setup)
+
+    return build
+
+
+def macs(model: nn.Module, image: torch.Tensor) -> list[int]:
+    """Multiplications and additions of each convolution and linear layer, in order, for a batch of images."""
+    found: list[int] = []
+
+    def add(layer: nn.Module, inputs: tuple[torch.Tensor], out: torch.Tensor) -> None:
+        found.append(out.numel() * layer.weight[0].numel())
+
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(add)
+    with torch.no_grad():
+        model.eval()(image)
+    return found
+
+
+def test_work_of_nayer_is_the_papers(make) -> None:
+    work = recipe_work(make("nayer", epochs=320, synthesis_batch_size=400))
+    assert work.synthesis_steps == {SynthesisKind(16, 0, True): 8000, SynthesisKind(16, 0, False): 24000}
+    assert (work.images, work.student_steps, work.student_epochs) == (320_000, 120_000, 300)
+
+
+def test_work_of_a_part_of_the_epochs(make) -> None:
+    method = make("nayer", epochs=320, synthesis_batch_size=400)
+    part = recipe_work(method, epochs=21)
+    assert part.rounds == {SynthesisKind(16, 0, True): 200, SynthesisKind(16, 0, False): 2}
+    assert part.student_steps == 400
+
+
+def test_work_knows_the_cap_of_a_data_ratio(make) -> None:
+    """MUSE-S on ImageNet at 10 %: 2000 rounds of 200 images, and no more."""
+    values = {"synthesis_batch_size": 200, "full_images": 1000, "data_ratio": 10.0, "epochs": 400, "student_steps": 100}
+    method = make("muse-s", **values)
+    work = recipe_work(method)
+    assert work.images == 400  # 100 of 16 px are 400 of 8 px
+    assert work.student_steps == 360 * 10
+
+
+def test_work_counts_the_stages_of_a_round(make) -> None:
+    work = recipe_work(make("deepinversion", epochs=2, warmup_epochs=1, warmup_rounds=3, rounds=1, synthesis_steps=10))
+    assert [work.synthesis_steps[SynthesisKind(16, stage, True)] for stage in (0, 1)] == [6, 24]
+    assert work.rounds == {SynthesisKind(16, 1, True): 3, SynthesisKind(16, 1, False): 1}
+
+
+def test_student_step_is_two_forwards_and_a_backward(make) -> None:
+    """Teacher once, student forward and twice that backward, but for the images, which get no gradient."""
+    method = make("nayer", batch_size=24)
+    found = count_step_flops(method, INFO, teacher="cnn", student="cnn_s")
+    image = torch.randn(24, 3, 16, 16)
+    teacher, student = macs(network("cnn"), image), macs(network("cnn_s"), image)
+    assert found.student == 2 * (sum(teacher) + 3 * sum(student) - student[0])
+
+
+def test_synthesis_step_has_no_weight_gradients_of_frozen_networks_and_upsamples_plainly(make) -> None:
+    method = make("nayer", synthesis_batch_size=24, noise_features=20)
+    found = count_step_flops(method, INFO, teacher="cnn", student="cnn_s").synthesis
+    image = torch.randn(24, 3, 16, 16)
+    teacher, student = sum(macs(network("cnn"), image)), sum(macs(network("cnn_s"), image))
+    # noisy layer, stem, convolutions at 8 and 16 px with their maps upsampled before, RGB
+    generator = 24 * (512 * 20 + 20 * 8 * 16 + 64 * 8 * 8 * 9 + 256 * 8 * 4 * 9 + 256 * 4 * 3 * 9)
+    warm, whole = found[SynthesisKind(16, 0, True)], found[SynthesisKind(16, 0, False)]
+    assert warm == pytest.approx(2 * (2 * teacher + 3 * generator), rel=0.01)
+    assert whole - warm == pytest.approx(2 * 2 * student, rel=0.001)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_can_be_counted(make, name: str) -> None:
+    method = make(name, epochs=4, warmup_epochs=1, synthesis_batch_size=12, batch_size=12, synthesis_steps=4)
+    state = torch.get_rng_state()
+    flops = count_step_flops(method, INFO, teacher="cnn", student="cnn_s")
+    assert torch.equal(torch.get_rng_state(), state)
+    work = recipe_work(method)
+    assert set(work.synthesis_steps) <= set(flops.synthesis)
+    assert flops.of_synthesis(work) > 0
+    assert flops.of_distillation(work) == flops.student * work.student_steps > 0
+
+
+def test_totals_are_sums_over_kinds() -> None:
+    early, late = SynthesisKind(32, 0, True), SynthesisKind(32, 0, False)
+    flops, work = StepFlops(synthesis={early: 2.0, late: 3.0}, student=5.0), Work(student_steps=7)
+    work.synthesis_steps.update({early: 10, late: 100})
+    assert (flops.of_synthesis(work), flops.of_distillation(work)) == (320.0, 35.0)
+
+
+def test_matrix_products_have_a_rate(runtime: Runtime) -> None:
+    assert 1e8 < matmul_rate(runtime) < 1e14
