@@ -7,19 +7,30 @@ import importlib.util
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from dfkd_fast.catalog import METHODS, MODELS, presets
 from dfkd_fast.errors import unknown
 
-USAGE = """usage: dfkd-fast ls [methods|presets|models|kernels]
+USAGE = """usage: dfkd-fast ls [methods|presets [METHOD ...]|models|kernels]
 
-Without an argument: methods, presets and models. `ls kernels` asks torch what this machine can run."""
+Without an argument: methods, presets and models. `ls presets` also shows the other results that were published for a
+preset's data, each with its teacher, student and command. `ls kernels` asks torch what this machine can run."""
+
+DATASETS = ("cifar100", "cifar10", "tiny-imagenet", "imagenette", "imagewoof", "imagenet", "digits")
+"""what a preset's name begins with"""
 
 
 def run(arguments: Sequence[str]) -> int:
     """List the sections that are named."""
     if arguments and arguments[0] in ("-h", "--help"):
         print(USAGE)
+        return 0
+    if arguments[:1] == ["presets"] and len(arguments) > 1 and arguments[1] not in SECTIONS:
+        for method in arguments[1:]:
+            if method not in METHODS:
+                raise unknown("ls presets", method, METHODS)
+        list_presets(arguments[1:])
         return 0
     for section in arguments:
         if section not in SECTIONS:
@@ -45,9 +56,9 @@ def list_methods() -> None:
     print_table((name, _title(target.partition(":")[0])) for name, target in METHODS.items())
 
 
-def list_presets() -> None:
-    """Each preset with its networks and what its source reports for them."""
-    print_table(row for method in METHODS for row in _preset_rows(method))
+def list_presets(methods: Sequence[str] = tuple(METHODS)) -> None:
+    """Each preset's published results: data set, networks, top-1, hours, source, and what trains them."""
+    print_table(row for method in methods for row in _preset_rows(method))
 
 
 def list_models() -> None:
@@ -86,11 +97,26 @@ def _title(module: str) -> str:
     return (docstring or "").partition("\n")[0]
 
 
+def published(method: str, preset: str) -> list[dict[str, Any]]:
+    """What a preset's source reports, its own pair first: teacher, student, top1, hours, source and the flags behind
+    `--preset` that lead there; what is not published is absent.
+    """
+    table = tomllib.loads(presets(method)[preset].read_text(encoding="utf-8"))
+    pair, about = {key: table[key] for key in ("teacher", "student")}, table["preset"]
+    others = about.pop("published", [])
+    found = [pair | about]
+    for entry in others:
+        networks = [f"--{key} {entry[key]}" for key in pair if entry[key] != pair[key]]
+        flags = " ".join([*networks, *filter(None, [entry.get("flags")])])
+        found.append({"source": about["source"], **entry, "flags": flags})
+    return found
+
+
 def _preset_rows(method: str) -> Iterable[tuple[str, ...]]:
-    for name, file in presets(method).items():
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-        about = table["preset"]
-        pair = f"{table['teacher']} -> {table['student']}"
-        top1 = f"{about['top1']} %" if "top1" in about else ""
-        hours = f"{about['hours']} h" if "hours" in about else ""
-        yield f"{method} --preset {name}", pair, top1, hours, about["source"]
+    for name in presets(method):
+        dataset = next((known for known in DATASETS if name == known or name.startswith(f"{known}-")), name)
+        for entry in published(method, name):
+            top1 = f"{entry['top1']:.2f} %" if "top1" in entry else ""
+            hours = f"{entry['hours']:.2f} h" if "hours" in entry else ""
+            command = " ".join(filter(None, (method, "--preset", name, entry.get("flags"))))
+            yield dataset, f"{entry['teacher']} -> {entry['student']}", top1, hours, entry["source"], command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,19 @@ def test_noise_is_drawn_each_round_and_only_the_noise(method: Nayer) -> None:
     method.begin_round(0, 1)
     changed = {name for name, value in method.generator.named_parameters() if not torch.equal(value, before[name])}
     assert changed == {"noise.weight"}
+
+
+def test_without_re_initialisation_the_noise_is_learnt_on(make_method: Callable[..., Any], runtime: Any) -> None:
+    """The paper's ablation: the noisy layers keep what they have learnt, as the rest of the generator does."""
+    method = make_method(Nayer, replace(CONFIG, reset_noise=False, generator_life=0))
+    synthesizer = Synthesizer(method, runtime)
+    synthesizer.round(0, 0, lambda *_: None)
+    before = {name: value.detach().clone() for name, value in method.generator.named_parameters()}
+    method.begin_round(0, 1)
+    method.begin_round(1, 0)
+    assert all(torch.equal(value, before[name]) for name, value in method.generator.named_parameters())
+    synthesizer.step()
+    assert not torch.equal(method.generator.noise.weight, before["noise.weight"])
 
 
 def test_adversarial_term_starts_after_the_first_distilled_epoch(method: Nayer) -> None:
