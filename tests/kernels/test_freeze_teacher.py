@@ -40,7 +40,7 @@ def test_equals_the_original(name, fuse):
         assert torch.allclose(logits - pooled, (logits - pooled).mean(0).expand_as(logits), atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["cifar:resnet18", "cifar:wrn16_1"])
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("backend", ["reference", "native"])
 def test_bfloat16_is_no_further_from_float64_than_the_original(name, backend):
     network = trained_looking(NETWORKS[name]())
@@ -48,6 +48,7 @@ def test_bfloat16_is_no_further_from_float64_than_the_original(name, backend):
     original = hooked_step(copy.deepcopy(network).to(torch.bfloat16), images(8, torch.bfloat16))
     with running_on(backend, "bn_act_moments", "bn_stat_loss"):
         ours = frozen_step(freeze_teacher(network, dtype=torch.bfloat16), images(8, torch.bfloat16))
+    # each error is a sum of many roundings: a tenth, and a thousandth of the value, are chance
     for mine, theirs, value in zip(ours, original, exact, strict=True):
         assert (mine - value).norm() <= 1.1 * (theirs - value).norm() + 1e-3 * value.norm()
 
@@ -167,32 +168,6 @@ def test_a_network_that_cannot_be_traced_still_works():
     assert teacher(x).features.shape == (2, 8, 16, 16)
     assert_same((teacher(x, moments=False).logits,), (network(x).detach(),))
     assert teacher.class_weights is None
-
-
-def test_layers_that_have_no_frozen_form_are_reported():
-    class OwnNorm(nn.BatchNorm2d):
-        def forward(self, x):
-            return super().forward(x) * 2.0
-
-    network = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
-        nn.BatchNorm2d(4, track_running_stats=False),
-        nn.ReLU(),
-        nn.Conv2d(4, 4, 3, padding="same"),
-        OwnNorm(4),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(4, 10),
-    ).double()
-    teacher = freeze_teacher(network)
-    for line in ("0: keeps its input", "padding_mode 'reflect'", "3: keeps its input", "padding 'same'"):
-        assert any(line in reported for reported in teacher.report)
-    assert "1: no moments, no running statistics" in teacher.report
-    assert "4: not fused, OwnNorm may compute something else than BatchNorm2d" in teacher.report
-    out = teacher(images())
-    assert_same((out.logits,), (network.eval()(images()).detach(),))
-    assert len(out.moments) == len(teacher.targets) == 1
 
 
 def test_share_shows_the_students_steps_at_once():

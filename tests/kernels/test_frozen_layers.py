@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from frozen_networks import assert_same, images
 from torch import nn
 
 from dfkd_kernels import FrozenConv2d, StatBatchNorm2d, freeze_teacher
@@ -43,6 +44,32 @@ def test_frozen_convolution_under_autocast():
     assert gradient.dtype == torch.float32
 
 
+def test_layers_that_have_no_frozen_form_are_reported():
+    class OwnNorm(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x) * 2.0
+
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        OwnNorm(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 10),
+    ).double()
+    teacher = freeze_teacher(network)
+    for line in ("0: keeps its input", "padding_mode 'reflect'", "3: keeps its input", "padding 'same'"):
+        assert any(line in reported for reported in teacher.report)
+    assert "1: no moments, no running statistics" in teacher.report
+    assert "4: not fused, OwnNorm may compute something else than BatchNorm2d" in teacher.report
+    out = teacher(images())
+    assert_same((out.logits,), (network.eval()(images()).detach(),))
+    assert len(out.moments) == len(teacher.targets) == 1
+
+
 def test_wrong_arguments_are_named():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     with pytest.raises(ValueError, match=r"dtype torch\.int8: choose a floating dtype"):
@@ -60,6 +87,8 @@ def test_wrong_arguments_are_named():
     [
         (torch.zeros(0, 3, 8, 8), r"x: shape \(0, 3, 8, 8\), expected a non-empty \(B, C, H, W\)"),
         (torch.zeros(3, 8, 8), r"x: shape \(3, 8, 8\)"),
+        (torch.zeros(2, 4, 8, 8), r"x: shape \(2, 4, 8, 8\), expected \(B, 3, H, W\)"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.float64), "x: dtype torch.float64, expected the network's torch.float32"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "x: dtype torch.uint8"),
         (torch.zeros(2, 3, 8, 8, device="meta"), "x: on meta, but the network is on cpu"),
     ],

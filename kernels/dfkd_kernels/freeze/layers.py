@@ -100,12 +100,21 @@ class FrozenConv2d(nn.Module):
         return f"padding {conv.padding!r}" if isinstance(conv.padding, str) else ""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> (B, D, h, w)."""
+        """x (B, C, H, W) -> (B, D, h, w).
+
+        Raises:
+            ValueError: x of another shape, or of another dtype than the weight's outside autocast.
+        """
         weight, bias, mirrored = self.weight, self.bias, self.mirrored
+        channels = weight.shape[1] * self.geometry[3]
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise ValueError(f"x: shape {tuple(x.shape)}, expected (B, {channels}, H, W)")
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight = x.to(dtype), weight.to(dtype)
             bias, mirrored = (None if tensor is None else tensor.to(dtype) for tensor in (bias, mirrored))
+        if x.dtype != weight.dtype:
+            raise ValueError(f"x: dtype {x.dtype}, expected the network's {weight.dtype}")
         if not (torch.is_grad_enabled() and x.requires_grad):
             return F.conv2d(x, weight, bias, *self.geometry)
         out: Tensor = _InputGradConv2d.apply(x, weight, bias, mirrored, self.geometry)

@@ -113,7 +113,7 @@ class FrozenTeacher(nn.Module):
             (logits, features, moments), and with `maps` a fourth entry, a dict by name.
 
         Raises:
-            ValueError: x of a wrong shape, dtype or device; a name in `maps` as in `prepare`.
+            ValueError: x of a wrong shape, number of channels, dtype or device; a name in `maps` as in `prepare`.
         """
         self._check(x)
         key = (tuple(maps), moments)
