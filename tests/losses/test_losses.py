@@ -56,7 +56,14 @@ def test_label_ce() -> None:
     expected = -sum(
         math.log(softmax_row(row, 1.0)[label]) for row, label in zip(teacher.tolist(), labels.tolist(), strict=True)
     ) / len(labels)
-    assert label_ce(teacher, labels).item() == pytest.approx(expected, rel=1e-9)
+    loss = label_ce(teacher, labels)
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+    (found,) = torch.autograd.grad(loss, teacher)
+    wanted = [
+        [p - (column == label) for column, p in enumerate(softmax_row(row, 1.0))]
+        for row, label in zip(teacher.tolist(), labels.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64) / 5, rtol=1e-9, atol=1e-12)
     assert label_ce(teacher.bfloat16(), labels).dtype == torch.float32
 
 
@@ -73,11 +80,18 @@ def test_disagreement_counts_agreeing_samples_only_but_divides_by_all() -> None:
 
 
 def test_disagreement_reaches_both_networks() -> None:
+    """-(q - p) / B for the student's logits, -p (log p/q - KL) / B for the teacher's, where they agree."""
     student, teacher = logits()
     with torch.no_grad():
         student.copy_(teacher + 0.1 * student)
     disagreement(student, teacher).backward()
-    assert student.grad is not None
+    for row, (s, t) in enumerate(zip(student.tolist(), teacher.tolist(), strict=True)):
+        q, p = softmax_row(s, 1.0), softmax_row(t, 1.0)
+        agree = q.index(max(q)) == p.index(max(p))
+        gaps = [math.log(pk) - math.log(qk) for pk, qk in zip(p, q, strict=True)]
+        mean_gap = sum(pk * gap for pk, gap in zip(p, gaps, strict=True))
+        to_student = [-agree * (qk - pk) / 5 for pk, qk in zip(p, q, strict=True)]
+        to_teacher = [-agree * pk * (gap - mean_gap) / 5 for pk, gap in zip(p, gaps, strict=True)]
+        assert student.grad[row].tolist() == pytest.approx(to_student, rel=1e-9, abs=1e-12)
+        assert teacher.grad[row].tolist() == pytest.approx(to_teacher, rel=1e-9, abs=1e-12)
     assert student.grad.abs().sum() > 0
-    assert teacher.grad is not None
-    assert teacher.grad.abs().sum() > 0

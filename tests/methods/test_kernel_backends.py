@@ -1,0 +1,128 @@
+"""Every method's terms through each kernel backend: float32 against float64 on the reference, values and gradients.
+
+The reference itself is compared with the papers' equations to 1e-9 in each method's own tests.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch import Tensor
+from toy_networks import INFO, lived_in
+
+from dfkd_fast.catalog import METHODS
+from dfkd_fast.config_sources import default_config
+from dfkd_fast.loops.train import load_method
+from dfkd_fast.methods.base import Method, Setup
+from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_twin
+from dfkd_fast.pool.pool import Pool, PoolBatch
+from dfkd_fast.runtime import Runtime, make_runtime
+from dfkd_fast.text import label_embeddings
+from dfkd_kernels import backend as kernels
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is loaded
+
+BATCH = 10
+SMALL = {"synthesis_batch_size": BATCH, "batch_size": BATCH, "generator_width": 8, "noise_features": 8}
+SMALL |= {"latent_dim": 8, "buffer_size": 20, "bank_size": 20, "crop_padding": 0, "flip": False, "reset_epoch": 0}
+SMALL |= {"jitter": 0, "jitter_flip": False, "contrastive_weight": 0.0, "image_sizes": (16,), "batch_shares": (1,)}
+SMALL |= {"outer_radius": 50.0, "cam_peak": 3.0}  # every hinge open
+# Through Triton's interpreter, which takes seconds, the methods that use every operator.
+COMBINATIONS = [(name, "native") for name in METHODS] + [(name, "triton") for name in ("muse-s", "ssdkd")]
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    for op in kernels.OPS:
+        reason = kernels.why_not(op, request.param, "cpu", torch.float32)
+        if reason and op in ("bn_act_moments", "bn_stat_loss", "kd_kl", "cam_margin", "priority"):
+            pytest.skip(f"{op}: {reason}")
+        if not reason:
+            kernels.use(request.param, op=op)
+    yield request.param
+    kernels.use("auto")
+
+
+def build(name: str, precision: str) -> tuple[Method, Runtime]:
+    """A method on the toy networks, with the same weights in every precision."""
+    runtime = make_runtime(device="cpu", precision=precision)
+    teacher, student = (lived_in(spec, seed).to(runtime.master_dtype) for spec, seed in (("cnn", 1), ("cnn_s", 5)))
+    vectors = label_embeddings("orthogonal", INFO.num_classes, dim=8).to(runtime.master_dtype)
+    setup = Setup(FrozenNet(teacher, INFO, runtime), frozen_twin(student), INFO, vectors)
+    config = default_config(name).method
+    known = {item.name for item in fields(config)}
+    small = SMALL | ({"image_sizes": (12, 16), "batch_shares": (1, 1)} if name == "muse" else {})
+    config = replace(config, **{key: value for key, value in small.items() if key in known})
+    torch.manual_seed(3)
+    method = load_method(name)(config, setup)
+    return runtime.place(method).train(), runtime  # type: ignore[return-value]
+
+
+def gradients_of_terms(name: str, precision: str) -> dict[str, Tensor]:
+    """Each term of a step, late enough for all of them, on fixed images, and its gradient with respect to these."""
+    method, runtime = build(name, precision)
+    found: dict[str, Tensor] = {}
+    for source in method.sources():
+        if name == "ssdkd":
+            method.open_pool(Pool(20, (3, 16, 16), runtime=runtime, num_classes=INFO.num_classes, policy="ring"))
+        source.synthesis_optimizer()
+        source.begin_round(10**4, 0)
+        source.begin_stage(0)
+        source.adversarial = True
+        source.labels.copy_(torch.arange(len(source.labels)) % INFO.num_classes)
+        images = fixed_images(len(source.labels), source.info.image_size).to(runtime.master_dtype).requires_grad_()
+        if hasattr(source, "generator"):
+            source.generator.forward = lambda *_, images=images: images
+        else:
+            images = source.pixels
+            with torch.no_grad():
+                images.copy_(fixed_images(BATCH, 16))
+        _, terms = source.synthesis_step()
+        for term, value in terms.items():
+            (gradient,) = torch.autograd.grad(value, images, retain_graph=True)
+            found[f"{source.info.image_size} {term}"] = value.detach()
+            found[f"{source.info.image_size} {term} gradient"] = gradient
+    return found
+
+
+def fixed_images(count: int, size: int) -> Tensor:
+    torch.manual_seed(0)
+    colour = 2 * torch.randn(count, 3, 1, 1, dtype=torch.float64)  # so that predictions differ, and some agree
+    return torch.randn(count, 3, size, size, dtype=torch.float64) + colour
+
+
+@pytest.mark.parametrize(("name", "backend"), COMBINATIONS, indirect=["backend"])
+def test_terms_and_image_gradients(name: str, backend: str) -> None:
+    exact = gradients_of_terms(name, "fp64")  # float64 runs on the reference
+    found = gradients_of_terms(name, "fp32")
+    assert exact.keys() == found.keys()
+    assert {key.split()[1] for key in exact} >= {"ce", "bn", "adv"}
+    for key, expected in exact.items():
+        scale = expected.abs().max().item()
+        assert scale > 0, key
+        torch.testing.assert_close(found[key].double(), expected, rtol=1e-4, atol=1e-4 * scale, msg=f"{key}: off")
+
+
+@pytest.mark.parametrize("backend", ["native", "triton"], indirect=True)
+def test_student_loss_and_new_priorities_of_ssdkd(backend: str) -> None:
+    """The one student loss that is a kernel of its own: loss, gradient and priorities in one pass."""
+    results = []
+    for precision in ("fp64", "fp32"):
+        method, runtime = build("ssdkd", precision)
+        method.open_pool(Pool(20, (3, 16, 16), runtime=runtime, num_classes=INFO.num_classes, policy="ring"))
+        method.priorities.update(torch.arange(20), torch.arange(1.0, 21.0) / 20)
+        torch.manual_seed(0)
+        student, teacher, weights = torch.randn(2, 6, 4), torch.randn(2, 6, 4), torch.rand(6) + 0.5
+        logits = student[0].to(runtime.master_dtype).requires_grad_()
+        slots = torch.tensor([3, 7, 3, 19, 0, 5])
+        batch = PoolBatch(torch.empty(6, 3, 16, 16), torch.zeros(6).long(), slots, {}, weights)
+        loss = method.student_loss(batch, NetOutput(teacher[0].to(runtime.master_dtype)), NetOutput(logits))["kd"]
+        (gradient,) = torch.autograd.grad(loss, logits)
+        results.append((loss.detach().double(), gradient.double(), method.priorities.leaves.double().clone()))
+    for exact, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-6)
