@@ -9,7 +9,7 @@ Distributed: generators per rank, BN moments per rank, pools sharded by rank.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
@@ -17,7 +17,7 @@ from torch import nn
 from dfkd_fast.errors import UserError
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup
-from dfkd_fast.methods.muse_scale import MuseScale
+from dfkd_fast.methods.muse_scale import MuseScale, parts
 from dfkd_fast.models.class_embedding import ClassEmbedding
 from dfkd_fast.models.taps import TappedNet
 from dfkd_fast.models.teacher import NetOutput
@@ -173,23 +173,3 @@ class Muse(Method):
 
 class MuseS(Muse):
     """MUSE at one image size."""
-
-
-def parts(config: MuseSConfig) -> list[MuseSConfig]:
-    """A recipe for each image size: its share of the batches, an equal share of the budget."""
-    sizes, shares = config.image_sizes, config.batch_shares
-    if len(sizes) != len(shares) or len(set(sizes)) < len(sizes):
-        given = " ".join(map(str, sizes))
-        raise UserError(f"--method.image-sizes {given}: choose different sizes, with one of --method.batch-shares each")
-    divided = [share / sum(shares) for share in shares]
-    return [
-        replace(
-            config,
-            image_sizes=(size,),
-            batch_shares=(1,),
-            data_ratio=config.data_ratio / len(sizes),
-            synthesis_batch_size=round(config.synthesis_batch_size * share),
-            batch_size=round(config.batch_size * share),
-        )
-        for size, share in zip(sizes, divided, strict=True)
-    ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.augment import Augment
+from dfkd_fast.errors import UserError
 from dfkd_fast.generators.noisy_embedding import NoisyEmbeddingGenerator
 from dfkd_fast.losses.activation_map import cam_margin
 from dfkd_fast.losses.adversarial import disagreement
@@ -101,6 +102,26 @@ class MuseScale(Method):
             seen = self.teacher(self.augment.normalize(best_images), moments=False)
             embedding.learn(seen.pooled(), self.labels)
         return SynthBatch(best_images, self.labels)
+
+
+def parts(config: MuseSConfig) -> list[MuseSConfig]:
+    """A recipe for each image size: its share of the batches, an equal share of the budget."""
+    sizes, shares = config.image_sizes, config.batch_shares
+    if len(sizes) != len(shares) or len(set(sizes)) < len(sizes):
+        given = " ".join(map(str, sizes))
+        raise UserError(f"--method.image-sizes {given}: choose different sizes, with one of --method.batch-shares each")
+    divided = [share / sum(shares) for share in shares]
+    return [
+        replace(
+            config,
+            image_sizes=(size,),
+            batch_shares=(1,),
+            data_ratio=config.data_ratio / len(sizes),
+            synthesis_batch_size=round(config.synthesis_batch_size * share),
+            batch_size=round(config.batch_size * share),
+        )
+        for size, share in zip(sizes, divided, strict=True)
+    ]
 
 
 def round_plan(config: MuseSConfig, full_size: int) -> RoundPlan:
