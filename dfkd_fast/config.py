@@ -17,6 +17,14 @@ from typing import Any, Generic, Literal, TypeVar
 import tomli_w
 
 from dfkd_fast.catalog import METHODS
+from dfkd_fast.config_sections import (
+    CheckpointConfig,
+    EvalConfig,
+    Hardware,
+    LogConfig,
+    OptimConfig,
+    PoolConfig,
+)
 from dfkd_fast.errors import UserError
 from dfkd_fast.recipes import TeacherRecipe
 
@@ -24,8 +32,10 @@ M = TypeVar("M")
 
 CONFIG_FILE = "config.toml"  # the merged config in a run folder
 
-FREE = ("stop_after_epoch", "threads", "run_dir", "log.", "checkpoint.")
-"""keys, or their beginnings, of what a resumed run may change: none of it touches what the run computes"""
+FREE = ("stop_after_epoch", "threads", "run_dir", "log.", "checkpoint.", "compile", "cuda_graphs", "optim.")
+"""keys, or their beginnings, of what a resumed run may change: none of it touches what the run computes, though it may
+add up in another order
+"""
 
 _RECIPE_LEAST = {
     **dict.fromkeys(("epochs", "batch_size"), 1),
@@ -49,70 +59,6 @@ _LEAST = {
 """the least value of a setting, whichever config has it"""
 
 _ABOVE_ZERO = ("method.kd_temperature", "method.contrastive_temperature")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hardware:
-    """Where and how to compute; flags of every command that computes."""
-
-    precision: Literal["auto", "fp32", "bf16", "fp16", "tf32"] = "fp32"
-    """numeric mode of the networks; auto: bf16 where the device multiplies it in hardware, else fp32"""
-    channels_last: bool = True
-    """memory format of images and convolution weights"""
-    device: str = "auto"
-    """auto (a GPU when there is one), cpu, cuda or cuda:N"""
-    threads: int | None = None
-    """CPU threads of torch; without it torch's own choice"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolConfig:
-    """Where synthetic images are kept."""
-
-    capacity: int | None = None
-    """most images kept at once; without it what the whole recipe makes"""
-    policy: Literal["append", "cap", "ring"] | None = None
-    """when it is full: stop with an error (append), drop what is new (cap) or overwrite the oldest (ring); without it
-    as the method does
-    """
-    storage: Literal["auto", "device", "pinned", "mmap"] = "auto"
-    """memory that holds the images: the device's own, page-locked host memory, or files on disk; auto goes by size"""
-    stream: Literal["auto", "kernel", "dali", "torch"] = "auto"
-    """what makes batches of them: the fused kernel, NVIDIA DALI (pip install dfkd-fast[dali]), or plain torch"""
-    prefetch: int | None = None
-    """batches prepared ahead; without it 2 where images pass through host memory (dali; mmap on a GPU), else 0"""
-    quantize: Literal["round", "truncate"] = "round"
-    """how pixels become bytes; the released codes truncate"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """Evaluation on real test images; never used to choose a model."""
-
-    every: int = 1
-    """evaluate every so many epochs, and after the last; 0: only after the last"""
-    batch_size: int = 512
-    """images per evaluation step"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogConfig:
-    """What a run reports while it is going on."""
-
-    every: int = 50
-    """read the loss terms from the device every so many steps"""
-    images_per_class: int = 8
-    """columns of the image grids; 0: no grids"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """What a stopped run can be taken up from."""
-
-    every: int = 1
-    """write a checkpoint every so many epochs, and after the last"""
-    keep: int = 2
-    """newest checkpoints kept"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +100,12 @@ class TrainConfig(Hardware, Generic[M]):
     """run folder; without it runs/<method>-<dataset>-<teacher>-<student>-s<seed>"""
     stop_after_epoch: int | None = None
     """stop at the end of this many epochs, to be resumed"""
+    compile: Literal["off", "default", "max"] = "off"
+    """torch.compile for the steps; max also tries several kernels for each operator, which takes minutes"""
+    cuda_graphs: bool = True
+    """on a GPU, capture each whole step once and replay it"""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """implementation of the optimisers"""
     pool: PoolConfig = field(default_factory=PoolConfig)
     """where synthetic images are kept"""
     eval: EvalConfig = field(default_factory=EvalConfig)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from dfkd_fast.errors import UserError, unknown
+
+OptimizerChoice = Literal["auto", "fused", "foreach", "apex"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +24,65 @@ class OptimizerSpec:
     momentum: float = 0.0
     weight_decay: float = 0.0
 
-    def build(self) -> Optimizer:
-        """The torch optimiser, fused: one pass over each parameter, no host synchronisation."""
+    def build(self, choice: OptimizerChoice = "auto", *, capturable: bool = False) -> Optimizer:
+        """The optimiser, by default torch's fused one: one pass over each parameter, no host synchronisation.
+
+        `choice` "foreach" is torch's form of one pass for each term of the update, "apex" NVIDIA apex's fused one.
+        `capturable`: learning rates are scalars on the device, at addresses that `set_lr` and `scale_lr` write to, and
+        no step looks at a value: what a step that is captured and replayed needs.
+        """
         groups = [{**group, "base_lr": group["lr"]} for group in self.groups]
+        if capturable:
+            for group in groups:
+                group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=group["params"][0].device)
+        if choice == "apex":
+            return self._apex(groups, capturable)
+        form = {"foreach": True} if choice == "foreach" else {"fused": True}
         if self.kind == "sgd":
-            return SGD(groups, momentum=self.momentum, weight_decay=self.weight_decay, fused=True)
+            if capturable and choice == "foreach":
+                raise UserError("--optim.impl foreach: its SGD cannot be captured; choose fused, or --no-cuda-graphs")
+            return SGD(groups, momentum=self.momentum, weight_decay=self.weight_decay, **form)
         cls = Adam if self.kind == "adam" else AdamW
-        return cls(groups, betas=self.betas, weight_decay=self.weight_decay, fused=True)
+        made = cls(groups, betas=self.betas, weight_decay=self.weight_decay, capturable=capturable, **form)
+        # the first steps of a captured loop run uncaptured, as they should: torch would warn of it
+        made._warned_capturable_if_run_uncaptured = True
+        return made
+
+    def _apex(self, groups: list[dict[str, Any]], capturable: bool) -> Optimizer:
+        adam, sgd = apex_optimizers()
+        if self.kind == "sgd":
+            if capturable:
+                raise UserError("--optim.impl apex: its FusedSGD cannot be captured; choose fused, or --no-cuda-graphs")
+            return sgd(groups, lr=0.0, momentum=self.momentum, weight_decay=self.weight_decay)
+        own = {"betas": self.betas, "weight_decay": self.weight_decay, "adam_w_mode": self.kind == "adamw"}
+        return adam(groups, lr=groups[0]["lr"], capturable=capturable, **own)
+
+
+def check_optimizer(choice: str, device: torch.device) -> None:
+    """Raise UserError for an implementation that is unknown, or that this machine does not have."""
+    if choice not in get_args(OptimizerChoice):
+        raise unknown("--optim.impl", choice, get_args(OptimizerChoice))
+    if choice == "apex":
+        if device.type != "cuda":
+            raise UserError(f"--optim.impl apex: needs a CUDA device, not {device}; choose auto, fused or foreach")
+        apex_optimizers()
+
+
+def apex_optimizers() -> tuple[Any, Any]:
+    """FusedAdam and FusedSGD of NVIDIA apex. Raises UserError where they are not there.
+
+    Found by these classes and their kernels, not by the package's name: the `apex` of the public package index is
+    another project.
+    """
+    try:
+        import amp_C  # noqa: F401 - the kernels, which only a build with --cuda_ext has
+        from apex.optimizers import FusedAdam, FusedSGD
+    except ImportError as error:
+        raise UserError(
+            f"--optim.impl apex: NVIDIA's fused optimisers are not here ({error}); the package index's `apex` is "
+            "another project: build NVIDIA's from source (docs/performance.md), or choose auto, fused or foreach"
+        ) from None
+    return FusedAdam, FusedSGD
 
 
 @torch.no_grad()
@@ -38,6 +94,11 @@ def reset_state(optimizer: Optimizer) -> None:
         for value in state.values():
             if isinstance(value, torch.Tensor):
                 value.zero_()
+    for group in optimizer.param_groups:  # apex counts steps in the group
+        if isinstance(group.get("step"), torch.Tensor):
+            group["step"].zero_()
+        elif "step" in group:
+            group["step"] = 0
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

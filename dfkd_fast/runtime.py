@@ -13,7 +13,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from dfkd_fast.compilation import Compile
 from dfkd_fast.errors import UserError, unknown
+from dfkd_fast.optim import OptimizerChoice, check_optimizer
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "tf32"]
 
@@ -36,6 +38,12 @@ class Runtime:
     device: torch.device
     precision: str
     channels_last: bool
+    compilation: Compile = "off"
+    """whether torch.compile makes the steps' forward and backward passes"""
+    graphs: bool = False
+    """whether whole steps are captured and replayed (CUDA graphs)"""
+    optimizer: OptimizerChoice = "auto"
+    """whose implementation of Adam and SGD"""
     rank: int = 0
     world_size: int = 1
 
@@ -95,12 +103,20 @@ class Runtime:
 
 
 def make_runtime(
-    *, device: str = "auto", precision: str = "fp32", channels_last: bool = False, threads: int | None = None
+    *,
+    device: str = "auto",
+    precision: str = "fp32",
+    channels_last: bool = False,
+    threads: int | None = None,
+    compilation: Compile = "off",
+    graphs: bool = False,
+    optimizer: OptimizerChoice = "auto",
 ) -> Runtime:
     """Check what was asked for against this machine and set the process-wide switches.
 
     `device`: "auto" (a GPU when there is one), "cpu", "cuda" or "cuda:N". `precision`: "auto" is bf16 where the device
-    multiplies it in hardware, else fp32. Raises UserError for what this machine cannot do.
+    multiplies it in hardware, else fp32. `graphs` means something on a GPU only. Raises UserError for what this machine
+    cannot do.
     """
     chosen = _pick_device(device)
     if precision == "auto":
@@ -119,7 +135,15 @@ def make_runtime(
         torch.backends.cudnn.benchmark = True  # shapes are static
     else:
         keep_freed_memory()
-    return Runtime(device=chosen, precision=precision, channels_last=channels_last)
+    check_optimizer(optimizer, chosen)
+    return Runtime(
+        device=chosen,
+        precision=precision,
+        channels_last=channels_last,
+        compilation=compilation,
+        graphs=graphs and chosen.type == "cuda",
+        optimizer=optimizer,
+    )
 
 
 def has_fast_bf16(device: torch.device) -> bool:

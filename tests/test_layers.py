@@ -15,7 +15,19 @@ PACKAGE = ROOT / "dfkd_fast"
 LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "catalog", "rng"], 0),
     **dict.fromkeys(
-        ["config", "config_sources", "flags", "recipes", "runtime", "optim", "losses", "sampling", "compilation"], 1
+        [
+            "config",
+            "config_sources",
+            "flags",
+            "recipes",
+            "runtime",
+            "optim",
+            "losses",
+            "sampling",
+            "compilation",
+            "config_sections",
+        ],
+        1,
     ),
     **dict.fromkeys(["models", "generators", "augment", "pool", "text", "text_encoders", "class_names"], 2),
     **dict.fromkeys(["methods", "data", "image_files", "cifar_files"], 3),

@@ -21,6 +21,7 @@ from dfkd_fast.checkpoint import (
     optimizer_tensors,
     part_tensors,
 )
+from dfkd_fast.compilation import CLOCK
 from dfkd_fast.loggers import RunLogger
 from dfkd_fast.loops.interrupt import StopSignals
 from dfkd_fast.loops.student import StudentTrainer
@@ -36,7 +37,7 @@ class Progress:
     """What a run has done and measured so far; part of every checkpoint."""
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """wall seconds by phase: synthesis, distillation, evaluation"""
+    """wall seconds by phase: synthesis, distillation, evaluation; and compile, what was spent on making them fast"""
     counts: Counter[str] = field(default_factory=Counter)
     """images_synthesized, generator_steps, student_steps"""
     last_evaluation: dict[str, float] = field(default_factory=dict)
@@ -141,10 +142,12 @@ class AlternatingLoop:
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, prepared = time.perf_counter(), CLOCK.seconds
         yield
         self.runtime.synchronize()
-        self.progress.seconds[name] += time.perf_counter() - start
+        preparing = CLOCK.seconds - prepared
+        self.progress.seconds["compile"] += preparing
+        self.progress.seconds[name] += time.perf_counter() - start - preparing
 
     def _boundary(self, epoch: int, phase: str) -> None:
         tensors = module_tensors("student", self.student) | module_tensors("method", self.method)

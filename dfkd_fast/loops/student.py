@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_fast.augment import draw_boxes, resized_crop
+from dfkd_fast.compilation import compiled
+from dfkd_fast.loops.steps import make_runner
 from dfkd_fast.loops.synthesis import OnStep
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, weighted_sum
 from dfkd_fast.models.taps import TappedNet
@@ -41,20 +43,22 @@ class StudentTrainer:
         config = method.config
         pad = config.crop_padding if config.crop_scale == 1 else 0
         self.views = dict.fromkeys(self.sources, View(info=method.info, pad=pad, flip=config.flip))
-        self.optimizer = student_optimizer(config, student, method.student_side())
+        self.optimizer = student_optimizer(config, student, method.student_side(), runtime)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
+        self.run_step = make_runner(self.step, runtime)
+        self._losses = compiled(self._terms, runtime.compilation)
 
     def epoch(self, epoch: int, on_step: OnStep) -> None:
         """The method's student steps over the pool as it is now."""
         set_lr(self.optimizer, student_lr(self.method.config, epoch))
         self.student.train()
         for batches in self.pool.batches(self._samplers(), self.views, self.method.student_steps(epoch)):
-            on_step(self.step(batches), self.batch_size)
+            on_step(self.run_step(None, batches), self.batch_size)
 
     def step(self, batches: Mapping[int, PoolBatch]) -> LossTerms:
         """One step on a batch of each image size. Returns the detached terms, means over all images."""
         self.optimizer.zero_grad(set_to_none=True)
-        parts = [self._terms(batch) for batch in batches.values()]
+        parts = [self._losses(batch) for batch in batches.values()]
         terms = parts[0] if len(parts) == 1 else self._mean(parts)
         self.scaler.scale(weighted_sum(terms, self.method.config)).backward()
         self.scaler.step(self.optimizer)
@@ -92,7 +96,9 @@ class StudentTrainer:
         return samplers
 
 
-def student_optimizer(config: MethodConfig, student: nn.Module, side: nn.Module | None) -> torch.optim.Optimizer:
+def student_optimizer(
+    config: MethodConfig, student: nn.Module, side: nn.Module | None, runtime: Runtime
+) -> torch.optim.Optimizer:
     """What trains the student, and the method's side module with it."""
     parameters: list[Tensor] = [*student.parameters(), *(side.parameters() if side is not None else ())]
     return OptimizerSpec(
@@ -101,7 +107,7 @@ def student_optimizer(config: MethodConfig, student: nn.Module, side: nn.Module 
         betas=(config.student_momentum, 0.999),
         momentum=config.student_momentum,
         weight_decay=config.student_weight_decay,
-    ).build()
+    ).build(runtime.optimizer, capturable=runtime.graphs)
 
 
 def student_lr(config: MethodConfig, epoch: int) -> float:

@@ -6,8 +6,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
+from dfkd_fast.compilation import compiled
 from dfkd_fast.errors import UserError
+from dfkd_fast.loops.steps import make_runner
 from dfkd_fast.methods.base import LossTerms, Method, SynthBatch, weighted_sum
 from dfkd_fast.optim import reset_state, scale_lr
 from dfkd_fast.runtime import Runtime
@@ -24,13 +27,19 @@ class Synthesizer:
 
     def __init__(self, method: Method, runtime: Runtime) -> None:
         self.method, self.runtime = method, runtime
-        self.optimizer = method.synthesis_optimizer().build()
-        lasting = method.lasting_optimizer()
-        self.optimizers = [self.optimizer, *([] if lasting is None else [lasting.build()])]
+        specs = [spec for spec in (method.synthesis_optimizer(), method.lasting_optimizer()) if spec is not None]
+        self.optimizers = [spec.build(runtime.optimizer, capturable=runtime.graphs) for spec in specs]
         """the round's own, and the one whose state lasts, if the method has one"""
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         self.best_loss = torch.full((), torch.inf, device=runtime.device, dtype=runtime.master_dtype)
         self.best_images: Tensor | None = None
+        self.run_step = make_runner(self.step, runtime)
+        self._forward = compiled(method.synthesis_step, runtime.compilation)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The round's own."""
+        return self.optimizers[0]
 
     def round(self, epoch: int, index: int, on_step: OnStep) -> SynthBatch:
         """One round: `synthesis_steps` steps; what the step of the lowest loss (in the last stage) made goes to the
@@ -43,7 +52,7 @@ class Synthesizer:
             self.method.begin_stage(stage)
             for step in range(steps):
                 scale_lr(self.optimizer, self.method.lr_scale(step, steps))
-                on_step(self.step(), self.method.config.synthesis_batch_size)
+                on_step(self.run_step(self.method.step_variant()), self.method.config.synthesis_batch_size)
         if self.best_images is None or not self.best_loss.isfinite():
             raise UserError(
                 f"--precision {self.runtime.precision}: no finite synthesis loss in round {index} of epoch {epoch}; "
@@ -57,7 +66,7 @@ class Synthesizer:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         with self.runtime.autocast():
-            images, terms = self.method.synthesis_step()
+            images, terms = self._forward()
         loss = weighted_sum(terms, self.method.config)
         self.scaler.scale(loss).backward()
         self._keep_best(loss.detach(), images.detach())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
-import os
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +19,8 @@ from dfkd_fast.checkpoint import (
     save_checkpoint,
     save_network,
 )
-from dfkd_fast.config import CONFIG_FILE, TrainConfig, write_config
+from dfkd_fast.config import TrainConfig
 from dfkd_fast.data import ImageSet, load_split
-from dfkd_fast.errors import UserError
 from dfkd_fast.loggers import RunLogger
 from dfkd_fast.loops.alternating import AlternatingLoop
 from dfkd_fast.loops.class_vectors import class_vectors
@@ -31,6 +28,7 @@ from dfkd_fast.loops.evaluate import Evaluation, agreement, evaluate
 from dfkd_fast.loops.interrupt import Interrupted, StopSignals, stop_signals
 from dfkd_fast.loops.networks import check_pool_use, check_teacher, load_teacher, make_student
 from dfkd_fast.loops.pools import make_pools
+from dfkd_fast.loops.run_folder import check_folder, claim_folder
 from dfkd_fast.loops.run_record import write_run_record
 from dfkd_fast.loops.student import StudentTrainer
 from dfkd_fast.methods.base import Method, Setup
@@ -50,9 +48,15 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     """
     config.check()
     folder = config.run_folder
-    _check_folder(folder, resume=resume)
+    check_folder(folder, resume=resume)
     runtime = make_runtime(
-        device=config.device, precision=config.precision, channels_last=config.channels_last, threads=config.threads
+        device=config.device,
+        precision=config.precision,
+        channels_last=config.channels_last,
+        threads=config.threads,
+        compilation=config.compile,
+        graphs=config.cuda_graphs,
+        optimizer=config.optim.impl,
     )
     check_pool(config.pool, runtime)
     method_class = load_method(config.method_name)
@@ -66,7 +70,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         check_pool_use(config, method)
         signals.check()
         if not resume:
-            _claim(folder, config)
+            claim_folder(folder, config)
         try:
             with closing(Run(config, runtime, teacher, student, method, test, signals)) as run:
                 run.execute(latest_checkpoint(folder / "checkpoints") if resume else None)
@@ -219,28 +223,3 @@ class Run:
         return evaluate(
             self.teacher.logits, self.test, info=self.teacher.info, runtime=self.runtime, batch_size=batch_size
         )
-
-
-def _check_folder(folder: Path, *, resume: bool) -> None:
-    """Raise UserError, before a teacher is trained for it, where the run cannot be written or is not there."""
-    if resume and not (folder / CONFIG_FILE).exists():
-        raise UserError(f"--resume {folder}: no run there")
-    if not resume and (folder / CONFIG_FILE).exists():
-        raise UserError(
-            f"--run-dir {folder}: holds a run already; go on with --resume {folder}, or choose another folder"
-        )
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"--run-dir {folder}: cannot be written ({os.strerror(errno.ENOTDIR)})")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"--run-dir {folder}: cannot be written ({os.strerror(errno.EACCES)})")
-
-
-def _claim(folder: Path, config: TrainConfig) -> None:
-    """Make the run folder and write the config."""
-    try:
-        for part in ("checkpoints", "images"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-        write_config(config, folder / CONFIG_FILE)
-    except OSError as error:
-        raise UserError(f"--run-dir {folder}: cannot be written ({error.strerror})") from None

@@ -7,7 +7,7 @@ logging, the pool.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
@@ -114,6 +114,8 @@ class Method(nn.Module):
     """values of `--text` that the method takes; none: it does not ask what classes are called"""
     paper: ClassVar[str]
     """arXiv id"""
+    adversarial = False
+    """whether the student takes part in the steps of this round; set by `begin_round`"""
     pool_policy: Policy = "append"
     """what the pool does when it is full, unless --pool.policy says otherwise"""
 
@@ -178,6 +180,13 @@ class Method(nn.Module):
         captured.
         """
         raise NotImplementedError
+
+    def step_variant(self) -> Hashable:
+        """What of Python's state the next `synthesis_step` depends on: whether the student takes part.
+
+        Steps of equal variants do the same to the same tensors, so that one captured step stands for all of them.
+        """
+        return self.adversarial
 
     def keep_best(self, better: Tensor) -> None:
         """On the device, before the optimiser's step: `better` (0-dim bool) says whether this step is the best so far.

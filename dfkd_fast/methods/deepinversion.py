@@ -12,7 +12,7 @@ Distributed: images per rank, BN moments per rank, pool sharded by rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -121,6 +121,9 @@ class DeepInversion(Method):
     def stages(self) -> Sequence[int]:
         low = self.config.low_res_steps
         return (low, self.config.synthesis_steps - low) if low else (self.config.synthesis_steps,)
+
+    def step_variant(self) -> Hashable:
+        return self.adversarial, self.low_res
 
     def lr_scale(self, step: int, steps: int) -> float:
         warmup = self.config.lr_warmup_steps

@@ -31,7 +31,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.loops.networks import check_teacher, make_student
 from dfkd_fast.loops.pools import make_pools
 from dfkd_fast.loops.student import StudentTrainer
-from dfkd_fast.loops.synthesis import Synthesizer
+from dfkd_fast.loops.synthesis import OnStep, Synthesizer
 from dfkd_fast.loops.train import load_method, make_method, train
 from dfkd_fast.methods.base import Method, MethodConfig, weighted_sum
 from dfkd_fast.models.factory import ModelInfo, load_model
@@ -112,11 +112,11 @@ class Assembled:
         )
         self.synthesizers = [Synthesizer(source, self.runtime) for source in self.method.sources()]
 
-    def round(self, epoch: int, index: int = 0) -> None:
+    def round(self, epoch: int, index: int = 0, on_step: OnStep = lambda *_: None) -> None:
         """A round of every source, into its pool."""
         for synthesizer in self.synthesizers:
             size = synthesizer.method.info.image_size
-            batch = synthesizer.round(epoch, index, lambda *_: None)
+            batch = synthesizer.round(epoch, index, on_step)
             slots = self.pool[size].add(batch.images, batch.labels, **batch.extras)
             if size in self.trainer.priorities:
                 self.trainer.priorities[size].update(slots, batch.deltas[: len(slots)])

@@ -1,0 +1,85 @@
+"""What is made once before steps run fast: compiled functions and captured graphs, and the time that this takes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, ParamSpec, TypeVar
+
+import torch
+
+Compile = Literal["off", "default", "max"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Inductor's own graphs would hold only parts of a step: whole steps are captured around the compiled function.
+_MODES = {"default": "default", "max": "max-autotune-no-cudagraphs"}
+
+
+class PreparationClock:
+    """Wall seconds spent on compiling and capturing. What starts within another counts once."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._open, self._since = 0, 0.0
+        self._listens = False
+
+    def start(self, *_: object) -> None:
+        """Something begins to be prepared."""
+        if self._open == 0:
+            self._since = time.perf_counter()
+        self._open += 1
+
+    def stop(self, *_: object) -> None:
+        """It is ready."""
+        self._open -= 1
+        if self._open == 0:
+            self.seconds += time.perf_counter() - self._since
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count what the block takes."""
+        self.start()
+        try:
+            yield
+        finally:
+            self.stop()
+
+    def listen(self) -> None:
+        """From now on count what torch.compile takes, whenever that is: a backward pass compiles when it first runs."""
+        if not self._listens:
+            from torch._dynamo.callback import callback_handler
+
+            callback_handler.register_start_callback(self.start)
+            callback_handler.register_end_callback(self.stop)
+            self._listens = True
+
+
+CLOCK = PreparationClock()
+"""this process's"""
+
+
+def compiled(function: Callable[P, R], mode: Compile) -> Callable[P, R]:
+    """`function` through torch.compile, or as it is where `mode` is "off". Shapes are static.
+
+    What it makes is kept on disk for the next run: see `keep_compile_caches`.
+    """
+    if mode == "off":
+        return function
+    keep_compile_caches()
+    CLOCK.listen()
+    return torch.compile(function, mode=_MODES[mode], dynamic=False)
+
+
+def keep_compile_caches() -> None:
+    """Keep Inductor's and Triton's caches below DFKD_FAST_CACHE, or ~/.cache/dfkd-fast, not in a temporary folder.
+
+    TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR, where they are set, stay what they are.
+    """
+    folder = Path(os.environ.get("DFKD_FAST_CACHE") or Path.home() / ".cache" / "dfkd-fast") / "compile"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))

@@ -1,0 +1,78 @@
+"""The sections of a config: hardware, pool, evaluation, log, checkpoints, optimisers. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Where and how to compute; flags of every command that computes."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16", "tf32"] = "fp32"
+    """numeric mode of the networks; auto: bf16 where the device multiplies it in hardware, else fp32"""
+    channels_last: bool = True
+    """memory format of images and convolution weights"""
+    device: str = "auto"
+    """auto (a GPU when there is one), cpu, cuda or cuda:N"""
+    threads: int | None = None
+    """CPU threads of torch; without it torch's own choice"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """Where synthetic images are kept."""
+
+    capacity: int | None = None
+    """most images kept at once; without it what the whole recipe makes"""
+    policy: Literal["append", "cap", "ring"] | None = None
+    """when it is full: stop with an error (append), drop what is new (cap) or overwrite the oldest (ring); without it
+    as the method does
+    """
+    storage: Literal["auto", "device", "pinned", "mmap"] = "auto"
+    """memory that holds the images: the device's own, page-locked host memory, or files on disk; auto goes by size"""
+    stream: Literal["auto", "kernel", "dali", "torch"] = "auto"
+    """what makes batches of them: the fused kernel, NVIDIA DALI (pip install dfkd-fast[dali]), or plain torch"""
+    prefetch: int | None = None
+    """batches prepared ahead; without it 2 where images pass through host memory (dali; mmap on a GPU), else 0"""
+    quantize: Literal["round", "truncate"] = "round"
+    """how pixels become bytes; the released codes truncate"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Who carries out the optimisers' steps; which optimisers they are is the recipe's."""
+
+    impl: Literal["auto", "fused", "foreach", "apex"] = "auto"
+    """torch's fused forms (auto, fused), its foreach forms, or NVIDIA apex's fused ones, built from source"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Evaluation on real test images; never used to choose a model."""
+
+    every: int = 1
+    """evaluate every so many epochs, and after the last; 0: only after the last"""
+    batch_size: int = 512
+    """images per evaluation step"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What a run reports while it is going on."""
+
+    every: int = 50
+    """read the loss terms from the device every so many steps"""
+    images_per_class: int = 8
+    """columns of the image grids; 0: no grids"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What a stopped run can be taken up from."""
+
+    every: int = 1
+    """write a checkpoint every so many epochs, and after the last"""
+    keep: int = 2
+    """newest checkpoints kept"""
