@@ -55,7 +55,7 @@ def label_embeddings(
         directions = torch.randn(max(dim, num_classes), num_classes, generator=generator, dtype=torch.float64)
         return torch.linalg.qr(directions).Q.T.float().contiguous()
     if source == "class-index":
-        return encode("clip", prompted(num_classes, None, "P3"), model=model)
+        return encode("clip", prompted(num_classes, None, "P3"), model=model, flag="--text class-index")
     if source == "file":
         raise UserError("--text file: name it, --text FILE.safetensors")
     if source in SOURCES:

@@ -31,12 +31,13 @@ Encoder = Callable[[list[str]], Tensor]
 _BATCH = 256
 
 
-def encode(encoder: str, texts: Sequence[str], *, model: str = "") -> Tensor:
+def encode(encoder: str, texts: Sequence[str], *, model: str = "", flag: str = "") -> Tensor:
     """Embeddings (len(texts), D) float32, not normalised, by `clip` or `sbert`.
 
     `model` is a name on the Hugging Face hub or a local folder; `open_clip:ARCHITECTURE/WEIGHTS` asks for open_clip,
     which also serves where transformers is not installed. Kept below `cache_folder()` under a hash of texts and model.
-    Raises UserError for a library that is missing and for a model that cannot be had, with what works offline.
+    Raises UserError, naming `flag`, for a library that is missing and for a model that cannot be had, with what works
+    offline.
     """
     model = model or DEFAULT_MODELS[encoder]
     file = cache_folder() / f"{encoder}-{_digest(encoder, texts, model)}.safetensors"
@@ -44,7 +45,7 @@ def encode(encoder: str, texts: Sequence[str], *, model: str = "") -> Tensor:
         from safetensors.torch import load_file
 
         return load_file(file)["embeddings"]
-    run = _load(encoder, model)
+    run = _load(encoder, model, flag or f"--text {encoder}")
     with torch.inference_mode():
         found = [run(list(texts[start : start + _BATCH])).float().cpu() for start in range(0, len(texts), _BATCH)]
     embeddings = torch.cat(found).clone()  # a plain tensor again
@@ -76,7 +77,7 @@ def _keep(file: Path, embeddings: Tensor) -> None:
         raise UserError(f"DFKD_FAST_CACHE {file.parent}: cannot be written ({error.strerror or error})") from None
 
 
-def _load(encoder: str, model: str) -> Encoder:
+def _load(encoder: str, model: str, flag: str) -> Encoder:
     """The encoder, from whichever library serves."""
     name = "sentence_transformers" if encoder == "sbert" else "transformers"
     if model.startswith("open_clip:"):
@@ -85,13 +86,13 @@ def _load(encoder: str, model: str) -> Encoder:
     if library is None and model == DEFAULT_MODELS["clip"] and (library := _import("open_clip")) is not None:
         name, model = "open_clip", OPEN_CLIP_DEFAULT
     if library is None:
-        raise UserError(f'--text {encoder}: needs {name}; pip install "dfkd-fast[text]", or {OFFLINE}')
+        raise UserError(f'{flag}: needs {name}; pip install "dfkd-fast[text]", or {OFFLINE}')
     load = {"sentence_transformers": _sbert, "transformers": _clip, "open_clip": _open_clip}[name]
     try:
         return load(library, model)
     except Exception as error:  # hubs and libraries fail in as many ways as there are networks
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--text {encoder}: {model} could not be loaded ({reason}); {OFFLINE}") from error
+        raise UserError(f"{flag}: {model} could not be loaded ({reason}); {OFFLINE}") from error
 
 
 def _import(name: str) -> Any | None:

@@ -156,6 +156,7 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch,
         monkeypatch.setitem(sys.modules, name, None)  # import then raises ImportError
     line = complaint(lambda: encode(encoder, ["a"]))
     assert line == f'--text {encoder}: needs {library}; pip install "dfkd-fast[text]", or {OFFLINE}'
+    assert complaint(lambda: label_embeddings("class-index", 2)).startswith("--text class-index: needs transformers; ")
 
 
 def test_open_clip_serves_where_transformers_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     check_pool(config.pool, runtime)
     method_class = load_method(config.method_name)
     test = load_split(config.data, "test", image_size=config.image_size) if config.data else None
+    if config.train_teacher and test is not None:
+        class_vectors(config, method_class, test.num_classes, test)  # what cannot be had is said before the training
     with stop_signals() as signals:
         model, info = load_teacher(config, test, runtime, on_step=signals.check)
         check_teacher(model, info, method_class, config, test)

@@ -136,6 +136,15 @@ def test_folder_that_holds_a_run_is_noticed_before_a_teacher_is_trained(
     assert mistake("--preset", "digits", "--run-dir", "run").startswith("--run-dir run: holds a run already")
 
 
+def test_class_vectors_are_missed_before_a_teacher_is_trained(
+    mistake: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DFKD_FAST_CACHE", str(tmp_path / "cache"))
+    assert mistake("--preset", "digits", "--text", "class-centre").startswith("--text class-centre: nayer takes clip, ")
+    assert mistake("--preset", "digits", "--text", "nowhere.safetensors").startswith("--text nowhere.safetensors: no ")
+    assert not (tmp_path / "cache").exists()
+
+
 def test_sizes_of_teacher_and_data_differ(mistake: Callable[..., str], tmp_path: Path) -> None:
     weights = network_file(tmp_path, "cnn", 3)
     data = images(tmp_path / "images", size=20)
