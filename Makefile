@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Two workers with one thread each: OpenMP teams that share two cores spin against each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test lint types bench-kernels bench-pool results-digits results-ablations kill-test gpu-check clean
+.PHONY: setup demo test lint types bench-kernels bench-pool results-digits results-ablations kill-test gpu-check gpu-packages clean
 
 setup: $(STAMP)
 
@@ -54,6 +54,14 @@ kill-test: setup
 # On a machine with a GPU and without a network: uses that machine's own Python and torch, installs nothing.
 gpu-check:
 	$(PYTHON) bench/gpu_check.py
+
+# Before that, where there is a network: what the GPU's machine may lack of the tests' packages, for its Python. Take
+# build/gpu-packages along with the checkout.
+GPU_PYTHON ?= 3.12
+gpu-packages:
+	$(PYTHON) -m pip install -q --upgrade --no-deps --only-binary=:all: --target build/gpu-packages \
+		--python-version $(GPU_PYTHON) --platform manylinux2014_x86_64 \
+		hypothesis sortedcontainers pytest-timeout pytest-xdist execnet "setuptools>=77"
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -2,15 +2,19 @@
 
     OUT_DIR=folder python bench/gpu_check.py        (or: make gpu-check OUT_DIR=folder)
 
-Needs what such a machine has: torch with CUDA, triton, nvcc, ninja, pytest, pytest-benchmark, hypothesis. Nothing is
-installed: the packages are imported from this checkout. OUT_DIR (default build/gpu-check) receives steps.jsonl,
-kernels-<device>.jsonl and each step's log; a short table comes last. Every step has a time limit, all together nine
-minutes, and a failing step does not stop the next. Exit status 1 if any step failed.
+Needs what such a machine has: torch with CUDA, torchvision, triton, nvcc, timm, pytest, pytest-benchmark. What else the
+tests need is taken along: `make gpu-packages`, where there is a network, puts it into build/gpu-packages for the other
+machine's Python (3.12 if not said otherwise), and the folder is used if it is there. Nothing is installed, and the
+packages themselves are imported from this checkout.
+
+OUT_DIR (default build/gpu-check) receives steps.jsonl, kernels-<device>.jsonl and each step's log; a short table comes
+last. Every step has a time limit, all together nine minutes, and a failing step does not stop the next; a benchmark's
+rows are written one by one, so a step that runs out of time loses none. Exit status 1 if any step failed.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.machinery
 import json
 import os
 import subprocess
@@ -21,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DEADLINE = 540.0  # seconds, all steps together
-TABLE_LINES = 40
+PACKAGES = ROOT / "build" / "gpu-packages"
 NETWORKS = "bench/kernels/bench_networks.py"
 
 
@@ -62,21 +66,27 @@ def main() -> int:
 def steps(out: Path) -> list[Step]:
     """Machine, build, capture of every operator, the other kernel tests, benchmarks."""
     python = sys.executable
-    workers = ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
-    tests = [python, "-m", "pytest", *workers, "tests/kernels"]
+    workers = ["-n", str(min(8, os.cpu_count() or 1))] if has("xdist") else []
+    lenient = [] if has("pytest_timeout") else ["-o", "addopts=-q"]  # pyproject.toml's is strict about its settings
+    tests = [python, "-m", "pytest", *workers, *lenient, "tests/kernels"]
     describe = (
-        "import torch, triton; p = torch.cuda.get_device_properties(0); "
+        "import hypothesis, timm, torch, torchvision, triton; p = torch.cuda.get_device_properties(0); "
         "print(p.name, f'sm_{p.major}{p.minor}', f'{p.total_memory >> 30} GiB', torch.__version__, triton.__version__)"
     )
-    bench = [python, "-m", "pytest", "-c", "bench/kernels/pytest.ini", "--seconds", "3", "--results", str(out)]
+    bench = [python, "-m", "pytest", "-c", "bench/kernels/pytest.ini", "--seconds", "2", "--results", str(out)]
     return [
         Step("machine", [python, "-c", describe], 60),
         Step("build", [python, "setup.py", "build_ext", "--inplace"], 150),
         Step("capture", [*tests, "-m", "gpu"], 120),
         Step("tests", [*tests, "-m", "not gpu and not slow"], 150),
-        Step("bench", [*bench, "bench/kernels", f"--ignore={NETWORKS}"], 120),
-        Step("networks", [*bench, NETWORKS], 300),
+        Step("networks", [*bench, NETWORKS], 240),
+        Step("bench", [*bench, "bench/kernels", f"--ignore={NETWORKS}"], 240),
     ]
+
+
+def has(package: str) -> bool:
+    """Whether a step can import it."""
+    return importlib.machinery.PathFinder.find_spec(package, [str(PACKAGES), *sys.path]) is not None
 
 
 def run(step: Step, out: Path, seconds: float) -> Outcome:
@@ -87,7 +97,7 @@ def run(step: Step, out: Path, seconds: float) -> Outcome:
         "DFKD_BUILD_EXT": "1",
         "DFKD_BUILD_CUDA": "1",
         "MAX_JOBS": str(os.cpu_count() or 1),
-        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", ""))),
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels", PACKAGES, os.environ.get("PYTHONPATH", "")))),
         "PYTHONUNBUFFERED": "1",
     }
     start = time.monotonic()
@@ -110,14 +120,15 @@ def lines_of(log: Path) -> list[str]:
 
 
 def print_table(out: Path, outcomes: list[Outcome]) -> None:
-    """Failures of the tests, the benchmark's own table, then one line per step."""
+    """Failures of the tests, the rows that were measured, then one line per step."""
     for name in ("capture", "tests"):
         for line in [line for line in lines_of(out / f"{name}.log") if line.startswith(("FAILED", "ERROR"))]:
             print(line[:160])
-    for name in ("bench", "networks"):
-        lines = lines_of(out / f"{name}.log")
-        first = next((i for i, line in enumerate(lines) if line.startswith("kernels on ")), len(lines))
-        print("\n".join(lines[first:][:TABLE_LINES]))
+    for records in sorted(out.glob("kernels-*.jsonl")):
+        for row in map(json.loads, lines_of(records)):
+            figures = {name: ratio["value"] for name, ratio in row["ratios"].items()} | row["numbers"]
+            shape = "x".join(map(str, row["shape"]))
+            print(f"{row['row']} {shape} {row['dtype']}: {', '.join(f'{n} {v:.3g}' for n, v in figures.items())}"[:200])
     for outcome in outcomes:
         print(f"{outcome.step:<8} {outcome.seconds:6.1f} s  {outcome.status:<28} {outcome.last[:100]}")
     print(f"records and logs: {out}")
