@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ..registration import Operator, is_eager
 from . import reference
 
 Reduction = Literal["none", "mean", "sum"]
+REDUCTIONS = get_args(Reduction)
 
 
 def cam_margin_loss(
@@ -41,6 +42,8 @@ def cam_margin_loss(
         ValueError: a wrong shape, dtype, device or reduction, named; an empty batch; (on the CPU) a label out of range.
     """
     _check(features, class_weights, labels, target)
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction {reduction!r}: choose none, mean or sum")
     backend = pick("cam_margin_loss", features.device.type, features.dtype)
     if backend == "reference":
         if is_eager():
@@ -173,8 +176,4 @@ def _check(features: Tensor, class_weights: Tensor, labels: Tensor, target: floa
 def _reduce(margins: Tensor, reduction: Reduction) -> Tensor:
     if reduction == "none":
         return margins
-    if reduction == "sum":
-        return margins.sum()
-    if reduction == "mean":
-        return margins.mean()
-    raise ValueError(f"reduction {reduction!r}: choose none, mean or sum")
+    return margins.sum() if reduction == "sum" else margins.mean()

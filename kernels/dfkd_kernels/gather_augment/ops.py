@@ -37,8 +37,7 @@ def gather_augment(
 
     Args:
         pool: (P, H, W, C) uint8, contiguous. With the other tensors on a GPU it may also be a pinned CPU tensor, which
-        is
-            read in place, so that the pool need not fit the card.
+            is read in place, so that the pool need not fit the card.
         indices: (B,) int64 in [0, P).
         shifts: (B, 2) int64, (dy, dx) of the crop window in [-pad, pad]; values beyond are clamped.
         flips: (B,) bool, horizontal.

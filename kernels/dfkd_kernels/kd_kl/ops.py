@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..registration import Operator
 from . import reference
 
 Reduction = Literal["none", "mean", "sum", "batchmean"]
+REDUCTIONS = get_args(Reduction)
 
 
 def kd_kl(
@@ -33,6 +34,8 @@ def kd_kl(
         ValueError: a wrong shape, dtype, device, temperature or reduction, named; an empty batch.
     """
     _check_logits(student_logits, teacher_logits, temperature)
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction {reduction!r}: choose none, mean, sum or batchmean")
     backend = _backend(student_logits, teacher_logits)
     if backend == "reference":
         kl = reference.kd_kl(student_logits, teacher_logits, temperature)
@@ -220,8 +223,4 @@ def _check_logits(student_logits: Tensor, teacher_logits: Tensor, temperature: f
 def _reduce(kl: Tensor, reduction: Reduction) -> Tensor:
     if reduction == "none":
         return kl
-    if reduction == "sum":
-        return kl.sum()
-    if reduction in ("mean", "batchmean"):
-        return kl.mean()
-    raise ValueError(f"reduction {reduction!r}: choose none, mean, sum or batchmean")
+    return kl.sum() if reduction == "sum" else kl.mean()

@@ -95,8 +95,7 @@ class PrioritySampler:
 
         Raises:
             ValueError: n below 1; (on the CPU) no filled slot. Elsewhere, where looking would synchronise, the weights
-            of
-                an empty sampler are NaN.
+                of an empty sampler are NaN.
         """
         if n < 1:
             raise ValueError(f"n: {n}, expected 1 or more")
