@@ -10,7 +10,7 @@ from statistics_loss import distance, naive_statistics, one_pass_statistics
 from timing import graphed
 from torch import Tensor, nn
 
-from dfkd_kernels import bn_act_moments, bn_stat_loss
+from dfkd_kernels import batch_moments, bn_act_moments, bn_stat_loss
 
 SHAPE = (128, 64, 32, 32)
 NAIVE, OURS = "naive hook", "ours"
@@ -80,6 +80,30 @@ def bench_layer(dtype, memory_format, bound, compare, device):
     layout = "nhwc" if memory_format == torch.channels_last else "nchw"
     goals = (Goal(numerator=NAIVE, denominator=OURS, bound=bound),) if device.type == "cpu" else ()
     compare(f"bn_act_moments {layout}", variants, shape=SHAPE, dtype=dtype, goals=goals)
+
+
+@pytest.mark.parametrize(("dtype", "memory_format"), [row[:2] for row in ROWS])
+def bench_batch_moments(dtype, memory_format, compare, device):
+    """The statistics alone, for code that keeps its own BatchNorm."""
+    layer = Layer(SHAPE, dtype, memory_format, device)
+
+    def ours(x: Tensor) -> tuple[Tensor, Tensor]:
+        moments = batch_moments(x, layer.norm.running_mean)
+        return moments.mean(), moments.var()
+
+    def gradient(statistics):
+        def run() -> Tensor:
+            x = layer.x.detach().requires_grad_()
+            mean, var = statistics(x)
+            return torch.autograd.grad(mean.sum() + var.sum(), x)[0]
+
+        return run
+
+    variants = {NAIVE: naive_statistics, "var_mean hook": one_pass_statistics, OURS: ours}
+    layout = "nhwc" if memory_format == torch.channels_last else "nchw"
+    goals = (Goal(numerator=NAIVE, denominator=OURS, bound=1.0),) if device.type == "cpu" else ()
+    timed = {name: gradient(statistics) for name, statistics in variants.items()}
+    compare(f"batch_moments {layout}", timed, shape=SHAPE, dtype=dtype, goals=goals)
 
 
 # BN inputs of ResNet-34 and ResNet-50 at 112 pixels, batch 200, above 20 MB in bf16
