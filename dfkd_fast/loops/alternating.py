@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dfkd_fast.checkpoint import (
@@ -23,6 +23,7 @@ from dfkd_fast.checkpoint import (
 )
 from dfkd_fast.compilation import CLOCK
 from dfkd_fast.loggers import RunLogger
+from dfkd_fast.loops.failures import check_finite, explained
 from dfkd_fast.loops.interrupt import StopSignals
 from dfkd_fast.loops.student import StudentTrainer
 from dfkd_fast.loops.synthesis import OnStep, Synthesizer
@@ -132,13 +133,16 @@ class AlternatingLoop:
     def _phase(self, name: str, epoch: int, steps: int) -> Iterator[OnStep]:
         """Reseed, time and report one phase; the block gets the function to call after each step."""
         seed_phase(self.seed, self.runtime.rank, epoch, name)
-        with self._timed(name), self.logger.phase(name, epoch, steps) as meter:
+        config = self.method.config
+        explain = explained(name, epoch, config, self.runtime)
+        with explain, self._timed(name), self.logger.phase(name, epoch, steps) as meter:
 
             def on_step(terms: LossTerms, images: int) -> None:
                 meter.step(terms, images)
                 self.signals.check()
 
             yield on_step
+            check_finite(name, epoch, self._state().values(), config)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -150,15 +154,19 @@ class AlternatingLoop:
         self.progress.seconds[name] += time.perf_counter() - start - preparing
 
     def _boundary(self, epoch: int, phase: str) -> None:
+        scalers = [scaler.state_dict() for scaler in self._scalers]
+        record = {"pool": self.pool.flush(), "scalers": scalers, **self.progress.record()}
+        self.save(Checkpoint(epoch=epoch, phase=phase, tensors=self._state(), record=record))
+
+    def _state(self) -> dict[str, Tensor]:
+        """Every tensor of a checkpoint."""
         tensors = module_tensors("student", self.student) | module_tensors("method", self.method)
         tensors |= optimizer_tensors("optimizer", self.trainer.optimizer)
         for size, priorities in self.trainer.priorities.items():
             tensors |= {f"priorities-{size}/{name}": value for name, value in priorities.state_dict().items()}
         for name, lasting in self._lasting_optimizers():
             tensors |= optimizer_tensors(name, lasting)
-        scalers = [scaler.state_dict() for scaler in self._scalers]
-        record = {"pool": self.pool.flush(), "scalers": scalers, **self.progress.record()}
-        self.save(Checkpoint(epoch=epoch, phase=phase, tensors=tensors, record=record))
+        return tensors
 
     def restore(self, checkpoint: Checkpoint) -> tuple[int, str]:
         """Take up the state of a checkpoint, in place; returns the phase to run next."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dfkd_fast.compilation import compiled
-from dfkd_fast.errors import UserError
+from dfkd_fast.loops.failures import diverged
 from dfkd_fast.loops.steps import make_runner
 from dfkd_fast.methods.base import LossTerms, Method, SynthBatch, weighted_sum
 from dfkd_fast.optim import reset_state, scale_lr
@@ -54,10 +54,7 @@ class Synthesizer:
                 scale_lr(self.optimizer, self.method.lr_scale(step, steps))
                 on_step(self.run_step(self.method.step_variant()), self.method.config.synthesis_batch_size)
         if self.best_images is None or not self.best_loss.isfinite():
-            raise UserError(
-                f"--precision {self.runtime.precision}: no finite synthesis loss in round {index} of epoch {epoch}; "
-                "choose fp32, or lower the learning rate of synthesis"
-            )
+            raise diverged("synthesis", epoch, self.method.config)
         with torch.no_grad(), self.runtime.autocast():
             return self.method.end_round(self.best_images)
 

@@ -105,6 +105,7 @@ class Cmi(Method):
         self.local_view = Augment(setup.info, flip=config.flip, crop_scale=config.local_scale)
         self.feature_maps = tuple(f"{name}:input" for name in config.feature_layers) or self.teacher.norm_inputs
         try:
+            self.teacher.prepare(self.feature_maps)
             width = description_width(self.teacher, self.feature_maps)
         except ValueError as error:
             raise UserError(f"--method.feature-layers: {error}") from error

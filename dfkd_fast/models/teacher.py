@@ -57,6 +57,11 @@ class FrozenNet:
         logits, features, found = self.net(view, moments=moments)
         return NetOutput(logits, features, _NO_MAPS, found)
 
+    def prepare(self, maps: Sequence[str]) -> None:
+        """Get ready to hand out these maps: a call does so by itself, except in a step that is compiled."""
+        for moments in (True, False):
+            self.net.prepare(maps=tuple(maps), moments=moments)
+
     def logits(self, view: Tensor) -> Tensor:
         """Logits (B, K) alone, for evaluation."""
         return self(view, moments=False).logits

@@ -1,0 +1,89 @@
+"""What can go wrong in a phase, in one line that names the setting to change."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from dfkd_fast.errors import UserError
+from dfkd_fast.methods.base import MethodConfig
+from dfkd_fast.runtime import Runtime
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+@contextmanager
+def explained(phase: str, epoch: int, config: MethodConfig, runtime: Runtime) -> Iterator[None]:
+    """Raise UserError where the block runs out of memory or cannot be compiled; any other error as it is.
+
+    `epoch` counts from 0 and is shown from 1. The phase is lost: the last phase boundary is on disk.
+    """
+    where = f"{phase} of epoch {epoch + 1}"
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise UserError(
+                f"{batch_setting(phase, config)}: {where} ran out of memory on {runtime.describe()}; choose a smaller "
+                "batch or --precision bf16, or go on from the last phase with --resume on a larger device"
+            ) from error
+        if is_compile_failure(error):
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise UserError(
+                f"--compile {runtime.compilation}: {where} could not be compiled ({reason}); choose --compile off"
+            ) from error
+        raise
+
+
+def batch_setting(phase: str, config: MethodConfig) -> str:
+    """The flag, with its value, that decides how much memory a phase takes."""
+    if phase == "synthesis":
+        return f"--method.synthesis-batch-size {config.synthesis_batch_size}"
+    return f"--method.batch-size {config.batch_size}"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device, or the host, had no memory left. The CPU's allocator has no exception of its own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+
+
+def is_compile_failure(error: Exception) -> bool:
+    """Whether torch.compile, or a compiler that it called, gave up."""
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled, and importing it takes seconds
+        return False
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+
+    return isinstance(error, TorchDynamoException | CppCompileError | InvalidCxxCompiler)
+
+
+def rate_setting(phase: str, config: MethodConfig) -> str:
+    """The flag, with its value, of the learning rate of a phase."""
+    names = ("generator_lr", "image_lr") if phase == "synthesis" else ("student_lr",)
+    name = next(name for name in names if hasattr(config, name))
+    return f"--method.{name.replace('_', '-')} {getattr(config, name)}"
+
+
+def check_finite(phase: str, epoch: int, state: Iterable[Tensor], config: MethodConfig) -> None:
+    """Raise UserError where any number of a run's state is not finite, so that no checkpoint holds it.
+
+    Waits for the device once, at the end of a phase: one check of what the steps left stands for one of every step,
+    because NaN in weights, statistics or moments stays there.
+    """
+    numbers = [value.detach() for value in state if value.is_floating_point() and value.numel()]
+    if not torch.stack([norm.float() for norm in torch._foreach_norm(numbers, float("inf"))]).isfinite().all():
+        raise diverged(phase, epoch, config)
+
+
+def diverged(phase: str, epoch: int, config: MethodConfig) -> UserError:
+    """What to say of a loss, or a state, that is not finite."""
+    return UserError(
+        f"{rate_setting(phase, config)}: {phase} of epoch {epoch + 1} diverged, its numbers are not finite; choose a "
+        "lower rate, or --precision fp32; the phases before it are kept"
+    )

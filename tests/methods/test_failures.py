@@ -1,0 +1,122 @@
+"""What goes wrong in a phase is one line that names a setting; what was before it is kept, and nothing that is not a
+number is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_contract import teacher_file, tiny  # noqa: F401 - a fixture
+from torch import Tensor
+
+from dfkd_fast.checkpoint import latest_checkpoint
+from dfkd_fast.errors import UserError
+from dfkd_fast.loops.failures import check_finite, explained, is_out_of_memory
+from dfkd_fast.loops.student import StudentTrainer
+from dfkd_fast.loops.train import train
+from dfkd_fast.methods.nayer import Nayer, NayerConfig
+from dfkd_fast.runtime import make_runtime
+
+
+@pytest.fixture
+def config(teacher_file: Path, tmp_path: Path) -> Any:  # noqa: F811
+    return tiny("nayer", teacher_file, tmp_path / "run")
+
+
+def fail(*_: object, **__: object) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "message", "kept"),
+    [
+        (Nayer, "student_loss", "--method.batch-size 23: distillation of epoch 2 ran out of memory", "synthesis"),
+        (Nayer, "synthesis_step", "--method.synthesis-batch-size 23: synthesis of epoch 1 ran out of memory", None),
+    ],
+)
+def test_out_of_memory(
+    config: Any, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, message: str, kept: str | None
+) -> None:
+    """The phase before is on the disk, and the run goes on from there once there is memory."""
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail)
+        with pytest.raises(UserError, match=message):
+            train(config)
+    checkpoint = latest_checkpoint(config.run_folder / "checkpoints")
+    assert (checkpoint and checkpoint.phase) == kept
+    train(config, resume=True)
+    assert (config.run_folder / "student.safetensors").exists()
+
+
+def test_a_real_allocation_that_fails() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60)
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.parametrize(
+    ("rates", "message", "kept"),
+    [
+        ({"student_lr": 1e38}, r"--method.student-lr 1e\+38: distillation of epoch 2 diverged", "synthesis"),
+        ({"generator_lr": 1e38}, r"--method.generator-lr 1e\+38: synthesis of epoch 1 diverged", None),
+    ],
+)
+def test_divergence_reaches_no_checkpoint(config: Any, rates: dict[str, float], message: str, kept: str | None) -> None:
+    """A loss that is no longer a number stops the run where its phase ends, before anything of it is kept."""
+    with pytest.raises(UserError, match=message):
+        train(replace(config, method=replace(config.method, **rates)))
+    checkpoint = latest_checkpoint(config.run_folder / "checkpoints")
+    assert (checkpoint and checkpoint.phase) == kept
+    if checkpoint:
+        assert all(value.isfinite().all() for value in checkpoint.tensors.values() if value.is_floating_point())
+
+
+def test_nan_in_the_student_loss(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single step is enough."""
+    step, calls = StudentTrainer.step, iter(range(100))
+
+    def poisoned(self: StudentTrainer, batches: Any) -> dict[str, Tensor]:
+        if next(calls) == 1:
+            for batch in batches.values():
+                batch.images[0, 0, 0, 0] = torch.nan
+        return step(self, batches)
+
+    monkeypatch.setattr(StudentTrainer, "step", poisoned)
+    with pytest.raises(UserError, match="distillation of epoch 2 diverged"):
+        train(config)
+
+
+def test_numbers_that_are_not_finite() -> None:
+    state = [torch.zeros(3), torch.zeros(0), torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.bfloat16)]
+    check_finite("synthesis", 0, state, NayerConfig())
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        with pytest.raises(UserError, match=r"--method.generator-lr 0.004: synthesis of epoch 1"):
+            check_finite("synthesis", 0, [*state, torch.tensor([0.0, bad])], NayerConfig())
+
+
+def test_compile_failure() -> None:
+    def backend(*_: object) -> Any:
+        raise NotImplementedError("no such kernel")
+
+    runtime = replace(make_runtime(device="cpu"), compilation="default")
+    step = torch.compile(lambda x: x + 1, backend=backend)
+    with (
+        pytest.raises(
+            UserError, match=r"--compile default: synthesis of epoch 3 could not be compiled .*--compile off"
+        ),
+        explained("synthesis", 2, NayerConfig(), runtime),
+    ):
+        step(torch.ones(2))
+
+
+def test_other_errors_stay_as_they_are() -> None:
+    with (
+        pytest.raises(ZeroDivisionError),
+        explained("synthesis", 0, NayerConfig(), make_runtime(device="cpu")),
+    ):
+        _ = 1 / 0
