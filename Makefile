@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Two workers with one thread each: OpenMP teams that share two cores spin against each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test lint types bench-kernels bench-pool results-digits results-ablations kill-test gpu-check gpu-packages clean
+.PHONY: setup demo test lint types bench-kernels bench-pool bench-steps bench-methods profile results-digits results-ablations kill-test gpu-check gpu-packages clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,19 @@ bench-kernels: setup
 # of memory and as much of disk for a while.
 bench-pool: setup
 	OMP_NUM_THREADS=1 $(BIN)/python bench/pool/run.py
+
+# Our steps against the released codes' style on one thread, interleaved; appends to bench/results/steps-cpu.jsonl. About ten
+# minutes on an idle core.
+bench-steps: setup
+	OMP_NUM_THREADS=1 $(BIN)/python bench/steps/run.py
+
+# Hours of each method's recipe: ours, the baseline's, the published, the floor; bench/results/methods-<device>.jsonl and .png.
+bench-methods: setup
+	$(BIN)/dfkd-fast bench methods
+
+# Where the time of a step goes: a trace and a table by phase and kernel, in bench/results/profile-<device>/.
+profile: setup
+	$(BIN)/python bench/profile_steps.py
 
 # Every method on digits over three seeds, and what is left of them without one of their parts: tables in docs/results.md,
 # lines in bench/results/digits.jsonl. About an hour each on one core; stopped, they go on where they were.

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from dfkd_fast.benchmark.projection import Projection, project
-from dfkd_fast.benchmark.rehearsal import Window, rehearse
+from dfkd_fast.benchmark.rehearsal import rehearse
+from dfkd_fast.benchmark.watch import Window
 from dfkd_fast.config import TrainConfig
 from dfkd_fast.costs.flops import count_step_flops
 from dfkd_fast.costs.peak import matmul_rate
@@ -27,7 +28,13 @@ def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) ->
     """
     config.check()
     runtime = make_runtime(
-        device=config.device, precision=config.precision, channels_last=config.channels_last, threads=config.threads
+        device=config.device,
+        precision=config.precision,
+        channels_last=config.channels_last,
+        threads=config.threads,
+        compilation=config.compile,
+        graphs=config.cuda_graphs,
+        optimizer=config.optim.impl,
     )
     check_pool(config.pool, runtime)
     test = load_split(config.data, "test", image_size=config.image_size) if config.data else None

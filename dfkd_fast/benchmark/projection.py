@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dfkd_fast.benchmark.rehearsal import Spread, Timings
+from dfkd_fast.benchmark.rehearsal import Timings
+from dfkd_fast.benchmark.watch import Spread
 from dfkd_fast.costs.flops import StepFlops
 from dfkd_fast.costs.work import Work
 from dfkd_fast.runtime import Runtime

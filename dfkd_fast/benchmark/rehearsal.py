@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from dfkd_fast.benchmark.watch import Spread, Watch, Window
 from dfkd_fast.config import TrainConfig
 from dfkd_fast.costs.work import SynthesisKind, Work, probe_epoch, stage_kinds
 from dfkd_fast.loops.networks import check_pool_use, make_student
@@ -25,35 +26,6 @@ from dfkd_fast.rng import seed_phase
 from dfkd_fast.runtime import Runtime
 from dfkd_fast.text import CENTRES
 
-Clock = Callable[[], float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Window:
-    """How long each kind of step is watched."""
-
-    warmup: int = 3
-    """first steps, not counted: compilation, autotuning, caches"""
-    steps: int = 1
-    """steps between two looks at the clock; the device is waited for at each look"""
-    samples: int = 5
-    """looks"""
-    clock: Clock = time.perf_counter
-
-    @property
-    def total(self) -> int:
-        """Steps in all."""
-        return self.warmup + self.steps * self.samples
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Seconds of one step: the median of the samples, the least and the most."""
-
-    median: float
-    least: float
-    most: float
-
 
 @dataclass(kw_only=True)
 class Timings:
@@ -62,7 +34,7 @@ class Timings:
     synthesis: dict[SynthesisKind, Spread] = field(default_factory=dict)
     round: dict[SynthesisKind, float] = field(default_factory=dict)
     """what a round costs beside its steps: resets, statistics, the pool"""
-    student: Spread = Spread(0.0, 0.0, 0.0)
+    student: Spread = field(default_factory=Spread)
     warmup: float = 0.0
     """the steps that were not counted: what compilation takes is in here"""
     peak_memory_bytes: int = 0
@@ -79,8 +51,7 @@ class Timings:
 
     def student_seconds(self, work: Work) -> Spread:
         """Of all student steps in `work`."""
-        steps = work.student_steps
-        return Spread(self.student.median * steps, self.student.least * steps, self.student.most * steps)
+        return self.student.times(work.student_steps)
 
 
 class Rehearsal:
@@ -88,17 +59,8 @@ class Rehearsal:
 
     def __init__(self, config: TrainConfig[Any], info: ModelInfo, runtime: Runtime, folder: Path) -> None:
         """`info` is what teacher and student agree on; pools are written to `folder`."""
-        method_class = load_method(config.method_name)
-        if method_class.text_sources and config.text not in (CENTRES, "one-hot"):
-            config = replace(config, text="orthogonal")  # vectors of about the same width, without an encoder
-        seed_phase(config.seed, 0, 0, "rehearsal")
-        model, _ = load_model(
-            config.teacher, num_classes=info.num_classes, image_size=info.image_size, mean=info.mean, std=info.std
-        )
-        teacher = FrozenNet(model, info, runtime)
-        student = make_student(config, info, runtime)
         self.runtime = runtime
-        self.method: Method = make_method(config, method_class, teacher, student, None, runtime)
+        self.method, teacher, student = assemble(config, info, runtime)
         check_pool_use(config, self.method)
         self.pool, _ = make_pools(config.pool, folder, method=self.method, runtime=runtime)
         self.trainer = StudentTrainer(student, method=self.method, teacher=teacher, pool=self.pool, runtime=runtime)
@@ -111,7 +73,7 @@ class Rehearsal:
         for synthesizer in self.synthesizers:
             for warmup in (True, False):
                 self._measure_round(synthesizer, window, timings, warmup=warmup)
-        watch = _Watch(window, self.runtime)
+        watch = Watch(window, self.runtime)
         with _answering(self.method, "student_steps", window.total):
             watch.start()
             self.trainer.epoch(probe_epoch(self.method, warmup=False), watch.on_step)
@@ -127,33 +89,44 @@ class Rehearsal:
     def _measure_round(self, synthesizer: Synthesizer, window: Window, timings: Timings, *, warmup: bool) -> None:
         source = synthesizer.method
         kinds = [kind for kind, _ in stage_kinds(source, warmup=warmup)]
-        epoch, watch = probe_epoch(self.method, warmup=warmup), _Watch(window, self.runtime)
+        epoch, watch = probe_epoch(self.method, warmup=warmup), Watch(window, self.runtime)
         with _answering(source, "stages", (window.total,) * len(kinds)):
             watch.start()
             batch = synthesizer.round(epoch, 0, watch.on_step)
         for stage, kind in enumerate(kinds):
             timings.synthesis[kind] = watch.spread(stage)
         timings.warmup += watch.warmup_seconds
-        self._fill(source, batch)
-        costs = [self._round_cost(synthesizer, epoch, window) for _ in range(2)]
+        self.fill(source, batch)
+        costs = [self._round_cost(synthesizer, window, warmup=warmup) for _ in range(2)]
         steps = sum(timings.synthesis[kind].median for kind in kinds)
         timings.round[kinds[-1]] = max(0.0, min(costs) - steps)
 
-    def _round_cost(self, synthesizer: Synthesizer, epoch: int, window: Window) -> float:
-        """Seconds of a round with one step in each stage, into the pool."""
-        stages = (1,) * len(synthesizer.method.stages())
+    def step_round(self, synthesizer: Synthesizer, *, warmup: bool = False, index: int = 0) -> SynthBatch:
+        """A round with one step in each stage: what one step costs, and what a round costs beside it."""
+        epoch, stages = probe_epoch(self.method, warmup=warmup), (1,) * len(synthesizer.method.stages())
         with _answering(synthesizer.method, "stages", stages):
-            self.runtime.synchronize()
-            start = window.clock()
-            self._add(synthesizer.method, synthesizer.round(epoch, 0, _ignore))
-            self.runtime.synchronize()
-            return window.clock() - start
+            return synthesizer.round(epoch, index, _ignore)
 
-    def _fill(self, source: Method, batch: SynthBatch) -> None:
-        """Fill the pool for two student batches, or as far as it goes with room left for what `_round_cost` adds."""
+    def student_step(self) -> None:
+        """An epoch of one student step."""
+        with _answering(self.method, "student_steps", 1):
+            self.trainer.epoch(probe_epoch(self.method, warmup=False), _ignore)
+
+    def fill(self, source: Method, batch: SynthBatch) -> None:
+        """Fill a source's pool with copies of a batch, for two student batches, or as far as it goes with room left for
+        a few rounds.
+        """
         pool, batch_size = self.pool[source.info.image_size], len(batch.images)
         while len(pool) < min(2 * source.config.batch_size, pool.capacity - 5 * batch_size):
             self._add(source, batch)
+
+    def _round_cost(self, synthesizer: Synthesizer, window: Window, *, warmup: bool) -> float:
+        """Seconds of a round with one step in each stage, into the pool."""
+        self.runtime.synchronize()
+        start = window.clock()
+        self._add(synthesizer.method, self.step_round(synthesizer, warmup=warmup))
+        self.runtime.synchronize()
+        return window.clock() - start
 
     def _add(self, source: Method, batch: SynthBatch) -> None:
         size = source.info.image_size
@@ -165,6 +138,23 @@ class Rehearsal:
             self.trainer.priorities[size].update(slots, batch.deltas[: len(slots)])
 
 
+def assemble(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime) -> tuple[Method, FrozenNet, nn.Module]:
+    """A run's method, teacher and student, on random weights: they change no time.
+
+    Class vectors are made up, of about the width that an encoder's have, so that none is needed.
+    """
+    method_class = load_method(config.method_name)
+    if method_class.text_sources and config.text not in (CENTRES, "one-hot"):
+        config = replace(config, text="orthogonal")
+    seed_phase(config.seed, 0, 0, "rehearsal")
+    model, _ = load_model(
+        config.teacher, num_classes=info.num_classes, image_size=info.image_size, mean=info.mean, std=info.std
+    )
+    teacher = FrozenNet(model, info, runtime)
+    student = make_student(config, info, runtime)
+    return make_method(config, method_class, teacher, student, None, runtime), teacher, student
+
+
 def rehearse(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime, window: Window) -> tuple[Method, Timings]:
     """Assemble a run in a temporary folder and time its steps; returns its method too, which knows the recipe."""
     with tempfile.TemporaryDirectory(prefix="dfkd-fast-") as folder:
@@ -173,38 +163,6 @@ def rehearse(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime, window
             return rehearsal.method, rehearsal.measure(window)
         finally:
             rehearsal.close()
-
-
-class _Watch:
-    """Looks at the clock after every so many steps; a phase may have several stages of `window.total` steps."""
-
-    def __init__(self, window: Window, runtime: Runtime) -> None:
-        self.window, self.runtime = window, runtime
-        self.count, self.samples, self.warmup_seconds = 0, [list[float]()], 0.0
-
-    def start(self) -> None:
-        self.runtime.synchronize()
-        self._last = self.window.clock()
-
-    def on_step(self, terms: LossTerms, images: int) -> None:
-        """To be called after each step."""
-        self.count += 1
-        within = (self.count - 1) % self.window.total + 1
-        counted = within - self.window.warmup
-        if counted >= 0 and counted % self.window.steps == 0:
-            self.runtime.synchronize()
-            now = self.window.clock()
-            if counted:
-                self.samples[-1].append((now - self._last) / self.window.steps)
-            else:
-                self.warmup_seconds += now - self._last
-            self._last = now
-        if within == self.window.total:
-            self.samples.append([])
-
-    def spread(self, stage: int) -> Spread:
-        samples = self.samples[stage]
-        return Spread(statistics.median(samples), min(samples), max(samples))
 
 
 @contextmanager

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+
 from dfkd_fast.benchmark.dry_run import dry_run
-from dfkd_fast.benchmark.rehearsal import Spread, Timings, Window, rehearse
+from dfkd_fast.benchmark.rehearsal import Timings, rehearse
+from dfkd_fast.benchmark.watch import Spread, Window
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.cli.main import main
 from dfkd_fast.config_sources import default_config, load_config

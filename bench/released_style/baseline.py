@@ -1,0 +1,142 @@
+"""One synthesis step, one student step and the end of a round, as the released codes run them."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dfkd_fast.models.factory import load_model
+from released_style.networks import FeatureHook, Generator, StatisticsHook
+from released_style.png_pool import PngPool
+from released_style.recipe import Recipe
+
+
+def distillation(student: Tensor, teacher: Tensor, temperature: float, reduction: str = "batchmean") -> Tensor:
+    """KL(teacher || student) at a temperature, times its square."""
+    log_probabilities = F.log_softmax(student / temperature, dim=1)
+    return F.kl_div(log_probabilities, F.softmax(teacher / temperature, dim=1), reduction=reduction) * temperature**2
+
+
+class Baseline:
+    """Networks, hooks and pool of one run. `workers`: of the DataLoader; 0 where one core has to do everything."""
+
+    def __init__(self, recipe: Recipe, folder: Path, *, device: str = "cpu", workers: int = 4) -> None:
+        self.recipe, self.device = recipe, torch.device(device)
+        sizes = {"num_classes": recipe.num_classes, "image_size": recipe.full_size}
+        sizes |= {"mean": recipe.mean, "std": recipe.std}
+        self.teacher = load_model(recipe.teacher, **sizes)[0].to(self.device).eval()
+        self.student = load_model(recipe.student, **sizes)[0].to(self.device)
+        self.hooks = [
+            StatisticsHook(layer, recipe.bn_momentum)
+            for layer in self.teacher.modules()
+            if isinstance(layer, nn.BatchNorm2d)
+        ]
+        self.teacher_features = FeatureHook(self.teacher, maps=recipe.cam_weight > 0)
+        self.student_features = FeatureHook(self.student)
+        self.embeddings = torch.randn(recipe.num_classes, recipe.embedding_dim, device=self.device)
+        self.map = nn.Linear(self.student_features.weight.shape[1], recipe.embedding_dim).to(self.device)
+        learnt = [*self.student.parameters(), *(self.map.parameters() if recipe.ed_weight else ())]
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.AdamW(learnt, recipe.student_lr, weight_decay=0.01)
+            if recipe.adamw
+            else torch.optim.SGD(learnt, recipe.student_lr, momentum=0.9, weight_decay=1e-4)
+        )
+        self.pool = PngPool(
+            folder,
+            batch_size=recipe.batch_size,
+            workers=workers,
+            pad=recipe.crop_padding,
+            mean=recipe.mean,
+            std=recipe.std,
+        )
+        self.generator = Generator(recipe).to(self.device)
+
+    def begin_round(self) -> None:
+        """New noise, new labels, a new optimiser; the networks to evaluation."""
+        self.student.eval()
+        self.generator.noise.reset()
+        count, classes = self.recipe.synthesis_batch_size, self.recipe.num_classes
+        if count < classes:
+            labels = torch.randperm(classes)[:count]
+        else:
+            labels = torch.arange(classes).repeat(count // classes)
+            labels = torch.cat([labels, torch.randint(classes, (count - len(labels),))])
+        self.labels = labels.to(self.device)
+        self.synthesis_optimizer = torch.optim.Adam(
+            self.generator.parameters(), self.recipe.generator_lr, betas=(0.5, 0.999)
+        )
+        self.best_loss, self.best_images = float("inf"), None
+
+    def augment(self, images: Tensor) -> Tensor:
+        """Crop and flip, sample by sample, then normalise."""
+        pad, side = self.recipe.crop_padding, images.shape[-1]
+        padded = F.pad(images, (pad,) * 4)
+        views = []
+        for image in padded:
+            top, left = random.randint(0, 2 * pad), random.randint(0, 2 * pad)
+            view = image[:, top : top + side, left : left + side]
+            views.append(view.flip(2) if random.random() < 0.5 else view)
+        mean, std = (
+            torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (self.recipe.mean, self.recipe.std)
+        )
+        return (torch.stack(views) - mean) / std
+
+    def synthesis_step(self, *, adversarial: bool = True) -> str:
+        """One generator step; returns the line that the released codes print."""
+        recipe = self.recipe
+        images = self.generator(self.embeddings[self.labels])
+        view = self.augment(images)
+        teacher = self.teacher(view)
+        ce = F.cross_entropy(teacher, self.labels)
+        bn = sum(hook.distance for hook in self.hooks)
+        loss = recipe.ce_weight * ce + recipe.bn_weight * bn
+        if recipe.cam_weight:
+            weights = self.teacher_features.weight[self.labels]
+            cam = (self.teacher_features.maps * weights[:, :, None, None]).sum(1)
+            loss = loss + recipe.cam_weight * F.relu(1 - cam).mean()
+        adv = loss.new_zeros(1)
+        if adversarial:
+            student = self.student(view)
+            agrees = (student.argmax(1) == teacher.argmax(1)).float()
+            adv = -(distillation(student, teacher, 1.0, "none").sum(1) * agrees).mean()
+            loss = loss + recipe.adv_weight * adv
+            if recipe.aed_weight:
+                loss = loss + recipe.aed_weight * F.relu(recipe.radii[1] - self._distance(self.labels))
+        line = f"ce {ce.item():.3f} bn {bn.item():.3f} adv {adv.item():.3f} loss {loss.item():.3f}"
+        if loss.item() < self.best_loss or self.best_images is None:
+            self.best_loss, self.best_images = loss.item(), images.data
+        self.synthesis_optimizer.zero_grad()
+        loss.backward()
+        self.synthesis_optimizer.step()
+        return line
+
+    def end_round(self) -> None:
+        """Statistics, PNG files, a new DataLoader."""
+        for hook in self.hooks:
+            hook.update()
+        self.pool.add(self.best_images, self.labels)
+        self.batches = self.pool.batches()
+        self.student.train()
+
+    def student_step(self) -> tuple[float, float, float]:
+        """One student step; returns loss, top-1 and top-5 agreement, which are read in every step."""
+        images, labels = next(self.batches)
+        images, labels = images.to(self.device), labels.to(self.device)
+        with torch.no_grad():
+            teacher = self.teacher(images)
+        student = self.student(images)
+        loss = distillation(student, teacher, self.recipe.temperature)
+        if self.recipe.ed_weight:
+            loss = loss + self.recipe.ed_weight * F.relu(self._distance(labels) - self.recipe.radii[0])
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        first = student.topk(min(5, student.shape[1]), dim=1).indices == teacher.argmax(1, keepdim=True)
+        return loss.item(), first[:, :1].float().mean().item(), first.float().sum(1).mean().item()
+
+    def _distance(self, labels: Tensor) -> Tensor:
+        return F.mse_loss(self.map(self.student_features.pooled), self.embeddings[labels])

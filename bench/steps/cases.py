@@ -1,0 +1,102 @@
+"""What is compared: two published pairs of networks, ours and the baseline on the same sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from released_style.baseline import Baseline
+from released_style.recipe import recipe_of
+
+from dfkd_fast.benchmark.rehearsal import Rehearsal
+from dfkd_fast.config import TrainConfig
+from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.models.factory import ModelInfo
+from dfkd_fast.runtime import make_runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A recipe, cut down to batches that a core can do, and how much faster we mean to be."""
+
+    method: str
+    preset: str
+    flags: tuple[str, ...]
+    num_classes: int
+    image_size: int
+    goals: dict[tuple[str, str], float]
+    """(precision, phase) -> the least ratio of the baseline's seconds to ours"""
+
+    def config(self) -> TrainConfig[Any]:
+        """The recipe."""
+        return load_config(default_config(self.method), preset=self.preset, flags=self.flags)
+
+
+CASES = {
+    "nayer-wrn40_2-wrn16_1-32": Case(
+        method="nayer",
+        preset="cifar100",
+        flags=("--student", "wrn16_1", "--student-lr", "0.001", "--synthesis-batch-size", "100", "--batch-size", "128"),
+        num_classes=100,
+        image_size=32,
+        goals={("fp32", "synthesis"): 1.8, ("fp32", "student"): 1.5},
+    ),
+    "muse-s-resnet34-resnet18-112": Case(
+        method="muse-s",
+        preset="imagenet",
+        flags=("--synthesis-batch-size", "20", "--batch-size", "20"),
+        num_classes=1000,
+        image_size=224,
+        goals={("bf16", "synthesis"): 5.0, ("bf16", "student"): 5.0},
+    ),
+}
+
+
+class Ours:
+    """This package's steps, as a run takes them."""
+
+    def __init__(self, case: Case, variant: str, folder: Path) -> None:
+        precision, _, compilation = variant.partition("+")
+        runtime = make_runtime(
+            device="cpu", precision=precision, channels_last=True, threads=1, compilation=compilation or "off"
+        )
+        size = case.image_size
+        info = ModelInfo(
+            name="", num_classes=case.num_classes, image_size=size, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
+        )
+        self.rehearsal = Rehearsal(case.config(), info, runtime, folder)
+        self.rehearsal.method.train()
+        self.synthesizer = self.rehearsal.synthesizers[0]
+        self.rehearsal.fill(self.synthesizer.method, self.rehearsal.step_round(self.synthesizer))
+
+    def synthesis(self) -> None:
+        """A round of one step: a little more than a step."""
+        self.rehearsal.step_round(self.synthesizer, index=1)
+
+    def student(self) -> None:
+        """A student step, its batch read from the pool."""
+        self.rehearsal.student_step()
+
+
+class Theirs:
+    """The baseline's steps, all on the one core: its DataLoader has no workers."""
+
+    def __init__(self, case: Case, folder: Path) -> None:
+        recipe = recipe_of(case.config(), num_classes=case.num_classes, full_size=case.image_size)
+        self.baseline = Baseline(recipe, folder, workers=0)
+        while self.baseline.pool.written < 2 * recipe.batch_size:
+            self.baseline.begin_round()
+            self.baseline.synthesis_step()
+            self.baseline.end_round()
+        self.baseline.student_step()
+
+    def synthesis(self) -> None:
+        """A generator step."""
+        self.baseline.student.eval()
+        self.baseline.synthesis_step()
+
+    def student(self) -> None:
+        """A student step, its batch decoded from files."""
+        self.baseline.student.train()
+        self.baseline.student_step()

@@ -1,0 +1,121 @@
+"""`make bench-steps`: our generator and student steps against the released codes' style, on one thread, interleaved.
+
+Each side is a process of its own, with one thread and its own allocator; they take turns, one step at a time, so that a
+slow minute of the machine falls on all. Seconds are processor time. Lines go to bench/results/steps-cpu.jsonl, one for
+each case, variant and phase, with every sample. A variant is a precision, or a precision and a mode of torch.compile
+(`bf16+default`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+BENCH = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(BENCH), str(BENCH / "steps")]
+
+from cases import CASES  # noqa: E402
+
+THEIRS = "released-style"
+PHASES = ("synthesis", "student")
+
+
+def serve(connection: Connection, case: str, variant: str) -> None:
+    """A side's process: run the phase that is asked for, answer with its seconds; None ends it."""
+    import torch
+    from cases import Ours, Theirs
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory(prefix="bench-steps-") as folder:
+        side = Theirs(CASES[case], Path(folder)) if variant == THEIRS else Ours(CASES[case], variant, Path(folder))
+        connection.send(None)
+        while (phase := connection.recv()) is not None:
+            start = time.process_time()
+            getattr(side, phase)()
+            connection.send(time.process_time() - start)
+
+
+def race(case: str, variants: list[str], turns: int, warmup: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds by side and phase: `turns` samples of each, after `warmup` that are not counted."""
+    context = multiprocessing.get_context("spawn")
+    sides: dict[str, Connection] = {}
+    for name in (THEIRS, *variants):
+        sides[name], there = context.Pipe()
+        context.Process(target=serve, args=(there, case, name), daemon=True).start()
+        sides[name].recv()
+    seconds: dict[str, dict[str, list[float]]] = {name: {phase: [] for phase in PHASES} for name in sides}
+    for turn in range(warmup + turns):
+        for phase in PHASES:
+            for name, side in sides.items():
+                side.send(phase)
+                taken = side.recv()
+                if turn >= warmup:
+                    seconds[name][phase].append(taken)
+    for side in sides.values():
+        side.send(None)
+    return seconds
+
+
+def figures(case: str, seconds: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
+    """A record for each variant and phase; the ratio is the median over turns of theirs to ours."""
+    rows = []
+    for variant in seconds:
+        for phase in PHASES if variant != THEIRS else ():
+            ours, theirs = seconds[variant][phase], seconds[THEIRS][phase]
+            goal = CASES[case].goals.get((variant.partition("+")[0], phase))
+            ratio = statistics.median(their / our for their, our in zip(theirs, ours, strict=True))
+            rows.append(
+                {
+                    "case": case,
+                    "variant": variant,
+                    "phase": phase,
+                    "seconds": statistics.median(ours),
+                    "baseline_seconds": statistics.median(theirs),
+                    "ratio": ratio,
+                    "goal": goal,
+                    "met": None if goal is None else ratio >= goal,
+                    "samples": ours,
+                    "baseline_samples": theirs,
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    """Race the cases that are asked for, by default all; print and append their figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--warmup", type=int, default=1, help="turns that are not counted")
+    parser.add_argument("--variants", nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--results", type=Path, default=BENCH / "results" / "steps-cpu.jsonl")
+    parser.add_argument("cases", nargs="*", default=list(CASES))
+    options = parser.parse_args()
+    from dfkd_fast.benchmark.machine import machine_record
+    from dfkd_fast.runtime import make_runtime
+
+    where = machine_record(make_runtime(device="cpu", channels_last=True, threads=1))
+    where.pop("precision")
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    with options.results.open("a", encoding="utf-8") as file:
+        for case in options.cases:
+            for row in figures(case, race(case, options.variants, options.turns, options.warmup)):
+                file.write(json.dumps(row | where) + "\n")
+                goal = "" if row["goal"] is None else f"(at least {row['goal']:g}: {'met' if row['met'] else 'MISSED'})"
+                print(
+                    f"{case:30} {row['variant']:12} {row['phase']:10} {row['seconds']:7.3f} s"
+                    f"  baseline {row['baseline_seconds']:7.3f} s  ratio {row['ratio']:5.2f} {goal}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""`dfkd-fast bench methods`: hours of whole recipes on this machine, beside published ones and the arithmetic floor.
+
+Steps are timed on random weights over a warm window and projected to the recipe. Next to ours runs the repository's
+baseline, which does what the released codes do, where the method has one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import dfkd_fast
+from dfkd_fast.benchmark.projection import Projection, project
+from dfkd_fast.benchmark.rehearsal import Timings, assemble, rehearse
+from dfkd_fast.benchmark.watch import Window, sample
+from dfkd_fast.catalog import METHODS, presets
+from dfkd_fast.config import TrainConfig
+from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.costs.flops import count_step_flops
+from dfkd_fast.costs.work import recipe_work
+from dfkd_fast.errors import UserError, unknown
+from dfkd_fast.methods.base import Method
+from dfkd_fast.models.factory import ModelInfo
+from dfkd_fast.runtime import Runtime
+
+SHAPES = {
+    "cifar100": (100, 32),
+    "cifar10": (10, 32),
+    "tiny-imagenet": (200, 64),
+    "imagenette": (10, 224),
+    "imagewoof": (10, 224),
+    "imagenet": (1000, 224),
+    "digits": (10, 32),
+}
+"""what a preset's name begins with -> classes and pixels per side"""
+
+TARGETS = (
+    "nayer/cifar10",
+    "nayer/cifar100",
+    "fast/cifar10-fast5",
+    "ssdkd/cifar10",
+    "cmi/cifar10",
+    "deepinversion/cifar10",
+    "muse-s/imagenet",
+    "muse/imagenet",
+)
+"""what is measured when nothing is named"""
+
+BASELINES = ("nayer", "muse-s")
+"""methods that the baseline has"""
+
+LEAST_BATCH = 8
+
+
+class Baseline(Protocol):
+    """What `released_style.baseline.Baseline` offers."""
+
+    def begin_round(self) -> None: ...
+    def synthesis_step(self, *, adversarial: bool = True) -> str: ...
+    def end_round(self) -> None: ...
+    def student_step(self) -> tuple[float, float, float]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A preset: its recipe, and what was published for it."""
+
+    method: str
+    preset: str
+    config: TrainConfig[Any]
+    info: ModelInfo
+    published_hours: float | None
+    source: str
+
+    @property
+    def name(self) -> str:
+        """As it is written on the command line."""
+        return f"{self.method}/{self.preset}"
+
+
+def read_target(name: str) -> Target:
+    """The preset METHOD/PRESET. Raises UserError where there is none, or its name does not begin with a data set's."""
+    method, _, preset = name.partition("/")
+    if method not in METHODS:
+        raise unknown("bench methods", method, METHODS)
+    known = presets(method)
+    if preset not in known:
+        raise unknown(f"bench methods {method}/", preset, known)
+    dataset = next((dataset for dataset in SHAPES if preset.startswith(dataset)), None)
+    if dataset is None:
+        raise UserError(f"bench methods {name}: it is not known how large its images are; choose another preset")
+    about = tomllib.loads(known[preset].read_text(encoding="utf-8"))["preset"]
+    classes, size = SHAPES[dataset]
+    return Target(
+        method=method,
+        preset=preset,
+        config=load_config(default_config(method), preset=preset),
+        info=ModelInfo(name="", num_classes=classes, image_size=size, mean=(0.5,) * 3, std=(0.25,) * 3),
+        published_hours=about.get("hours"),
+        source=about["source"],
+    )
+
+
+def measure(
+    target: Target, runtime: Runtime, window: Window, *, share: float, matmul_rate: float, baseline: Path | None
+) -> dict[str, Any]:
+    """One preset's record: ours, the baseline's hours (null without one), the published ones, the floor.
+
+    `share` of each batch is timed, and the time scaled up with the batch: 1 measures the recipe as it is.
+    """
+    config = target.config
+    method, _, _ = assemble(config, target.info, runtime)
+    work = recipe_work(method)
+    flops = count_step_flops(method, target.info, teacher=config.teacher, student=config.student)
+    part = replace(config, method=_cut(config.method, share))
+    cut, timings = rehearse(part, target.info, runtime, window)
+    ours = project(work, _scaled(timings, cut, method), flops, matmul_rate, runtime)
+    theirs = None
+    if baseline is not None and target.method in BASELINES:
+        timed = _time_baseline(part, target.info, runtime, window, baseline)
+        theirs = project(work, _scaled(timed, cut, method), flops, matmul_rate, runtime)
+    return _record(target, ours, theirs, share, runtime)
+
+
+def baseline_folder() -> Path | None:
+    """Where the baseline lies in a checkout; None where the package was installed from a wheel."""
+    folder = Path(dfkd_fast.__file__).parents[1] / "bench"
+    return folder if (folder / "released_style").is_dir() else None
+
+
+def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Lines: a preset each, hours by what they are of."""
+    rows: list[Sequence[str]] = [
+        ("preset", "teacher -> student", "floor", "ours", "baseline", "published", "MFU", "baseline/ours")
+    ]
+    for row in records:
+        ratio = row["baseline_hours"] and row["baseline_hours"] / row["ours"]["hours"]
+        mfu = " / ".join(f"{100 * row['ours'][phase]['mfu']:.0f} %" for phase in ("synthesis", "distillation"))
+        hours = (row["ours"]["floor_hours"], row["ours"]["hours"], row["baseline_hours"], row["published_hours"])
+        cells = ("-" if value is None else f"{value:,.3g}" for value in hours)
+        pair = f"{row['teacher']} -> {row['student']}"
+        rows.append((f"{row['method']}/{row['preset']}", pair, *cells, mfu, f"{ratio:.2f}" if ratio else "-"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for line in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+
+
+def _cut(config: Any, share: float) -> Any:
+    sizes = {name: getattr(config, name) for name in ("synthesis_batch_size", "batch_size")}
+    return replace(config, **{name: max(LEAST_BATCH, round(size * share)) for name, size in sizes.items()})
+
+
+def _scaled(timings: Timings, cut: Method, full: Method) -> Timings:
+    """Timings of the whole batches from those of a method with smaller ones."""
+    pairs = {part.info.image_size: (part, whole) for part, whole in zip(cut.sources(), full.sources(), strict=True)}
+    factors = {
+        size: whole.config.synthesis_batch_size / part.config.synthesis_batch_size
+        for size, (part, whole) in pairs.items()
+    }
+    seen, all_of = (sum(pair[which].config.batch_size for pair in pairs.values()) for which in (0, 1))
+    return replace(
+        timings,
+        synthesis={kind: spread.times(factors[kind.image_size]) for kind, spread in timings.synthesis.items()},
+        round={kind: seconds * factors[kind.image_size] for kind, seconds in timings.round.items()},
+        student=timings.student.times(all_of / seen),
+    )
+
+
+def _time_baseline(
+    config: TrainConfig[Any], info: ModelInfo, runtime: Runtime, window: Window, folder: Path
+) -> Timings:
+    """The same for the baseline. On a GPU its DataLoader has the four workers of the released codes; on a CPU its work
+    counts as the run's own.
+    """
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    recipe = importlib.import_module("released_style.recipe").recipe_of(
+        config, num_classes=info.num_classes, full_size=info.image_size
+    )
+    timings = Timings()
+    work = recipe_work(assemble(config, info, runtime)[0])
+    workers = 4 if runtime.device.type == "cuda" else 0
+    with tempfile.TemporaryDirectory(prefix="dfkd-fast-") as pool:
+        module = importlib.import_module("released_style.baseline")
+        theirs: Baseline = module.Baseline(recipe, Path(pool), device=str(runtime.device), workers=workers)
+        one = Window(warmup=0, steps=1, samples=1, clock=window.clock)
+        for kind in work.synthesis_steps:
+            theirs.begin_round()
+            step = partial(theirs.synthesis_step, adversarial=not kind.warmup)
+            timings.synthesis[kind] = sample(step, window, runtime)
+            timings.round[kind] = sample(theirs.end_round, one, runtime).median
+        while theirs.pool.written < 2 * recipe.batch_size:  # type: ignore[attr-defined]
+            theirs.end_round()
+        timings.student = sample(theirs.student_step, window, runtime)
+    return timings
+
+
+def _record(
+    target: Target, ours: Projection, theirs: Projection | None, share: float, runtime: Runtime
+) -> dict[str, Any]:
+    return {
+        "method": target.method,
+        "preset": target.preset,
+        "teacher": target.config.teacher,
+        "student": target.config.student,
+        "unit": "GPU-hours" if runtime.device.type == "cuda" else "CPU-core-hours",
+        "batch_share": share,
+        "ours": ours.record(),
+        "baseline_hours": None if theirs is None else theirs.hours.median,
+        "baseline": None if theirs is None else theirs.record(),
+        "published_hours": target.published_hours,
+        "published_source": target.source,
+    }

@@ -1,0 +1,86 @@
+"""Steps under a clock: which are timed, how often the clock is looked at, and what was seen."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dfkd_fast.methods.base import LossTerms
+from dfkd_fast.runtime import Runtime
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """How long each kind of step is watched."""
+
+    warmup: int = 3
+    """first steps, not counted: compilation, autotuning, caches"""
+    steps: int = 1
+    """steps between two looks at the clock; the device is waited for at each look"""
+    samples: int = 5
+    """looks"""
+    clock: Clock = time.perf_counter
+
+    @property
+    def total(self) -> int:
+        """Steps in all."""
+        return self.warmup + self.steps * self.samples
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Seconds of one step: the median of the samples, the least and the most."""
+
+    median: float = 0.0
+    least: float = 0.0
+    most: float = 0.0
+
+    def times(self, factor: float) -> Spread:
+        """Of something `factor` times as large."""
+        return Spread(factor * self.median, factor * self.least, factor * self.most)
+
+
+def sample(step: Callable[[], object], window: Window, runtime: Runtime) -> Spread:
+    """Time calls of `step`, as a phase's steps are timed."""
+    watch = Watch(window, runtime)
+    watch.start()
+    for _ in range(window.total):
+        step()
+        watch.on_step({}, 0)
+    return watch.spread(0)
+
+
+class Watch:
+    """Looks at the clock after every so many steps; a phase may have several stages of `window.total` steps."""
+
+    def __init__(self, window: Window, runtime: Runtime) -> None:
+        self.window, self.runtime = window, runtime
+        self.count, self.samples, self.warmup_seconds = 0, [list[float]()], 0.0
+
+    def start(self) -> None:
+        self.runtime.synchronize()
+        self._last = self.window.clock()
+
+    def on_step(self, terms: LossTerms, images: int) -> None:
+        """To be called after each step."""
+        self.count += 1
+        within = (self.count - 1) % self.window.total + 1
+        counted = within - self.window.warmup
+        if counted >= 0 and counted % self.window.steps == 0:
+            self.runtime.synchronize()
+            now = self.window.clock()
+            if counted:
+                self.samples[-1].append((now - self._last) / self.window.steps)
+            else:
+                self.warmup_seconds += now - self._last
+            self._last = now
+        if within == self.window.total:
+            self.samples.append([])
+
+    def spread(self, stage: int) -> Spread:
+        samples = self.samples[stage]
+        return Spread(statistics.median(samples), min(samples), max(samples))

@@ -1,0 +1,113 @@
+"""`dfkd-fast bench`: what the methods cost on this machine."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dfkd_fast.config import Hardware, check_values
+from dfkd_fast.errors import UserError, unknown
+from dfkd_fast.flags import from_flags, parse
+
+USAGE = """usage: dfkd-fast bench methods [METHOD/PRESET ...] [flags]
+
+Times a few steps of each recipe on random weights and projects them to the whole of it: hours beside the published
+ones, those of a baseline that does what the released codes do (in a checkout), and the arithmetic floor. Appends a line
+for each to RESULTS/methods-<device>.jsonl and draws RESULTS/methods-<device>.png. `dfkd-fast ls presets` lists presets;
+dfkd-fast bench methods --help lists the flags."""
+
+SUITES = ("methods",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(Hardware):
+    """Flags of `dfkd-fast bench methods`."""
+
+    compile: Literal["off", "default", "max"] = "off"
+    """torch.compile for the steps"""
+    cuda_graphs: bool = True
+    """on a GPU, capture each whole step once and replay it"""
+    batch_share: float | None = None
+    """share of each batch that is timed, the time scaled up with it; without it 1 on a GPU and 1/16 on a CPU"""
+    samples: int = 5
+    """timed windows of each kind of step"""
+    baseline: bool = True
+    """also time the baseline, where a checkout has it"""
+    plot: bool = True
+    """draw the picture"""
+    results: Path = Path("bench/results")
+    """folder that lines and picture go to"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Measure what is named, by default a preset of each method."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if arguments[0] not in SUITES:
+        raise unknown("bench", arguments[0], SUITES)
+    names = _leading(arguments[1:])
+    options = parse(
+        BenchOptions, BenchOptions(), from_flags(arguments[1 + len(names) :]), prog="dfkd-fast bench methods"
+    )
+    check_values(options)
+    if options.batch_share is not None and not 0 < options.batch_share <= 1:
+        raise UserError(f"--batch-share {options.batch_share}: choose a share above 0 and up to 1")
+    bench_methods(names, options)
+    return 0
+
+
+def _leading(arguments: Sequence[str]) -> list[str]:
+    """The arguments before the first flag."""
+    flag = next((index for index, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    return list(arguments[:flag])
+
+
+def bench_methods(names: Sequence[str], options: BenchOptions) -> None:
+    """Measure presets, print a table, append their lines and draw the picture."""
+    from dfkd_fast.benchmark import methods
+    from dfkd_fast.benchmark.machine import machine_record
+    from dfkd_fast.benchmark.plot import plot
+    from dfkd_fast.benchmark.watch import Window
+    from dfkd_fast.costs.peak import matmul_rate
+    from dfkd_fast.runtime import make_runtime
+
+    targets = [methods.read_target(name) for name in names or methods.TARGETS]
+    runtime = make_runtime(
+        device=options.device,
+        precision=options.precision,
+        channels_last=options.channels_last,
+        threads=options.threads,
+        compilation=options.compile,
+        graphs=options.cuda_graphs,
+    )
+    cuda = runtime.device.type == "cuda"
+    window = (
+        Window(warmup=10, steps=10, samples=options.samples)
+        if cuda
+        else Window(warmup=1, steps=1, samples=options.samples, clock=time.process_time)
+    )
+    share = options.batch_share or (1.0 if cuda else 1 / 16)
+    baseline, peak = methods.baseline_folder() if options.baseline else None, matmul_rate(runtime)
+    where, records = machine_record(runtime), []
+    options.results.mkdir(parents=True, exist_ok=True)
+    file = options.results / f"methods-{runtime.device.type if not cuda else _slug(runtime.describe())}.jsonl"
+    for target in targets:
+        print(f"{target.name} ...", flush=True)
+        record = methods.measure(target, runtime, window, share=share, matmul_rate=peak, baseline=baseline) | where
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
+        records.append(record)
+    print(f"{records[0]['unit']} on {where['device']}, {where['precision']}, {share:g} of each batch timed")
+    for line in methods.table(records):
+        print(line)
+    if options.plot:
+        plot(records, file.with_suffix(".png"))
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name.lower())

@@ -1,0 +1,130 @@
+"""`dfkd-fast bench methods`, and the baseline that it races."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfkd_fast.benchmark import methods
+from dfkd_fast.benchmark.plot import plot
+from dfkd_fast.benchmark.watch import Window
+from dfkd_fast.cli.main import main
+from dfkd_fast.runtime import Runtime, make_runtime
+
+BENCH = Path(__file__).parents[2] / "bench"
+sys.path.append(str(BENCH))
+
+from released_style.baseline import Baseline  # noqa: E402
+from released_style.networks import StatisticsHook  # noqa: E402
+from released_style.recipe import Recipe, recipe_of  # noqa: E402
+
+
+@pytest.fixture
+def runtime() -> Runtime:
+    return make_runtime(device="cpu", precision="fp32", threads=1)
+
+
+def recipe(**settings: object) -> Recipe:
+    sizes = {"num_classes": 4, "image_size": 16, "full_size": 16, "synthesis_batch_size": 10, "batch_size": 8}
+    return Recipe(teacher="cnn", student="cnn_s", noise_features=16, student_lr=0.01, **sizes | settings)
+
+
+@pytest.mark.parametrize("terms", [{}, {"cam_weight": 0.1, "aed_weight": 5.0, "ed_weight": 10.0, "adamw": True}])
+def test_baseline_runs_a_round_and_a_student_step(tmp_path: Path, terms: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    baseline = Baseline(recipe(**terms), tmp_path, workers=0)
+    before = [parameter.clone() for parameter in baseline.generator.parameters()]
+    baseline.begin_round()
+    assert baseline.labels.tolist()[:8] == [0, 1, 2, 3] * 2
+    assert "ce" in baseline.synthesis_step()
+    assert any(not torch.equal(a, b) for a, b in zip(before, baseline.generator.parameters(), strict=True))
+    wasted = [parameter.grad for network in (baseline.teacher, baseline.student) for parameter in network.parameters()]
+    assert all(grad is not None for grad in wasted), "the released codes compute these, and so does their baseline"
+    baseline.end_round()
+    assert len(list(tmp_path.glob("*.png"))) == 10
+    weights = [parameter.clone() for parameter in baseline.student.parameters()]
+    loss, first, fifth = baseline.student_step()
+    assert loss > 0
+    assert 0 <= first <= fifth <= 1
+    assert any(not torch.equal(a, b) for a, b in zip(weights, baseline.student.parameters(), strict=True))
+
+
+def test_baseline_hook_measures_what_our_loss_does() -> None:
+    torch.manual_seed(0)
+    layer, maps = torch.nn.BatchNorm2d(3).eval(), torch.randn(5, 3, 4, 4)
+    hook = StatisticsHook(layer, momentum=0.9)
+    layer(maps)
+    mean, var = maps.mean((0, 2, 3)), maps.var((0, 2, 3), unbiased=False)
+    assert torch.allclose(hook.distance, mean.norm() + (1 - var).norm())
+    hook.update()
+    other = torch.randn(5, 3, 4, 4)
+    layer(other)
+    mixed = 0.9 * mean + 0.1 * other.mean((0, 2, 3)), 0.9 * var + 0.1 * other.var((0, 2, 3), unbiased=False)
+    assert torch.allclose(hook.distance, mixed[0].norm() + (1 - mixed[1]).norm())
+
+
+def test_recipe_of_a_preset() -> None:
+    target = methods.read_target("muse-s/imagenet")
+    found = recipe_of(target.config, num_classes=1000, full_size=224)
+    assert (found.image_size, found.full_size, found.synthesis_batch_size, found.adamw) == (112, 224, 200, True)
+    assert (found.cam_weight, found.aed_weight, found.ed_weight) == (0.1, 5.0, 10.0)
+
+
+def test_every_target_of_the_default_exists_and_published_hours_are_the_presets() -> None:
+    targets = {name: methods.read_target(name) for name in methods.TARGETS}
+    assert targets["nayer/cifar100"].published_hours == 7.22
+    assert targets["muse-s/imagenet"].published_hours == 31.4
+    assert all(target.published_hours for target in targets.values())
+
+
+@pytest.mark.parametrize("name", ["nayer", "muse-s"])
+def test_a_record_has_ours_the_baseline_the_published_and_the_floor(name: str, runtime: Runtime, tmp_path) -> None:
+    target = methods.read_target(f"{name}/digits")
+    recipe = replace(target.config.method, synthesis_batch_size=16, batch_size=16)
+    config = replace(target.config, method=recipe, teacher="cnn", student="cnn_s")
+    target = replace(target, config=config, published_hours=1.0)
+    row = methods.measure(
+        target, runtime, Window(warmup=1, samples=1), share=0.5, matmul_rate=1e11, baseline=methods.baseline_folder()
+    )
+    assert 0 < row["ours"]["floor_hours"] < row["ours"]["hours"]
+    assert row["baseline_hours"] > row["ours"]["floor_hours"]
+    header, line = methods.table([row])
+    assert line.split()[0] == f"{name}/digits"
+    assert line[header.index("published") :].split()[0] == "1"
+    json.dumps(row)
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (pip install dfkd-fast[bench])")
+    plot([row | {"device": "CPU"}], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+
+
+def test_time_is_scaled_up_with_the_batch(runtime: Runtime) -> None:
+    """Half of each batch, timed by a clock that ticks once a look: twice the ticks."""
+    target = methods.read_target("nayer/digits")
+    recipe = replace(target.config.method, synthesis_batch_size=16, batch_size=16, generator_width=8)
+    config = replace(target.config, method=recipe, teacher="cnn", student="cnn_s")
+    ticks = iter(range(10**6))
+    window = Window(warmup=0, samples=2, clock=lambda: float(next(ticks)))
+    rows = [
+        methods.measure(replace(target, config=config), runtime, window, share=share, matmul_rate=1e11, baseline=None)
+        for share in (1.0, 0.5)
+    ]
+    whole, half = (row["ours"] for row in rows)
+    assert half["distillation"]["seconds"] == 2 * whole["distillation"]["seconds"]
+    assert half["synthesis"]["seconds"] == 2 * whole["synthesis"]["seconds"]
+    assert half["synthesis"]["flops"] == whole["synthesis"]["flops"]
+
+
+def test_mistakes_are_one_line(capsys) -> None:
+    for arguments, text in (
+        (["kernels"], "bench kernels: choose methods"),
+        (["methods", "nayer/cifar1000"], "cifar100"),
+        (["methods", "nayr/cifar10"], "nayer"),
+        (["methods", "--batch-share", "2"], "--batch-share 2.0"),
+    ):
+        assert main(["bench", *arguments]) == 2
+        assert text in capsys.readouterr().err
