@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from dfkd_fast.errors import UserError
 from dfkd_fast.rng import fold
 from dfkd_kernels import PrioritySampler
 
@@ -153,4 +154,4 @@ class ByPriority(_Seeded):
 
 def _check_filled(size: int) -> None:
     if size < 1:
-        raise ValueError("sampling: the pool is empty; give the warm-up at least one synthesis round")
+        raise UserError("the pool is empty, there is nothing to sample; let the warm-up make at least one round")

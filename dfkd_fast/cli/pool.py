@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,19 +77,19 @@ def verify(arguments: Sequence[str]) -> int:
     (folder,), flags = _split(arguments, "verify", ["DIR"])
     options = parse(VerifyOptions, VerifyOptions(), from_flags(flags), prog="dfkd-fast pool verify DIR")
     from dfkd_fast.pool.files import PoolFiles
-    from dfkd_fast.pool.verify import find_damage, repair
+    from dfkd_fast.pool.verify import find_damage, merge_damage, repair
 
     status = 0
     for pool in find_pools(folder):
         if options.repair:
             done = repair(pool)
-            if done.older_manifest:
-                print(f"{pool}: the manifest was damaged; took the one before it, without what the last flush added")
+            if done.from_copy:
+                print(f"{pool}: the manifest was damaged; took its copy")
             dropped = f"dropped {len(done.damage)} blocks with {done.images:,} images, " if done.damage else ""
             print(f"{pool}: {dropped}{len(PoolFiles(pool)):,} images are whole")
             continue
         damage = find_damage(pool)
-        for found in damage:
+        for found in merge_damage(damage):
             print(found.error())
         status |= bool(damage)
         if not damage:
@@ -106,14 +109,15 @@ def export(arguments: Sequence[str]) -> int:
         raise UserError(f"export {folder}: holds several pools; choose {one_of(map(str, pools))}")
     if target.suffix not in (*WRITERS, ".png"):
         raise unknown("export TARGET: ending", target.suffix, [".png", *filter(None, WRITERS), "none for a folder"])
-    if target.exists():
-        raise UserError(f"export {target}: is there already; choose another name")
+    there = [target, *target.parent.glob(f"{target.stem}-*.tar" if target.suffix == ".tar" else target.name)]
+    if any(path.exists() for path in there):
+        raise UserError(f"export {there[-1]}: is there already; choose another name")
     files = PoolFiles(pools[0])
     oldest = files.manifest.live(files.manifest.first)
     start, stop = _slice(options.slice, len(files))
-    target.parent.mkdir(parents=True, exist_ok=True)
     write = write_sheet if target.suffix == ".png" else WRITERS[target.suffix]
-    write(files, target, oldest + start, oldest + stop)
+    with _all_or_nothing(target) as made:
+        write(files, made, oldest + start, oldest + stop)
     print(f"wrote {stop - start:,} images of {pools[0]} to {target}")
     return 0
 
@@ -154,6 +158,21 @@ def write_sheet(files: PoolFiles, target: Path, start: int, stop: int) -> None:
     images = torch.cat([block["images"].clone() for _, block in files.read(start, stop)])
     rows = torch.arange(len(images)) // SHEET_COLUMNS
     save_grid(target, images, rows, num_classes=int(rows[-1]) + 1, per_class=SHEET_COLUMNS)
+
+
+@contextmanager
+def _all_or_nothing(target: Path) -> Iterator[Path]:
+    """A path to write to; what was written there, perhaps under names that begin alike, ends up beside `target`."""
+    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
+    try:
+        partial.mkdir(parents=True)
+        yield partial / target.name
+        for made in partial.iterdir():
+            made.rename(target.parent / made.name)
+    except OSError as error:
+        raise UserError(f"export {target}: cannot be written ({error.strerror}); choose another place") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _print_info(folder: Path) -> None:

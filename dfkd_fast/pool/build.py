@@ -36,11 +36,13 @@ def make_pool(
 ) -> tuple[Pool, str]:
     """An empty pool with its journal in `folder`, and a line that says where it is kept and why.
 
-    `capacity` is that of the recipe, over all ranks, and `policy` the method's, where the config does not say;
+    `capacity` is that of this rank's share of the recipe, and `policy` the method's, where the config does not say (its
+    capacity is for all ranks together);
     `image_shape` is (C, H, W). A pool that the folder holds is replaced unless it is restored.
     Raises UserError for what this machine cannot do.
     """
-    capacity = -(-(config.capacity or capacity) // runtime.world_size)
+    if config.capacity is not None:
+        capacity = -(-config.capacity // runtime.world_size)
     channels, height, width = image_shape
     tier, why = choose_tier(
         config.storage,

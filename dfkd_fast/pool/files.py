@@ -25,10 +25,14 @@ class Damage(NamedTuple):
     """images in it"""
     why: str
 
+    @property
+    def end(self) -> int:
+        """Position behind its last image."""
+        return self.block * BLOCK + self.images
+
     def error(self) -> UserError:
         """As a message to the user."""
-        first = self.block * BLOCK
-        which = f"images {first} to {first + self.images - 1}"
+        which = f"images {self.block * BLOCK:,} to {self.end - 1:,}"
         return UserError(f"pool {self.file}: {self.why} ({which}); {repair_hint(self.file.parent)}")
 
 
@@ -81,21 +85,18 @@ class PoolFiles:
         layout = self.manifest.layout
         file = self.segment(first // layout.records)
         try:
-            handle = os.open(file, os.O_RDONLY)
+            with open(file, "rb", buffering=0) as handle:
+                for name in layout.fields if names is None else names:
+                    field = layout.fields[name]
+                    if name not in buffers:
+                        buffers[name] = torch.empty((BLOCK, *field.shape), dtype=field.torch_dtype)
+                    target = as_bytes(buffers[name][: last - first])
+                    if _read_all(handle.fileno(), target, layout.offset(name, first % layout.records)) < len(target):
+                        return Damage(file, block, last - first, "the file is cut short")
+                    if zlib.crc32(target) != self.manifest.checksum(name, block):
+                        return Damage(file, block, last - first, f"the checksum of its {name} does not fit")
         except OSError as error:
             return Damage(file, block, last - first, f"cannot be read: {error.strerror}")
-        try:
-            for name in layout.fields if names is None else names:
-                field = layout.fields[name]
-                if name not in buffers:
-                    buffers[name] = torch.empty((BLOCK, *field.shape), dtype=field.torch_dtype)
-                target = as_bytes(buffers[name][: last - first])
-                if _read_all(handle, target, layout.offset(name, first % layout.records)) < len(target):
-                    return Damage(file, block, last - first, "the file is cut short")
-                if zlib.crc32(target) != self.manifest.checksum(name, block):
-                    return Damage(file, block, last - first, f"the checksum of its {name} does not fit")
-        finally:
-            os.close(handle)
         return None
 
     def _blocks(self) -> Iterator[tuple[int, int, int]]:

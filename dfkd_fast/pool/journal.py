@@ -21,7 +21,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.pool.files import PoolFiles, as_bytes
 from dfkd_fast.pool.layout import BLOCK, Layout, fields_of
 from dfkd_fast.pool.lock import lock_folder
-from dfkd_fast.pool.manifest import MANIFEST, PREVIOUS, Manifest, load_manifest, sync_folder
+from dfkd_fast.pool.manifest import COPY, MANIFEST, Manifest, load_manifest, sync_folder
 from dfkd_fast.pool.writer import WriteQueue
 
 
@@ -144,12 +144,12 @@ class Journal:
 
     def _create(self, layout: Layout) -> None:
         self._claim()
-        if (self.folder / MANIFEST).exists():
-            if not self._replace:
-                raise UserError(f"pool {self.folder}: holds a pool already; choose another folder")
-            for name in (MANIFEST, PREVIOUS):
-                (self.folder / name).unlink(missing_ok=True)
-            sync_folder(self.folder)
+        known = [self.folder / name for name in (MANIFEST, COPY) if (self.folder / name).exists()]
+        if known and not self._replace:
+            raise UserError(f"pool {self.folder}: holds a pool already; choose another folder")
+        for file in known:
+            file.unlink()
+        sync_folder(self.folder)
         self._files = PoolFiles(self.folder, Manifest(layout))
         self._sweep()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import zlib
 from array import array
 from bisect import bisect_left
@@ -20,7 +19,11 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.pool.layout import BLOCK, Field, Layout
 
 MAGIC, VERSION = "dfkd-fast pool", 1
-MANIFEST, PREVIOUS = "manifest.json", "manifest.previous.json"
+MANIFEST, COPY = "manifest.json", "manifest.copy.json"
+
+
+class ManifestError(UserError):
+    """A manifest is not as it was written. `verify --repair` takes its copy, if that is whole."""
 
 
 @dataclass
@@ -80,17 +83,16 @@ class Manifest:
         self.first = first
 
     def save(self, folder: Path) -> None:
-        """Replace the folder's manifest, all or nothing, and keep the one before it under `PREVIOUS`."""
-        partial, target = folder / f".{MANIFEST}.partial", folder / MANIFEST
+        """Replace the folder's manifest, then its copy, each all or nothing: one of them is whole at any moment."""
         body = self._body()
-        with open(partial, "w", encoding="utf-8") as file:
-            json.dump({"magic": MAGIC, "version": VERSION, "crc": _crc(body), **body}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            shutil.copyfile(target, folder / f".{PREVIOUS}.partial")
-            (folder / f".{PREVIOUS}.partial").replace(folder / PREVIOUS)
-        partial.replace(target)
+        text = json.dumps({"magic": MAGIC, "version": VERSION, "crc": _crc(body), **body}, indent=1)
+        for name in (MANIFEST, COPY):
+            partial = folder / f".{name}.partial"
+            with open(partial, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(folder / name)
         sync_folder(folder)
 
     def _body(self) -> dict[str, Any]:
@@ -106,23 +108,27 @@ class Manifest:
 
 
 def load_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
-    """Read and check a folder's manifest. Raises UserError that names the file and says what to do."""
+    """Read and check a folder's manifest. Raises UserError that names the file and says what to do, and its kind
+    ManifestError where there was one.
+    """
     file = folder / name
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if (folder / COPY).exists():
+            raise _damaged(file, "is missing") from None
         raise UserError(f"pool {folder}: no pool there (it has no {name}); name the folder `pool` of a run") from None
     except OSError as error:
         raise UserError(f"pool {file}: cannot be read ({error.strerror})") from None
     except ValueError:
-        raise _damaged(file, "it is not JSON") from None
+        raise _damaged(file, "damaged (it is not JSON)") from None
     if not isinstance(table, dict) or table.pop("magic", None) != MAGIC:
-        raise UserError(f"pool {file}: not a pool's manifest; name the folder `pool` of a run")
+        raise _damaged(file, "not a pool's manifest")
     version, crc = table.pop("version", None), table.pop("crc", None)
     if version != VERSION:
         raise UserError(f"pool {file}: version {version}, this program reads {VERSION}; use the one that wrote it")
     if crc != _crc(table) or table["block"] != BLOCK:
-        raise _damaged(file, "its checksum does not fit")
+        raise _damaged(file, "damaged (its checksum does not fit)")
     fields = {name: Field(dtype, tuple(shape)) for name, (dtype, shape) in table["fields"].items()}
     checksums = {name: array("I", bytes.fromhex(known)) for name, known in table["checksums"].items()}
     layout = Layout(fields, table["segment"])
@@ -143,8 +149,11 @@ def repair_hint(folder: Path) -> str:
     return f"`dfkd-fast pool verify --repair {folder}` drops what is damaged"
 
 
-def _damaged(file: Path, why: str) -> UserError:
-    return UserError(f"pool {file}: damaged ({why}); {repair_hint(file.parent)}")
+def _damaged(file: Path, why: str) -> ManifestError:
+    has_copy = file.name == MANIFEST and (file.parent / COPY).exists()
+    command = f"`dfkd-fast pool verify --repair {file.parent}`"
+    what_to_do = f"{command} takes its copy" if has_copy else "no copy is whole, and without one the pool is lost"
+    return ManifestError(f"pool {file}: {why}; {what_to_do}")
 
 
 def _crc(body: Mapping[str, Any]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.pool.files import Damage, PoolFiles
 from dfkd_fast.pool.layout import BLOCK
 from dfkd_fast.pool.lock import lock_folder
-from dfkd_fast.pool.manifest import MANIFEST, PREVIOUS, load_manifest
+from dfkd_fast.pool.manifest import COPY, MANIFEST, ManifestError, load_manifest
 
 
 class Repair(NamedTuple):
@@ -18,8 +19,8 @@ class Repair(NamedTuple):
 
     damage: list[Damage]
     """the blocks that were dropped"""
-    older_manifest: bool
-    """the manifest itself was damaged: the one before it was taken, without what the last flush added"""
+    from_copy: bool
+    """the manifest itself was damaged: its copy was taken"""
 
     @property
     def images(self) -> int:
@@ -36,35 +37,56 @@ def repair(folder: Path) -> Repair:
     """Drop the damaged blocks, and nothing else, from the manifest. Segment files get their full length again.
 
     A checkpoint of before can still be resumed, with fewer images. Raises UserError while the pool is being written to,
-    and when neither its manifest nor the one before it can be read.
+    for one that another version of this program wrote, where neither its manifest nor the copy of it is whole, and
+    where it cannot be written.
     """
-    handle = lock_folder(folder)
     try:
-        older = not _readable(folder)
-        files = PoolFiles(folder, load_manifest(folder, PREVIOUS if older else MANIFEST))
+        handle = lock_folder(folder)
+    except OSError as error:
+        raise _not_repaired(error, folder) from error
+    try:
+        from_copy = not _is_whole(folder)
+        files = PoolFiles(folder, load_manifest(folder, COPY if from_copy else MANIFEST))
         manifest, damage = files.manifest, list(files.damage())
         manifest.dropped = sorted({*manifest.dropped, *(found.block for found in damage)})
-        if manifest.dropped:
-            manifest.count = max(
-                manifest.count, (manifest.dropped[-1] + 1) * BLOCK
-            )  # nothing is added to a dropped block
+        if manifest.dropped:  # nothing is added to a dropped block
+            manifest.count = max(manifest.count, (manifest.dropped[-1] + 1) * BLOCK)
         for file in {found.file for found in damage}:
             _fill_up(file, manifest.layout.segment_bytes)
-        if damage or older:
+        if damage or from_copy:
             manifest.save(folder)
-        return Repair(damage, older)
+        return Repair(damage, from_copy)
+    except OSError as error:
+        raise _not_repaired(error, folder) from error
     finally:
         os.close(handle)
 
 
-def _readable(folder: Path) -> bool:
+def merge_damage(damage: Sequence[Damage]) -> list[Damage]:
+    """Neighbours of one file that suffer alike as one: a file that is gone is one thing to say, not hundreds."""
+    merged: list[Damage] = []
+    for found in damage:
+        last = merged[-1] if merged else None
+        if last is not None and (last.file, last.why, last.end) == (found.file, found.why, found.block * BLOCK):
+            merged[-1] = last._replace(images=last.images + found.images)
+        else:
+            merged.append(found)
+    return merged
+
+
+def _is_whole(folder: Path) -> bool:
     try:
         load_manifest(folder)
-    except UserError:
-        if not (folder / PREVIOUS).exists():
+    except ManifestError:
+        if not (folder / COPY).exists():
             raise
         return False
     return True
+
+
+def _not_repaired(error: OSError, folder: Path) -> UserError:
+    what = f"{error.filename or folder}: {error.strerror}"
+    return UserError(f"pool {folder}: cannot be repaired ({what}); make it writable, or repair a copy of it")
 
 
 def _fill_up(file: Path, size: int) -> None:

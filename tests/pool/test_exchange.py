@@ -112,6 +112,25 @@ def test_a_contact_sheet(tmp_path: Path) -> None:
     assert torch.equal(second_row, fields["images"][-4])
 
 
+@pytest.mark.parametrize("target", ["folder", "a.npz", "a.safetensors", "a.tar", "a.png"])
+def test_an_export_is_there_whole_or_not_at_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    write_pool(tmp_path / "pool")
+    command = ["pool", "export", str(tmp_path), str(tmp_path / "out" / target)]
+    segment = tmp_path / "pool" / "segment-000000.bin"
+    content = segment.read_bytes()
+    segment.write_bytes(content[: 280 * 108] + b"damaged" + content[280 * 108 + 7 :])
+    assert main(command) == 2
+    assert not any((tmp_path / "out").iterdir())
+    segment.write_bytes(content)
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "is there already; choose another name" in capsys.readouterr().err
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
 def test_info_and_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pool(tmp_path / "pool", extras=True)
     assert main(["pool", "info", str(tmp_path)]) == 0

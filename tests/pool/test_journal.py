@@ -1,68 +1,26 @@
-"""The journal: what was flushed is there again, what no checkpoint has is dropped, what is damaged is named."""
+"""The journal: what was flushed is there again, what no checkpoint has is dropped."""
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from written import held, journal, records, write
 
 from dfkd_fast.errors import UserError
 from dfkd_fast.pool import layout
 from dfkd_fast.pool.files import PoolFiles
-from dfkd_fast.pool.journal import Journal
-from dfkd_fast.pool.layout import BLOCK, GRAIN
+from dfkd_fast.pool.layout import GRAIN
 from dfkd_fast.pool.verify import find_damage, repair
-
-
-def records(first: int, count: int) -> dict[str, Tensor]:
-    return contents(torch.arange(first, first + count))
-
-
-def contents(positions: Tensor) -> dict[str, Tensor]:
-    """Records whose content says where they were written."""
-    images = (positions[:, None, None, None] * 7 + torch.arange(12).view(2, 2, 3)).to(torch.uint8)
-    return {"images": images, "labels": positions, "score": positions[:, None] / torch.tensor([2.0, 3.0])}
 
 
 @pytest.fixture(autouse=True)
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "SEGMENT_BYTES", 1)  # one grain each
-
-
-@contextmanager
-def journal(folder: Path, *, capacity: int = 10 * GRAIN, replace: bool = False) -> Iterator[Journal]:
-    made = Journal(folder, capacity=capacity, replace=replace)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-def write(folder: Path, count: int, batch: int = 1000, capacity: int = 10 * GRAIN) -> int:
-    """A pool of `count` records, flushed once."""
-    with journal(folder, capacity=capacity) as made:
-        for first in range(0, count, batch):
-            made.append(records(first, min(batch, count - first)))
-        return made.flush()
-
-
-def held(folder: Path, start: int = 0, stop: int = 1 << 40) -> list[int]:
-    """Labels of all records, each record checked against what was written."""
-    labels: list[int] = []
-    for index, fields in PoolFiles(folder).read(start, stop):
-        assert index == start + len(labels)
-        labels += fields["labels"].tolist()
-        for name, values in contents(fields["labels"]).items():
-            assert torch.equal(fields[name], values), name
-    return labels
 
 
 def test_what_was_flushed_is_read_back_across_segments(tmp_path: Path) -> None:
@@ -179,94 +137,6 @@ def test_fewer_records_than_the_checkpoint_says(tmp_path: Path) -> None:
         pytest.raises(UserError, match=r"manifest\.json: holds 10 images, the checkpoint has 11"),
     ):
         made.restore(11)
-
-
-def flip(file: Path, offset: int) -> None:
-    with open(file, "r+b") as handle:
-        handle.seek(offset)
-        byte = handle.read(1)[0]
-        handle.seek(offset)
-        handle.write(bytes([byte ^ 16]))
-
-
-SEGMENT = "segment-000001.bin"
-DAMAGE = {
-    "flipped image byte": (lambda folder: flip(folder / SEGMENT, 12 * 300 + 5), "the checksum of its images", BLOCK),
-    "flipped label": (lambda folder: flip(folder / SEGMENT, 12 * GRAIN + 8 * 400), "the checksum of its labels", BLOCK),
-    "cut short": (lambda folder: os.truncate(folder / SEGMENT, GRAIN * 28 - 1), "the file is cut short", BLOCK),
-    "no segment": (lambda folder: (folder / SEGMENT).unlink(), "cannot be read: No such file", GRAIN),
-}
-
-
-@pytest.mark.parametrize(("harm", "words", "lost"), DAMAGE.values(), ids=DAMAGE.keys())
-def test_damage_is_named_and_repair_drops_only_that(tmp_path: Path, harm: object, words: str, lost: int) -> None:
-    count = 3 * GRAIN - 100
-    write(tmp_path, count)
-    before = held(tmp_path)
-    harm(tmp_path)  # type: ignore[operator]
-    with pytest.raises(UserError, match=f"{SEGMENT}: {words}.*verify --repair"):
-        held(tmp_path)
-    assert sum(found.images for found in find_damage(tmp_path)) == lost
-    assert repair(tmp_path).images == lost
-    after = held(tmp_path)
-    assert len(after) == count - lost
-    assert len(PoolFiles(tmp_path)) == count - lost
-    dropped = sorted(set(before) - set(after))
-    assert dropped[0] % BLOCK == 0
-    assert dropped == list(range(dropped[0], dropped[0] + lost))
-    assert not find_damage(tmp_path)
-    with journal(tmp_path) as made:  # the old checkpoint still resumes, and the pool still grows
-        made.restore(count)
-        made.append(records(90_000, 400))
-        made.flush()
-    assert held(tmp_path) == [*after, *range(90_000, 90_400)]
-
-
-def test_a_damaged_end_is_dropped_whole_and_not_written_to_again(tmp_path: Path) -> None:
-    write(tmp_path, 1000)  # three blocks and 232 records
-    flip(tmp_path / "segment-000000.bin", 12 * 999)
-    assert repair(tmp_path).images == 232
-    for kept in (1000, 900):
-        with journal(tmp_path) as made:
-            made.restore(kept)
-            made.append(records(5000, 10))
-            assert made.flush() == 1024 + 10
-        assert held(tmp_path) == [*range(768), *range(5000, 5010)]
-
-
-MANIFESTS = {
-    "magic": ({"magic": "something else"}, "not a pool's manifest"),
-    "version": ({"version": 2}, "version 2, this program reads 1"),
-    "count": ({"count": 999}, "damaged"),
-    "shape": ({"fields": {"images": ["uint8", [2, 2, 4]]}}, "damaged"),
-}
-
-
-@pytest.mark.parametrize(("change", "words"), MANIFESTS.values(), ids=MANIFESTS.keys())
-def test_a_manifest_that_was_changed(tmp_path: Path, change: dict[str, object], words: str) -> None:
-    write(tmp_path, 1000)
-    file = tmp_path / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(UserError, match=f"manifest.json: {words}"):
-        PoolFiles(tmp_path)
-
-
-def test_a_damaged_manifest_is_repaired_from_the_one_before(tmp_path: Path) -> None:
-    with journal(tmp_path) as made:
-        made.append(records(0, 700))
-        made.flush()
-        made.append(records(700, 700))
-        made.flush()
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(UserError, match=r"manifest\.json: damaged .*verify --repair"):
-        PoolFiles(tmp_path)
-    assert repair(tmp_path) == ([], True)
-    assert held(tmp_path) == list(range(700))
-
-
-def test_no_pool_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no pool there \(it has no manifest\.json\)"):
-        PoolFiles(tmp_path)
 
 
 def test_a_file_size_limit_is_one_clear_error_and_loses_nothing(tmp_path: Path) -> None:
