@@ -64,11 +64,13 @@ def main() -> int:
 
 
 def steps(out: Path) -> list[Step]:
-    """Machine, build, capture of every operator, the other kernel tests, benchmarks."""
+    """Machine, build, capture of every operator and of whole steps, the other kernel tests, benchmarks."""
     python = sys.executable
     workers = ["-n", str(min(8, os.cpu_count() or 1))] if has("xdist") else []
     lenient = [] if has("pytest_timeout") else ["-o", "addopts=-q"]  # pyproject.toml's is strict about its settings
-    tests = [python, "-m", "pytest", *workers, *lenient, "tests/kernels"]
+    pytest = [python, "-m", "pytest", *workers, *lenient]
+    tests = [*pytest, "tests/kernels"]
+    replays = ["tests/methods/test_replay.py", "tests/test_optim.py"]
     describe = (
         "import hypothesis, timm, torch, torchvision, triton; p = torch.cuda.get_device_properties(0); "
         "print(p.name, f'sm_{p.major}{p.minor}', f'{p.total_memory >> 30} GiB', torch.__version__, triton.__version__)"
@@ -78,6 +80,7 @@ def steps(out: Path) -> list[Step]:
         Step("machine", [python, "-c", describe], 60),
         Step("build", [python, "setup.py", "build_ext", "--inplace"], 150),
         Step("capture", [*tests, "-m", "gpu"], 120),
+        Step("replay", [*pytest, *replays, "-m", "gpu"], 120),
         Step("tests", [*tests, "-m", "not gpu and not slow"], 150),
         Step("networks", [*bench, NETWORKS], 240),
         Step("bench", [*bench, "bench/kernels", f"--ignore={NETWORKS}"], 240),
@@ -121,7 +124,7 @@ def lines_of(log: Path) -> list[str]:
 
 def print_table(out: Path, outcomes: list[Outcome]) -> None:
     """Failures of the tests, the rows that were measured, then one line per step."""
-    for name in ("capture", "tests"):
+    for name in ("capture", "replay", "tests"):
         for line in [line for line in lines_of(out / f"{name}.log") if line.startswith(("FAILED", "ERROR"))]:
             print(line[:160])
     for records in sorted(out.glob("kernels-*.jsonl")):

@@ -80,6 +80,56 @@ def test_replays_equal_steps(
         assert torch.equal(replayed[key], value), key
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["nayer", "deepinversion", "ssdkd", "cmi"])
+def test_cuda_graphs_equal_steps(
+    name: str,
+    teacher_file: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On the card: the same losses up to sums in another order, and no replay makes the host wait."""
+    found = {}
+    for graphs in (False, True):
+        runtime = functools.partial(make_runtime, precision="fp32", graphs=graphs)
+        monkeypatch.setattr(test_contract, "make_runtime", lambda runtime=runtime, **_: runtime(device="cuda"))
+        kept = results(longer(tiny(name, teacher_file, tmp_path / "run")), tmp_path / f"pool-{graphs}")
+        found[graphs] = {key: value.cpu() for key, value in kept.items() if key.startswith("terms/")}
+    torch.testing.assert_close(found[True], found[False], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_replay_makes_nobody_wait_and_takes_no_memory() -> None:
+    device = torch.device("cuda")
+    total, weight = torch.zeros(2, device=device), torch.ones(2, device=device, requires_grad=True)
+    optimizer = torch.optim.Adam([weight], lr=torch.tensor(0.1, device=device), fused=True, capturable=True)
+
+    def step(value: Tensor) -> dict[str, Tensor]:
+        optimizer.zero_grad(set_to_none=True)
+        loss = (weight * value).square().sum()
+        loss.backward()
+        optimizer.step()
+        total.add_(value)
+        return {"loss": loss.detach()}
+
+    run = CapturedSteps(step, steps.CudaGraphs(device))
+    value = torch.ones(2, device=device)
+    for _ in range(STEPS):
+        run("variant", value)
+    torch.cuda.synchronize()
+    held = torch.cuda.memory_allocated()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(STEPS):
+            run("variant", value)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.memory_allocated() == held
+    assert total.tolist() == [2 * STEPS] * 2
+
+
 def doubler() -> tuple[Callable[..., dict[str, Tensor]], Tensor]:
     """A step that adds twice its input to a total, and the total."""
     total = torch.zeros(2)

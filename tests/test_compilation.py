@@ -1,0 +1,59 @@
+"""Compiled functions, where their caches lie, and the clock of what is prepared once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dfkd_fast import compilation
+from dfkd_fast.compilation import CLOCK, PreparationClock, compiled, keep_compile_caches
+
+
+def test_the_clock_counts_what_is_nested_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([10.0, 13.0, 20.0, 24.0])
+    monkeypatch.setattr(compilation.time, "perf_counter", lambda: next(times))
+    clock = PreparationClock()
+    with clock.running(), clock.running():
+        pass
+    with pytest.raises(ZeroDivisionError), clock.running():
+        _ = 1 / 0
+    assert clock.seconds == 3.0 + 4.0
+
+
+def test_off_leaves_the_function_alone() -> None:
+    assert compiled(torch.relu, "off") is torch.relu
+
+
+def test_default_compiles_both_ways_and_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward give the plain form's numbers; the time goes to the clock, later calls add none to it."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+    def function(x: Tensor) -> Tensor:
+        return torch.nn.functional.leaky_relu(x * 2 + 1, 0.2).square().sum()
+
+    x = torch.randn(64, 3, requires_grad=True)
+    (expected,) = torch.autograd.grad(function(x), x)
+    before = CLOCK.seconds
+    fast = compiled(function, "default")
+    (found,) = torch.autograd.grad(fast(x), x)
+    torch.testing.assert_close(found, expected)
+    spent = CLOCK.seconds - before
+    assert spent > 0
+    fast(x).backward()
+    assert CLOCK.seconds - before == spent
+    assert any(tmp_path.rglob("*.cpp")), "nothing was kept for the next run"
+    torch._dynamo.reset()
+
+
+def test_caches_outlive_the_run_and_what_is_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DFKD_FAST_CACHE", str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", "elsewhere")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    keep_compile_caches()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compile" / "inductor")
+    assert os.environ["TRITON_CACHE_DIR"] == "elsewhere"

@@ -1,0 +1,80 @@
+"""Optimisers: all implementations agree, learning rates stay at their addresses, apex is known by its kernels."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from types import ModuleType
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dfkd_fast.errors import UserError
+from dfkd_fast.optim import OptimizerChoice, OptimizerSpec, apex_optimizers, check_optimizer, reset_state, scale_lr
+
+Kind = Literal["adam", "adamw", "sgd"]
+KINDS: tuple[Kind, ...] = ("adam", "adamw", "sgd")
+NO_APEX = importlib.util.find_spec("amp_C") is None
+
+
+def train(
+    kind: Kind, choice: OptimizerChoice, *, capturable: bool = False, device: str = "cpu", dtype: Any = torch.float64
+) -> list[Tensor]:
+    """Weights after steps at several learning rates, with a reset of Adam's state half-way."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).to(device, dtype)
+    weights = list(net.parameters())
+    groups = [{"params": weights[:2], "lr": 0.125}, {"params": weights[2:], "lr": 0.25}]
+    spec = OptimizerSpec(kind=kind, groups=groups, betas=(0.5, 0.99), momentum=0.75, weight_decay=0.0625)
+    optimizer = spec.build(choice, capturable=capturable)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    inputs = torch.randn(4, 6, dtype=torch.float64).to(device, dtype)
+    for step in range(8):
+        if step == 4 and kind != "sgd":
+            reset_state(optimizer)
+        scale_lr(optimizer, 0.5 ** (step % 3))
+        optimizer.zero_grad()
+        net(inputs).square().sum().backward()
+        optimizer.step()
+    if capturable:
+        assert all(group["lr"] is rate for group, rate in zip(optimizer.param_groups, rates, strict=True))
+    return [weight.detach().cpu() for weight in weights]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fused_foreach_and_capturable_agree(kind: Kind) -> None:
+    expected = train(kind, "auto")
+    assert all(torch.equal(a, b) for a, b in zip(train(kind, "fused"), expected, strict=True))
+    torch.testing.assert_close(train(kind, "foreach"), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(train(kind, "auto", capturable=True), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.skipif(NO_APEX, reason="NVIDIA apex is not installed")
+@pytest.mark.parametrize("kind", KINDS)
+def test_apex_does_what_torch_does(kind: Kind) -> None:
+    expected = train(kind, "auto", device="cuda", dtype=torch.float32)
+    torch.testing.assert_close(train(kind, "apex", device="cuda", dtype=torch.float32), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_foreach_sgd_is_not_captured() -> None:
+    with pytest.raises(UserError, match=r"--optim.impl foreach: .*--no-cuda-graphs"):
+        train("sgd", "foreach", capturable=True)
+
+
+@pytest.mark.skipif(not NO_APEX, reason="NVIDIA apex is installed")
+def test_another_project_called_apex_is_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package index's `apex` imports well and has no optimisers."""
+    monkeypatch.setitem(sys.modules, "apex", ModuleType("apex"))
+    with pytest.raises(UserError, match=r"--optim.impl apex: NVIDIA's fused optimisers are not here .*from source"):
+        apex_optimizers()
+
+
+def test_choices_that_this_machine_cannot_follow() -> None:
+    with pytest.raises(UserError, match=r"--optim.impl apex: needs a CUDA device, not cpu"):
+        check_optimizer("apex", torch.device("cpu"))
+    with pytest.raises(UserError, match=r"--optim.impl adam: .*choose auto, fused, foreach or apex"):
+        check_optimizer("adam", torch.device("cpu"))
