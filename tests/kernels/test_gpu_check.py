@@ -75,7 +75,7 @@ def test_no_step_starts_after_the_deadline(tool, monkeypatch, tmp_path, capsys):
 
 def test_the_plan_fits_its_deadline_and_names_files_that_exist(tool, tmp_path):
     steps = tool.steps(tmp_path)
-    assert [step.name for step in steps] == ["machine", "build", "capture", "tests", "networks", "bench"]
+    assert [step.name for step in steps] == ["machine", "build", "capture", "replay", "tests", "networks", "bench"]
     for step in steps:
         for word in step.command[1:]:
             path = word.removeprefix("--ignore=")
