@@ -115,12 +115,12 @@ class Projection:
 
 
 def project(work: Work, timings: Timings, flops: StepFlops, matmul_rate: float, runtime: Runtime) -> Projection:
-    """Scale timed steps up to `work`. The FLOPs are those of the global batch, the seconds those of each rank."""
+    """Scale timed steps up to `work`. Work, FLOPs and seconds are those of each rank."""
     devices = runtime.world_size
 
     def phase(name: str, steps: int, count: float, seconds: Spread) -> Phase:
-        mfu = count / (seconds.median * devices * matmul_rate) if seconds.median else 0.0
-        return Phase(name=name, steps=steps, flops=count, seconds=seconds, mfu=mfu)
+        mfu = count / (seconds.median * matmul_rate) if seconds.median else 0.0
+        return Phase(name=name, steps=steps, flops=count * devices, seconds=seconds, mfu=mfu)
 
     return Projection(
         phases=(
@@ -132,7 +132,7 @@ def project(work: Work, timings: Timings, flops: StepFlops, matmul_rate: float, 
             ),
             phase("distillation", work.student_steps, flops.of_distillation(work), timings.student_seconds(work)),
         ),
-        images=work.images,
+        images=work.images * devices,
         rounds=work.rounds.total(),
         warmup_seconds=timings.warmup,
         peak_memory_bytes=timings.peak_memory_bytes,

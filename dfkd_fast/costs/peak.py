@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dfkd_fast.runtime import Runtime
 
-_TRIES = 8
+_TRIES = 5
 
 
 @torch.no_grad()

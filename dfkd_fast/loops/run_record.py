@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,18 @@ from dfkd_fast.runtime import Runtime
 
 
 def write_run_record(
-    path: Path, config: TrainConfig, runtime: Runtime, progress: Progress, *, teacher_top1: float | None, complete: bool
+    path: Path,
+    config: TrainConfig,
+    runtime: Runtime,
+    progress: Progress,
+    *,
+    teacher_top1: float | None,
+    complete: bool,
+    costs: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Write run.json and return it. Seconds are wall time by phase; what was not evaluated is null, not 0."""
+    """Write run.json and return it. Seconds are wall time by phase; what was not evaluated is null, not 0. `costs`:
+    what `run_costs` found.
+    """
     seconds, counts = progress.seconds, progress.counts
     last = progress.last_evaluation
     record = {
@@ -43,6 +53,7 @@ def write_run_record(
         "images_synthesized": counts["images_synthesized"],
         "generator_steps": counts["generator_steps"],
         "student_steps": counts["student_steps"],
+        **costs,
         "peak_memory_bytes": runtime.peak_memory_bytes(),
         "device": runtime.describe(),
         "precision": runtime.precision,

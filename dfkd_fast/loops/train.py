@@ -28,6 +28,7 @@ from dfkd_fast.loops.evaluate import Evaluation, agreement, evaluate
 from dfkd_fast.loops.interrupt import Interrupted, StopSignals, stop_signals
 from dfkd_fast.loops.networks import check_pool_use, check_teacher, load_teacher, make_student
 from dfkd_fast.loops.pools import make_pools
+from dfkd_fast.loops.run_costs import run_costs
 from dfkd_fast.loops.run_folder import check_folder, claim_folder
 from dfkd_fast.loops.run_record import write_run_record
 from dfkd_fast.loops.student import StudentTrainer
@@ -196,6 +197,7 @@ class Run:
         if complete:
             save_network(self.folder / "student.safetensors", self.method.deploy(self.loop.student), self.student_info)
         teacher_top1 = self.teacher_evaluation.top1 if self.teacher_evaluation else None
+        costs = run_costs(self.config, self.method, self.teacher.info, self.loop.progress, self.runtime)
         record = write_run_record(
             self.folder / "run.json",
             self.config,
@@ -203,6 +205,7 @@ class Run:
             self.loop.progress,
             teacher_top1=teacher_top1,
             complete=complete,
+            costs=costs,
         )
         self.logger.close()
         if not complete:

@@ -85,3 +85,7 @@ def test_foretells_a_run(tmp_path: Path) -> None:
     assert projected.images == spent["images_synthesized"]
     assert projected.phases[0].steps == spent["generator_steps"]
     assert projected.phases[1].steps == spent["student_steps"]
+    for phase in projected.phases:
+        assert spent[f"{phase.name}_flops"] == phase.flops
+        measured = spent[f"{phase.name}_flops"] / spent[f"{phase.name}_seconds"] / spent["matmul_flops_per_second"]
+        assert spent[f"{phase.name}_mfu"] == pytest.approx(measured)
