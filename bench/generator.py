@@ -20,13 +20,13 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from kernels.report import machine  # noqa: E402
-from kernels.timing import Race  # noqa: E402
+from kernels.report import machine
+from kernels.timing import Race
 
-from dfkd_fast.compilation import CLOCK, compiled  # noqa: E402
-from dfkd_fast.generators.noisy_embedding import NoisyEmbeddingGenerator  # noqa: E402
-from dfkd_fast.generators.upsample_conv import UpsampleConv2d  # noqa: E402
-from dfkd_fast.runtime import Runtime, make_runtime  # noqa: E402
+from dfkd_fast.compilation import CLOCK, compiled
+from dfkd_fast.generators.noisy_embedding import NoisyEmbeddingGenerator
+from dfkd_fast.generators.upsample_conv import UpsampleConv2d
+from dfkd_fast.runtime import Runtime, make_runtime
 
 RESULTS = Path(__file__).parent / "results"
 CASES = {"nayer, 32 px": (100, 32, 100), "muse-s, 112 px": (20, 112, 1000)}
