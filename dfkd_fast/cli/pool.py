@@ -55,7 +55,7 @@ class ImportOptions:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one of the four; the exit status of verify is 1 where there is damage that was not repaired."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
     name, *rest = arguments
@@ -66,7 +66,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def info(arguments: Sequence[str]) -> int:
     """What a pool holds."""
-    (folder,), _ = _split(arguments, "info", ["DIR"])
+    (folder,), flags = _split(arguments, "info", ["DIR"])
+    if flags:
+        raise UserError(f"pool info: {flags[0]}: unknown flag; it takes DIR only")
     for pool in find_pools(folder):
         _print_info(pool)
     return 0
@@ -207,11 +209,11 @@ def _split(arguments: Sequence[str], command: str, names: Sequence[str]) -> tupl
     for token in arguments:
         is_value = bool(flags) and flags[-1].startswith("--") and "=" not in flags[-1] and flags[-1] != "--repair"
         (flags if token.startswith("-") or is_value else paths).append(token)
-    if "--help" not in flags and "-h" not in flags and len(paths) != len(names):
+    if len(paths) != len(names):
         raise UserError(
             f"pool {command}: expected {' '.join(names)}, not {len(paths)} paths; see dfkd-fast pool --help"
         )
-    return [Path(path) for path in (*paths, *names)[: len(names)]], flags
+    return [Path(path) for path in paths], flags
 
 
 def _slice(text: str, count: int) -> tuple[int, int]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ def import_pool(source: Path, folder: Path, *, image_size: int | None = None) ->
     perhaps `labels` and others (N, ...). `image_size` scales pictures to a square of that side.
     Raises UserError for a source that is not there, empty, damaged or of mixed sizes.
     """
+    if image_size is not None and image_size < 1:
+        raise UserError(f"--image-size {image_size}: choose 1 or more")
     most, batches = _reader(source)(source, image_size)
     try:
         first = next(batches)
@@ -94,7 +97,7 @@ def _read_members(source: Path, shards: list[Path], image_size: int | None) -> I
         for parts in _samples(shard):
             picture = next((name for name in parts if name.lower().endswith(ENDINGS)), None)
             if picture is not None:
-                pending.append((_decode(shard / picture, parts[picture], image_size), int(parts.get(".cls", b"-1"))))
+                pending.append((_decode(shard / picture, parts[picture], image_size), _class(shard, parts)))
             if len(pending) == BATCH:
                 yield _labelled(source, pending)
                 pending = []
@@ -116,7 +119,10 @@ def _samples(shard: Path) -> Iterator[dict[str, bytes]]:
                 key = stem
                 if (file := tar.extractfile(member)) is not None:
                     parts[f".{ending}"] = file.read()
-    except tarfile.TarError as error:
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("it ends early")  # which the module itself overlooks
+    except (tarfile.TarError, EOFError) as error:
         raise UserError(f"import {shard}: damaged ({error})") from None
     if parts:
         yield parts
@@ -126,10 +132,10 @@ def _read_npz(source: Path, image_size: int | None) -> tuple[int, Iterator[Batch
     try:
         with np.load(source) as archive:
             arrays = {name: torch.from_numpy(archive[name]) for name in archive.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"import {source}: cannot be read ({error})") from None
-    count = len(arrays.get("images", ()))
-    return count, _cut(source, count, list(arrays), lambda name, a, b: arrays[name][a:b])
+    shapes = {name: list(array.shape) for name, array in arrays.items()}
+    return _cut(source, shapes, lambda name, a, b: arrays[name][a:b])
 
 
 def _read_safetensors(source: Path, image_size: int | None) -> tuple[int, Iterator[Batch]]:
@@ -138,22 +144,36 @@ def _read_safetensors(source: Path, image_size: int | None) -> tuple[int, Iterat
     except SafetensorError as error:
         raise UserError(f"import {source}: cannot be read ({error})") from None
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-    count = slices["images"].get_shape()[0] if "images" in slices else 0
-    return count, _cut(source, count, list(slices), lambda name, a, b: slices[name][a:b])
+    shapes = {name: list(part.get_shape()) for name, part in slices.items()}
+    return _cut(source, shapes, lambda name, a, b: slices[name][a:b])
 
 
-def _cut(source: Path, count: int, names: list[str], part: Callable[[str, int, int], Tensor]) -> Iterator[Batch]:
+def _cut(
+    source: Path, shapes: dict[str, list[int]], part: Callable[[str, int, int], Tensor]
+) -> tuple[int, Iterator[Batch]]:
+    count = shapes["images"][0] if shapes.get("images") else 0
+    for name, shape in shapes.items() if count else ():
+        if shape[:1] != [count] or (name == "labels" and len(shape) > 1):
+            raise UserError(f"import {source}: `{name}` is {shape}, for {count} images; expected one for each")
+    return count, _batches(source, count, list(shapes), part)
+
+
+def _batches(source: Path, count: int, names: list[str], part: Callable[[str, int, int], Tensor]) -> Iterator[Batch]:
     for start in range(0, count, BATCH):
         batch = {name: part(name, start, start + BATCH).contiguous() for name in names}
-        if batch["images"].dtype != torch.uint8 or batch["images"].ndim != 4:
-            raise UserError(f"import {source}: `images` must be uint8 (N, H, W, C), not {batch['images'].dtype}")
-        batch.setdefault("labels", torch.full((len(batch["images"]),), -1))
-        yield {**batch, "labels": batch["labels"].long()}
+        images, labels = batch["images"], batch.get("labels", torch.full((len(batch["images"]),), -1))
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise UserError(f"import {source}: `images` must be uint8 (N, H, W, C), not {images.dtype}")
+        if labels.is_floating_point() or labels.is_complex():
+            raise UserError(f"import {source}: `labels` must be whole numbers, not {labels.dtype}")
+        yield {**batch, "labels": labels.long()}
 
 
 def _decode(path: Path, content: bytes, image_size: int | None) -> Tensor:
     try:
         with Image.open(io.BytesIO(content)) as file:
+            if file.mode[0] in "IF":
+                raise OSError(f"mode {file.mode}: more than 8 bits a channel")
             picture = file.convert("L" if file.mode == "L" else "RGB")
             if image_size is not None and picture.size != (image_size, image_size):
                 picture = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
@@ -161,6 +181,14 @@ def _decode(path: Path, content: bytes, image_size: int | None) -> Tensor:
     except (OSError, UnidentifiedImageError) as error:
         raise UserError(f"import {path}: cannot be decoded ({error})") from None
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def _class(shard: Path, parts: Mapping[str, bytes]) -> int:
+    text = parts.get(".cls", b"-1")
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"import {shard}: class {text[:40]!r} is not a number") from None
 
 
 def _labelled(source: Path, pending: list[tuple[Tensor, int]]) -> Batch:
@@ -179,4 +207,6 @@ def _stack(source: Path, pictures: list[Tensor]) -> Tensor:
 
 def _mixed(source: Path, found: Tensor, first: Tensor) -> UserError:
     sizes = " and ".join("x".join(map(str, images.shape[1:])) for images in (first, found))
-    return UserError(f"import {source}: images of {sizes}; --image-size scales them alike")
+    alike = found.shape[3] == first.shape[3]
+    hint = "--image-size scales them alike" if alike else "some are grey: save them all in colour"
+    return UserError(f"import {source}: images of {sizes}; {hint}")

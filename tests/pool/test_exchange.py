@@ -160,54 +160,6 @@ def test_the_pools_of_several_ranks(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "holds several pools; choose" in capsys.readouterr().err
 
 
-def damaged_tar(folder: Path) -> Path:
-    (folder / "bad.tar").write_bytes(b"no tar")
-    return folder / "bad.tar"
-
-
-def mixed_sizes(folder: Path) -> Path:
-    (folder / "mixed").mkdir()
-    for size in (4, 5):
-        Image.new("RGB", (size, size)).save(folder / "mixed" / f"{size}.png")
-    return folder / "mixed"
-
-
-def broken_picture(folder: Path) -> Path:
-    (folder / "broken").mkdir()
-    (folder / "broken" / "a.png").write_bytes(b"\x89PNG no more")
-    return folder / "broken"
-
-
-def wrong_array(folder: Path) -> Path:
-    np.savez(folder / "float.npz", images=np.zeros((3, 4, 4, 3)))
-    return folder / "float.npz"
-
-
-def no_pictures(folder: Path) -> Path:
-    (folder / "empty").mkdir()
-    return folder / "empty"
-
-
-MISTAKES = {
-    damaged_tar: "bad.tar: damaged",
-    mixed_sizes: "images of 4x4x3 and 5x5x3; --image-size scales them alike",
-    broken_picture: "a.png: cannot be decoded",
-    wrong_array: "`images` must be uint8 (N, H, W, C), not torch.float64",
-    no_pictures: "holds no images",
-    lambda folder: folder / "nothing": "no such folder or file",
-    lambda folder: Path(__file__): "expected a folder, .tar, .npz or .safetensors",
-}
-
-
-@pytest.mark.parametrize(("source", "words"), MISTAKES.items(), ids=MISTAKES.values())
-def test_what_cannot_be_imported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: object, words: str
-) -> None:
-    assert main(["pool", "import", str(source(tmp_path)), str(tmp_path / "pool")]) == 2  # type: ignore[operator]
-    assert words in capsys.readouterr().err
-    assert not (tmp_path / "pool" / "manifest.json").exists()
-
-
 COMMANDS = {
     "pool infoo x": "did you mean info?",
     "pool info": "expected DIR, not 0 paths",
@@ -219,6 +171,8 @@ COMMANDS = {
     "pool export {}/pool {}/a.png --slice 9:9": "a contact sheet shows 1 to 1,600 images, not 0",
     "pool export {}/pool {}/a.npz --slize 0:9": "--slize: unknown flag; did you mean --slice?",
     "pool import {}/pool {}/pool": "holds no images",
+    "pool import {}/pool {}/again --image-size 0": "--image-size 0: choose 1 or more",
+    "pool info {}/pool --all": "--all: unknown flag",
 }
 
 
