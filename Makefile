@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Two workers with one thread each: OpenMP teams that share two cores spin against each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test lint types bench-kernels bench-pool bench-steps bench-methods profile results-digits results-ablations kill-test gpu-check gpu-packages clean
+.PHONY: setup demo test lint types bench-kernels bench-pool bench-steps bench-methods profile results-digits results-ablations kill-test steady-test gpu-check gpu-packages clean
 
 setup: $(STAMP)
 
@@ -63,6 +63,10 @@ results-ablations: setup
 # Kill a writer of a pool 200 times at random moments: nothing that it confirmed may be lost.
 kill-test: setup
 	$(PYTEST) tests/pool/test_kill.py --kills 200
+
+# 10,000 steps of a tiny run: neither the time of a step nor memory may grow.
+steady-test: setup
+	$(PYTEST) tests/benchmark/test_steady.py --steady-steps 10000
 
 # On a machine with a GPU and without a network: uses that machine's own Python and torch, installs nothing.
 gpu-check:

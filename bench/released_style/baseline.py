@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dfkd_fast.benchmark.rehearsal import settle
 from dfkd_fast.models.factory import load_model
 from released_style.networks import FeatureHook, Generator, StatisticsHook
 from released_style.png_pool import PngPool
@@ -28,8 +29,8 @@ class Baseline:
         self.recipe, self.device = recipe, torch.device(device)
         sizes = {"num_classes": recipe.num_classes, "image_size": recipe.full_size}
         sizes |= {"mean": recipe.mean, "std": recipe.std}
-        self.teacher = load_model(recipe.teacher, **sizes)[0].to(self.device).eval()
-        self.student = load_model(recipe.student, **sizes)[0].to(self.device)
+        self.teacher, self.student = (self._network(spec, sizes) for spec in (recipe.teacher, recipe.student))
+        self.teacher.eval()
         self.hooks = [
             StatisticsHook(layer, recipe.bn_momentum)
             for layer in self.teacher.modules()
@@ -54,6 +55,11 @@ class Baseline:
             std=recipe.std,
         )
         self.generator = Generator(recipe).to(self.device)
+
+    def _network(self, spec: str, sizes: dict) -> nn.Module:
+        model, info = load_model(spec, **sizes)
+        settle(model.to(self.device), info)
+        return model
 
     def begin_round(self) -> None:
         """New noise, new labels, a new optimiser; the networks to evaluation."""

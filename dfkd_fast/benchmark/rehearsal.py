@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from dfkd_fast.benchmark.watch import Spread, Watch, Window
@@ -150,9 +151,25 @@ def assemble(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime) -> tup
     model, _ = load_model(
         config.teacher, num_classes=info.num_classes, image_size=info.image_size, mean=info.mean, std=info.std
     )
-    teacher = FrozenNet(model, info, runtime)
     student = make_student(config, info, runtime)
+    settle(model, info)
+    settle(student, info)
+    teacher = FrozenNet(model, info, runtime)
     return make_method(config, method_class, teacher, student, None, runtime), teacher, student
+
+
+@torch.no_grad()
+def settle(model: nn.Module, info: ModelInfo) -> None:
+    """Give a network of random weights the BN statistics of noise: without them its activations leave any range."""
+    norms = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    momentum = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.momentum = 1.0
+    training, weight = model.training, next(model.parameters())
+    model.train()(weight.new_empty(4, info.in_chans, info.image_size, info.image_size).normal_())
+    model.train(training)
+    for layer, before in zip(norms, momentum, strict=True):
+        layer.momentum = before
 
 
 def rehearse(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime, window: Window) -> tuple[Method, Timings]:
