@@ -47,6 +47,24 @@ def fields_of(batch: Mapping[str, Tensor]) -> dict[str, Field]:
     }
 
 
+def check_batch(batch: Mapping[str, Tensor], images: Field, known: Mapping[str, Field] | None) -> dict[str, Field]:
+    """The fields of a batch for a pool that holds these `images`; `known` are the fields of the batches before it.
+
+    Raises ValueError for images of another shape, for other fields than before, and for one that has not a value for
+    each image: assigned to a slice of the pool they would be broadcast.
+    """
+    found = fields_of(batch)
+    if found["images"] != images:
+        raise ValueError(f"pool: images of {found['images']}, it holds {images}")
+    for name, values in batch.items():
+        if len(values) != len(batch["images"]):
+            raise ValueError(f"pool: {len(values)} {name} for {len(batch['images'])} images")
+    if known is not None and found != dict(known):
+        word = [", ".join(f"{name} {field}" for name, field in fields.items()) for fields in (found, known)]
+        raise ValueError(f"pool: a batch of {word[0]}; it holds {word[1]}")
+    return found
+
+
 @dataclass(frozen=True)
 class Layout:
     """A segment file: for each field in turn, its part of `records` records.

@@ -12,7 +12,7 @@ from torch import Tensor
 from dfkd_fast.errors import UserError
 from dfkd_fast.pool.files import PoolFiles
 from dfkd_fast.pool.journal import Journal
-from dfkd_fast.pool.layout import BLOCK, Field
+from dfkd_fast.pool.layout import BLOCK, Field, check_batch
 from dfkd_fast.pool.quantize import Quantize, to_bytes
 from dfkd_fast.pool.shards import drop_other_shards, redistribute
 from dfkd_fast.pool.storage import make_storage
@@ -47,8 +47,7 @@ class Pool:
 
     The whole capacity is reserved at the start: addresses never move. Pages of host memory are touched as they fill.
     `policy` "append" refuses to grow beyond the capacity, "cap" drops what would, "ring" overwrites the oldest slots.
-    With a journal, what is added is also appended there, in the background, and is safe once `flush` has returned.
-    Every tier and every stream gives the same batches.
+    What is added is appended to the journal in the background, if there is one, and safe once `flush` has returned.
     """
 
     def __init__(
@@ -79,6 +78,7 @@ class Pool:
         """`len(self)` as a scalar on the device, at an address that never moves"""
         self.written = 0
         """images ever added; the slot of the next one is this modulo the capacity"""
+        self._fields: dict[str, Field] | None = None
         self._streams: dict[tuple[View, int, int], Stream] = {}
 
     def __len__(self) -> int:
@@ -89,8 +89,8 @@ class Pool:
         """Store images (B, C, H, W) in [0, 1] as uint8, with labels (B,) and extras (B, ...). Returns their slots.
 
         The slots are (n,) int64: all B, or under the policy "cap" the first n for which there is room.
-        Raises ValueError for images that are not finite, which never enter the pool, for more than the capacity, and
-        UserError for what goes wrong in the journal.
+        Raises ValueError for images that are not finite, are too many or do not fit to those that are there: they
+        never enter the pool; and UserError for what goes wrong in the journal.
         """
         count = self._admit(len(images))
         return self._put(to_bytes(images[:count], self.quantize), labels, extras)
@@ -98,8 +98,7 @@ class Pool:
     @torch.no_grad()
     def add_bytes(self, pixels: Tensor, labels: Tensor, **extras: Tensor) -> Tensor:
         """The same for images that are bytes already, (B, H, W, C) uint8."""
-        count = self._admit(len(pixels))
-        return self._put(pixels[:count].clone(), labels, extras)
+        return self._put(pixels[: self._admit(len(pixels))].clone(), labels, extras)
 
     def read(self, indices: Tensor, view: View) -> PoolBatch:
         """Gather, crop, flip and normalise slots (B,) int64, with parameters from the device's default generator."""
@@ -221,8 +220,9 @@ class Pool:
         slots = (torch.arange(count, device=self.runtime.device) + self.written) % self.capacity
         if not count:
             return slots
-        fields = {"images": pixels, "labels": labels[:count].to(torch.int64, copy=True)}
-        fields |= {name: values[:count].detach().clone() for name, values in extras.items()}
+        fields = {name: values[:count].detach().clone() for name, values in extras.items()}
+        fields = {"images": pixels, "labels": labels[:count].to(torch.int64, copy=True), **fields}
+        self._fields = check_batch(fields, Field("uint8", self.pixel_shape), self._fields)
         for stream in self._streams.values():
             stream.settle()
         if self.journal is not None:

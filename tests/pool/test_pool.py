@@ -87,6 +87,31 @@ def test_images_that_are_not_finite_never_enter(value: float) -> None:
         assert len(pool) == 0
 
 
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        ({"images": torch.zeros(5, 3, 1, 1)}, r"images of uint8 \[1, 1, 3\], it holds uint8 \[8, 8, 3\]"),
+        ({"labels": torch.zeros(1, dtype=torch.int64)}, "1 labels for 5 images"),
+        ({"labels": torch.zeros(5, 1, dtype=torch.int64)}, r"a batch of .*labels int64 \[1\].*; it holds"),
+        ({"score": torch.zeros(5, 1)}, r"score float32 \[1\]; it holds .*score float32 \[2\]"),
+        ({"score": torch.zeros(4, 2)}, "4 score for 5 images"),
+        ({"logits": torch.zeros(5, 2)}, "a batch of .*logits.*; it holds"),
+    ],
+)
+@pytest.mark.parametrize("has_journal", [True, False])
+def test_a_batch_that_does_not_fit_is_refused(
+    tmp_path: Path, batch: dict[str, Tensor], words: str, has_journal: bool
+) -> None:
+    fields = {"images": images(5), "labels": torch.arange(5), "score": torch.rand(5, 2)}
+    with make_pool(folder=tmp_path if has_journal else None) as pool:
+        pool.add(**fields)
+        with pytest.raises(ValueError, match=words):
+            pool.add(**fields | batch)
+        assert len(pool) == 5
+        assert pool.labels[5:].eq(-1).all()
+        assert pool.flush() == {"shards": [5]}
+
+
 def test_append_stops_at_the_capacity() -> None:
     with make_pool(6) as pool:
         pool.add(images(4), torch.arange(4))
@@ -97,7 +122,7 @@ def test_append_stops_at_the_capacity() -> None:
 def test_cap_leaves_out_what_exceeds_the_capacity() -> None:
     with make_pool(6, policy="cap") as pool:
         assert pool.add(images(4), torch.arange(4)).tolist() == [0, 1, 2, 3]
-        assert pool.add(images(4), torch.arange(4, 8), score=torch.rand(4)).tolist() == [4, 5]
+        assert pool.add(images(4), torch.arange(4, 8)).tolist() == [4, 5]
         assert pool.add(images(4), torch.arange(4)).tolist() == []
         assert pool.labels.tolist() == [0, 1, 2, 3, 4, 5]
 
