@@ -62,6 +62,8 @@ LEAST_BATCH = 8
 class Baseline(Protocol):
     """What `released_style.baseline.Baseline` offers."""
 
+    pool: Any
+
     def begin_round(self) -> None: ...
     def synthesis_step(self, *, adversarial: bool = True) -> str: ...
     def end_round(self) -> None: ...
@@ -196,7 +198,7 @@ def _time_baseline(
             step = partial(theirs.synthesis_step, adversarial=not kind.warmup)
             timings.synthesis[kind] = sample(step, window, runtime)
             timings.round[kind] = sample(theirs.end_round, one, runtime).median
-        while theirs.pool.written < 2 * recipe.batch_size:  # type: ignore[attr-defined]
+        while theirs.pool.written < (window.total + 1) * recipe.batch_size:  # no smaller last batch among the samples
             theirs.end_round()
         timings.student = sample(theirs.student_step, window, runtime)
     return timings
