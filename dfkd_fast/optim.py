@@ -55,7 +55,7 @@ class OptimizerSpec:
                 raise UserError("--optim.impl apex: its FusedSGD cannot be captured; choose fused, or --no-cuda-graphs")
             return sgd(groups, lr=0.0, momentum=self.momentum, weight_decay=self.weight_decay)
         own = {"betas": self.betas, "weight_decay": self.weight_decay, "adam_w_mode": self.kind == "adamw"}
-        return adam(groups, lr=groups[0]["lr"], capturable=capturable, **own)
+        return adam(groups, lr=0.0, capturable=capturable, **own)
 
 
 def check_optimizer(choice: str, device: torch.device) -> None:

@@ -61,7 +61,7 @@ class Synthesizer:
     def step(self) -> LossTerms:
         """One step: images, loss, backward, best iterate, optimiser. Returns the detached terms."""
         for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
         with self.runtime.autocast():
             images, terms = self._forward()
         loss = weighted_sum(terms, self.method.config)
