@@ -65,7 +65,10 @@ def free_memory(device: torch.device) -> Room:
 
 
 def free_host_memory(root: Path = Path("/")) -> int:
-    """Bytes that may be taken without swapping: of the machine, and of the control group (a container's limit)."""
+    """Bytes that may be taken without swapping: of the machine, and of the control group (a container's limit).
+
+    Where several ranks share the machine, one's equal part of them.
+    """
     limits = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     meminfo, group = root / "proc/meminfo", root / "sys/fs/cgroup"
     if meminfo.exists():
@@ -75,7 +78,7 @@ def free_host_memory(root: Path = Path("/")) -> int:
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         used = int((group / "memory.current").read_text()) - int(stat["inactive_file"])
         limits.append(int(limit) - used)
-    return max(0, min(limits))
+    return max(0, min(limits)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's word
 
 
 def _size(nbytes: int) -> str:

@@ -75,7 +75,9 @@ def test_what_this_machine_cannot_do(requested: str, device: str, on_disk: bool,
         )
 
 
-def test_free_memory_respects_a_containers_limit(tmp_path: Path) -> None:
+def test_free_memory_respects_a_containers_limit_and_the_other_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal:  16000 kB\nMemAvailable:  9000 kB\n")
     assert free_host_memory(tmp_path) == 9000 * 1024
@@ -87,6 +89,8 @@ def test_free_memory_respects_a_containers_limit(tmp_path: Path) -> None:
     (group / "memory.current").write_text("3000000\n")
     (group / "memory.stat").write_text("anon 1000000\ninactive_file 500000\n")
     assert free_host_memory(tmp_path) == 1_500_000
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert free_host_memory(tmp_path) == 375_000
     assert free_host_memory() > 0
 
 
