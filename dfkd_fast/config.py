@@ -37,6 +37,9 @@ FREE = ("stop_after_epoch", "threads", "run_dir", "log.", "checkpoint.", "compil
 add up in another order
 """
 
+_LATER = {"teacher_precision": "same"}
+"""settings that are younger than recorded runs, with the value that those had: that one is left out of the hash"""
+
 _RECIPE_LEAST = {
     **dict.fromkeys(("epochs", "batch_size"), 1),
     **dict.fromkeys(("lr", "momentum", "weight_decay", "label_smoothing", "crop_padding"), 0),
@@ -75,6 +78,8 @@ class TrainConfig(Hardware, Generic[M]):
     """network to distil from: a name of `dfkd-fast ls models`, tv:NAME or timm:NAME"""
     teacher_weights: Path | None = None
     """checkpoint of the teacher, safetensors or a torch.save that loads with weights_only"""
+    teacher_precision: Literal["same", "bf16", "fp16"] = "same"
+    """numeric mode of the frozen teacher in a run in fp32; another than the run's changes its results"""
     train_teacher: bool = False
     """first train the teacher on the training split of --data, by [teacher_recipe]; kept for the next run"""
     teacher_recipe: TeacherRecipe = field(default_factory=TeacherRecipe)
@@ -192,7 +197,8 @@ def differences(before: TrainConfig[Any], after: TrainConfig[Any]) -> Iterator[t
 
 def config_hash(config: TrainConfig[Any]) -> str:
     """16 hex digits that stand for everything that the run computes: equal for equal configs, `FREE` keys apart."""
-    decisive = {key: str(value) for key, value in flatten(config) if not key.startswith(FREE)}
+    values = {key: str(value) for key, value in flatten(config) if not key.startswith(FREE)}
+    decisive = {key: value for key, value in values.items() if _LATER.get(key) != value}
     text = json.dumps({"method": config.method_name, **decisive}, sort_keys=True)
     return sha256(text.encode()).hexdigest()[:16]
 

@@ -228,6 +228,8 @@ def test_differences_and_hash() -> None:
     assert list(differences(before, after)) == [("method.bn_weight", 10.0, 5.0), ("seed", 0, 1)]
     assert config_hash(before) != config_hash(after)
     assert config_hash(before) == config_hash(toy("--log.every", "1", "--threads", "1", "--run-dir", "x"))
+    assert config_hash(before) == config_hash(toy("--compile", "max", "--no-cuda-graphs", "--optim.impl", "foreach"))
+    assert config_hash(before) != config_hash(toy("--teacher-precision", "bf16"))
 
 
 def sections(config: object) -> Iterator[object]:

@@ -57,7 +57,7 @@ class StudentTrainer:
 
     def step(self, batches: Mapping[int, PoolBatch]) -> LossTerms:
         """One step on a batch of each image size. Returns the detached terms, means over all images."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         parts = [self._losses(batch) for batch in batches.values()]
         terms = parts[0] if len(parts) == 1 else self._mean(parts)
         self.scaler.scale(weighted_sum(terms, self.method.config)).backward()

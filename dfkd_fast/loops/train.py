@@ -33,7 +33,7 @@ from dfkd_fast.loops.run_folder import check_folder, claim_folder
 from dfkd_fast.loops.run_record import write_run_record
 from dfkd_fast.loops.student import StudentTrainer
 from dfkd_fast.methods.base import Method, Setup
-from dfkd_fast.models.teacher import FrozenNet, frozen_twin
+from dfkd_fast.models.teacher import FrozenNet, frozen_twin, lower_dtype
 from dfkd_fast.pool.build import check_pool
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.runtime import Runtime, make_runtime
@@ -60,6 +60,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         optimizer=config.optim.impl,
     )
     check_pool(config.pool, runtime)
+    lower_dtype(config.teacher_precision, runtime)  # what cannot be had is said before a teacher is trained
     method_class = load_method(config.method_name)
     test = load_split(config.data, "test", image_size=config.image_size) if config.data else None
     if config.train_teacher and test is not None:
@@ -67,7 +68,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     with stop_signals() as signals:
         model, info = load_teacher(config, test, runtime, on_step=signals.check)
         check_teacher(model, info, method_class, config, test)
-        teacher = FrozenNet(model, info, runtime)
+        teacher = FrozenNet(model, info, runtime, precision=config.teacher_precision)
         student = make_student(config, info, runtime)
         method = make_method(config, method_class, teacher, student, test, runtime)
         check_pool_use(config, method)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from dfkd_fast.errors import UserError
@@ -42,10 +43,12 @@ class FrozenNet:
     neither saves nor trains it.
     """
 
-    def __init__(self, model: nn.Module, info: ModelInfo, runtime: Runtime) -> None:
+    def __init__(self, model: nn.Module, info: ModelInfo, runtime: Runtime, *, precision: str = "same") -> None:
+        """`precision` bf16 or fp16 computes it in that where the run itself computes in float32; same: as the run."""
         self.info = info
         placed = copy.deepcopy(model).to(runtime.device)
-        self.net = freeze_teacher(placed, dtype=runtime.compute_dtype, channels_last=runtime.channels_last)
+        dtype = lower_dtype(precision, runtime)
+        self.net = freeze_teacher(placed, dtype=dtype, channels_last=runtime.channels_last)
 
     def __call__(self, view: Tensor, *, maps: Sequence[str] = (), moments: bool = True) -> NetOutput:
         """Views (B, C, H, W), normalised -> NetOutput. `moments=False` skips the statistics (the student phase needs
@@ -89,6 +92,18 @@ class FrozenNet:
     def norm_inputs(self) -> tuple[str, ...]:
         """Names for `maps` of the input of each BatchNorm layer."""
         return self.net.norm_inputs
+
+
+def lower_dtype(precision: str, runtime: Runtime) -> torch.dtype:
+    """The dtype that `--teacher-precision` asks for. Raises UserError where the run computes in no more than it."""
+    if precision == "same":
+        return runtime.compute_dtype
+    if runtime.precision not in ("fp32", "tf32"):
+        raise UserError(
+            f"--teacher-precision {precision}: the run computes in {runtime.precision}, and the teacher as it does; "
+            "choose same, or --precision fp32"
+        )
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def frozen_twin(student: nn.Module) -> nn.Module:
