@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import types
@@ -50,8 +52,17 @@ for command in {commands}:
 
 def test_module_and_exit_status() -> None:
     done = subprocess.run([sys.executable, "-m", "dfkd_fast", "trian"], capture_output=True, text=True)
-    expected = "dfkd-fast: command trian: did you mean train? choose train, eval, teacher, pool or ls\n"
+    expected = "dfkd-fast: command trian: did you mean train? choose train, eval, teacher, bench, pool or ls\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """As `dfkd-fast ls | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "dfkd_fast", "ls"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ and `ls` answer at once.
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -36,19 +37,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: this process's) and return its exit status."""
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        if command in ("-h", "--help"):
-            print(USAGE.format(commands="\n".join(f"  {name:9}{text}" for name, text in COMMANDS.items())))
-            return 0
-        if command == "--version":
-            print(f"dfkd-fast {__version__}")
-            return 0
-        if command not in COMMANDS:
-            raise unknown("command", command, COMMANDS)
-        run = importlib.import_module(f"dfkd_fast.cli.{command}").run
-        return run(rest)
+        status = _run(command, rest)
+        sys.stdout.flush()  # here, where a closed pipe can still be caught
+        return status
     except UserError as error:
         print(f"dfkd-fast: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("dfkd-fast: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _run(command: str, rest: Sequence[str]) -> int:
+    if command in ("-h", "--help"):
+        print(USAGE.format(commands="\n".join(f"  {name:9}{text}" for name, text in COMMANDS.items())))
+        return 0
+    if command == "--version":
+        print(f"dfkd-fast {__version__}")
+        return 0
+    if command not in COMMANDS:
+        raise unknown("command", command, COMMANDS)
+    run = importlib.import_module(f"dfkd_fast.cli.{command}").run
+    return run(rest)
