@@ -27,8 +27,10 @@ from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_twin
 from dfkd_fast.pool.pool import Pool, PoolBatch
 from dfkd_fast.runtime import Runtime
 
-_BATCHES = (4, 8)
-"""batch sizes that are counted; two, since a part of a step may not depend on the batch (CMI's bank)"""
+_BATCHES = (3, 6)
+"""images that are counted with, for each size; two numbers, since a part of a step may not depend on the batch (CMI's
+bank)
+"""
 
 _EMBEDDING = 512  # width of the class vectors, CLIP's; what reads them is a thousandth of a step
 
@@ -56,13 +58,14 @@ def count_step_flops(method: Method, info: ModelInfo, *, teacher: str, student: 
     on the CPU and leaves `method` and the random state as they are; takes up to some seconds for 224 pixels.
     """
     runtime = Runtime(device=torch.device("cpu"), precision="fp32", channels_last=False)
+    sources = {source.info.image_size: source.config for source in method.sources()}
+    batches = [images * len(sources) for images in _BATCHES]
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         learner = _network(student, info)
         frozen = FrozenNet(_network(teacher, info), info, runtime)
         embeddings = torch.randn(info.num_classes, _EMBEDDING if type(method).text_sources else 0)
         setup = Setup(frozen, frozen_twin(learner), info, embeddings)
-        few, more = (_count(method, setup, learner, runtime, batch) for batch in _BATCHES)
-    sources = {source.info.image_size: source.config for source in method.sources()}
+        few, more = (_count(method, setup, learner, runtime, batch) for batch in batches)
     return StepFlops(
         synthesis={
             kind: _extrapolate(few.synthesis[kind], more.synthesis[kind], sources[kind.image_size].synthesis_batch_size)

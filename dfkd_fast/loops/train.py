@@ -20,6 +20,8 @@ from dfkd_fast.checkpoint import (
     save_network,
 )
 from dfkd_fast.config import TrainConfig
+from dfkd_fast.costs.flops import count_step_flops
+from dfkd_fast.costs.work import recipe_work
 from dfkd_fast.data import ImageSet, load_split
 from dfkd_fast.loggers import RunLogger
 from dfkd_fast.loops.alternating import AlternatingLoop
@@ -124,6 +126,8 @@ class Run:
         self.config, self.runtime, self.teacher, self.test = config, runtime, teacher, test
         self.method, self.folder, info = method, config.run_folder, teacher.info
         self.student_info = replace(info, name=config.student)
+        # before anything is spent: a network that cannot be counted is no surprise at the end
+        self.step_flops = count_step_flops(method, info, teacher=config.teacher, student=config.student)
         self.pool, pool_lines = make_pools(config.pool, self.folder / "pool", method=method, runtime=runtime)
         self.logger = RunLogger(
             self.folder,
@@ -198,7 +202,8 @@ class Run:
         if complete:
             save_network(self.folder / "student.safetensors", self.method.deploy(self.loop.student), self.student_info)
         teacher_top1 = self.teacher_evaluation.top1 if self.teacher_evaluation else None
-        costs = run_costs(self.config, self.method, self.teacher.info, self.loop.progress, self.runtime)
+        work = recipe_work(self.method, self.config.stop_after_epoch)
+        costs = run_costs(work, self.step_flops, self.loop.progress, self.runtime)
         record = write_run_record(
             self.folder / "run.json",
             self.config,
