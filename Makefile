@@ -66,7 +66,7 @@ kill-test: setup
 
 # 10,000 steps of a tiny run: neither the time of a step nor memory may grow.
 steady-test: setup
-	$(PYTEST) tests/benchmark/test_steady.py --steady-steps 10000
+	$(PYTEST) tests/benchmark/test_steady.py --steady-steps 10000 --timeout 0
 
 # On a machine with a GPU and without a network: uses that machine's own Python and torch, installs nothing.
 gpu-check:

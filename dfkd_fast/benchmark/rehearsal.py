@@ -154,7 +154,7 @@ def assemble(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime) -> tup
     student = make_student(config, info, runtime)
     settle(model, info)
     settle(student, info)
-    teacher = FrozenNet(model, info, runtime)
+    teacher = FrozenNet(model, info, runtime, precision=config.teacher_precision)
     return make_method(config, method_class, teacher, student, None, runtime), teacher, student
 
 
