@@ -113,7 +113,9 @@ def part_tensors(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def optimizer_tensors(part: str, optimizer: Optimizer) -> dict[str, Tensor]:
     """An optimiser's state under a part's name; learning rates are functions of the epoch and need no saving."""
     state = optimizer.state_dict()["state"]
-    return {f"{part}/{index}.{key}": value for index, slots in state.items() for key, value in slots.items()}
+    tensors = {f"{part}/{index}.{key}": value for index, slots in state.items() for key, value in slots.items()}
+    steps = [group["step"] for group in optimizer.param_groups if "step" in group]  # apex counts them there
+    return tensors | ({f"{part}/steps": torch.tensor([int(step) for step in steps])} if steps else {})
 
 
 def load_optimizer(part: str, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -124,10 +126,20 @@ def load_optimizer(part: str, optimizer: Optimizer, tensors: Mapping[str, Tensor
     for name, value in tensors.items():
         if not name.startswith(f"{part}/"):
             continue
+        if name == f"{part}/steps":
+            _set_steps(optimizer, value)
+            continue
         index, key = name.removeprefix(f"{part}/").split(".", 1)
         parameter = parameters[int(index)]
         like = torch.empty_like(parameter) if value.shape == parameter.shape else value.to(parameter.device)
         optimizer.state[parameter][key] = like.copy_(value)
+
+
+def _set_steps(optimizer: Optimizer, steps: Tensor) -> None:
+    for group, step in zip(optimizer.param_groups, steps.tolist(), strict=True):
+        on_device = getattr(optimizer, "capturable", False)
+        device = group["params"][0].device
+        group["step"] = torch.tensor([step], dtype=torch.int32, device=device) if on_device else step
 
 
 def save_network(path: Path, model: nn.Module, info: ModelInfo) -> None:

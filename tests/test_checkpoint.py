@@ -123,6 +123,44 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(tmp_path: Path, kind: str, lay
         assert torch.equal(value, again.state_dict()[name]), name
 
 
+class CountsInItsGroups(torch.optim.SGD):
+    """Steps are counted in the group, as NVIDIA apex's FusedAdam does, and matter to the next step."""
+
+    capturable = False
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            count = torch.tensor([1], dtype=torch.int32) if self.capturable else 1
+            group["step"] = group["step"] + count if "step" in group else count
+            group["lr"] = 0.1 / float(group["step"])
+        super().step(closure)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_steps_that_are_counted_in_groups_come_back(capturable: bool) -> None:
+    def fresh() -> tuple[nn.Module, CountsInItsGroups]:
+        torch.manual_seed(0)
+        model = network()
+        optimizer = CountsInItsGroups(model.parameters(), lr=0.1)
+        optimizer.capturable = capturable
+        return model, optimizer
+
+    model, optimizer = fresh()
+    train_a_little(model, optimizer, 3)
+    tensors = module_tensors("student", model) | optimizer_tensors("optimizer", optimizer)
+    again, restored = fresh()
+    load_module("student", again, tensors)
+    load_optimizer("optimizer", restored, tensors)
+    assert restored.param_groups[0]["step"] == 3
+    reset_state(restored)
+    assert restored.param_groups[0]["step"] == 0
+    load_optimizer("optimizer", restored, tensors)
+    train_a_little(model, optimizer, 2)
+    train_a_little(again, restored, 2)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
 def test_reset_state_equals_a_new_optimizer_and_moves_nothing() -> None:
     torch.manual_seed(0)
     used = network()
