@@ -23,7 +23,7 @@ from dfkd_fast.benchmark.watch import Window, sample
 from dfkd_fast.catalog import METHODS, presets
 from dfkd_fast.config import TrainConfig
 from dfkd_fast.config_sources import default_config, load_config
-from dfkd_fast.costs.flops import count_step_flops
+from dfkd_fast.costs.flops import StepFlops, count_step_flops
 from dfkd_fast.costs.work import recipe_work
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.methods.base import Method
@@ -115,19 +115,21 @@ def measure(
 ) -> dict[str, Any]:
     """One preset's record: ours, the baseline's hours (null without one), the published ones, the floor.
 
-    `share` of each batch is timed, and the time scaled up with the batch: 1 measures the recipe as it is.
+    `share` of each batch is timed, and the time scaled up with the FLOPs: 1 measures the recipe as it is.
     """
     config = target.config
     method, _, _ = assemble(config, target.info, runtime)
     work = recipe_work(method)
-    flops = count_step_flops(method, target.info, teacher=config.teacher, student=config.student)
+    count = partial(count_step_flops, info=target.info, teacher=config.teacher, student=config.student)
+    flops = count(method)
     part = replace(config, method=_cut(config.method, share))
     cut, timings = rehearse(part, target.info, runtime, window)
-    ours = project(work, _scaled(timings, cut, method), flops, matmul_rate, runtime)
+    scaled = partial(_scaled, cut=cut, full=method, seen=count(cut), flops=flops)
+    ours = project(work, scaled(timings), flops, matmul_rate, runtime)
     theirs = None
     if baseline is not None and target.method in BASELINES:
         timed = _time_baseline(part, target.info, runtime, window, baseline)
-        theirs = project(work, _scaled(timed, cut, method), flops, matmul_rate, runtime)
+        theirs = project(work, scaled(timed), flops, matmul_rate, runtime)
     return _record(target, ours, theirs, share, runtime)
 
 
@@ -159,19 +161,22 @@ def _cut(config: Any, share: float) -> Any:
     return replace(config, **{name: max(LEAST_BATCH, round(size * share)) for name, size in sizes.items()})
 
 
-def _scaled(timings: Timings, cut: Method, full: Method) -> Timings:
-    """Timings of the whole batches from those of a method with smaller ones."""
-    pairs = {part.info.image_size: (part, whole) for part, whole in zip(cut.sources(), full.sources(), strict=True)}
-    factors = {
-        size: whole.config.synthesis_batch_size / part.config.synthesis_batch_size
-        for size, (part, whole) in pairs.items()
+def _scaled(timings: Timings, cut: Method, full: Method, seen: StepFlops, flops: StepFlops) -> Timings:
+    """Timings of the whole batches from those of a method with smaller ones: steps by their FLOPs, of which a part may
+    not depend on the batch (CMI's bank), what a round costs beside them by its images.
+    """
+    images = {
+        part.info.image_size: whole.config.synthesis_batch_size / part.config.synthesis_batch_size
+        for part, whole in zip(cut.sources(), full.sources(), strict=True)
     }
-    seen, all_of = (sum(pair[which].config.batch_size for pair in pairs.values()) for which in (0, 1))
     return replace(
         timings,
-        synthesis={kind: spread.times(factors[kind.image_size]) for kind, spread in timings.synthesis.items()},
-        round={kind: seconds * factors[kind.image_size] for kind, seconds in timings.round.items()},
-        student=timings.student.times(all_of / seen),
+        synthesis={
+            kind: spread.times(flops.synthesis[kind] / seen.synthesis[kind])
+            for kind, spread in timings.synthesis.items()
+        },
+        round={kind: seconds * images[kind.image_size] for kind, seconds in timings.round.items()},
+        student=timings.student.times(flops.student / seen.student),
     )
 
 
