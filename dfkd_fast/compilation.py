@@ -70,7 +70,6 @@ def compiled(function: Callable[P, R], mode: Compile) -> Callable[P, R]:
     """
     if mode == "off":
         return function
-    keep_compile_caches()
     CLOCK.listen()
     return torch.compile(function, mode=_MODES[mode], dynamic=False)
 
@@ -78,7 +77,8 @@ def compiled(function: Callable[P, R], mode: Compile) -> Callable[P, R]:
 def keep_compile_caches() -> None:
     """Keep Inductor's and Triton's caches below DFKD_FAST_CACHE, or ~/.cache/dfkd-fast, not in a temporary folder.
 
-    TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR, where they are set, stay what they are.
+    TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR, where they are set, stay what they are. Inductor sets the first when
+    it is imported, which building an optimiser does: so this comes first (`runtime.make_runtime`).
     """
     folder = Path(os.environ.get("DFKD_FAST_CACHE") or Path.home() / ".cache" / "dfkd-fast") / "compile"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from dfkd_fast.compilation import Compile
+from dfkd_fast.compilation import Compile, keep_compile_caches
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.optim import OptimizerChoice, check_optimizer
 
@@ -118,6 +118,8 @@ def make_runtime(
     multiplies it in hardware, else fp32. `graphs` means something on a GPU only. Raises UserError for what this machine
     cannot do.
     """
+    if compilation != "off":
+        keep_compile_caches()  # now: parts of torch that steps import settle on a temporary folder
     chosen = _pick_device(device)
     if precision == "auto":
         precision = "bf16" if has_fast_bf16(chosen) else "fp32"

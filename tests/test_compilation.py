@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,26 @@ def test_caches_outlive_the_run_and_what_is_set_stays(tmp_path: Path, monkeypatc
     keep_compile_caches()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compile" / "inductor")
     assert os.environ["TRITON_CACHE_DIR"] == "elsewhere"
+
+
+def test_a_run_that_compiles_keeps_its_caches(tmp_path: Path) -> None:
+    """Whatever else a run imports: Inductor settles on a folder when it is imported, and an optimiser imports it."""
+    code = """
+import os, torch
+from dfkd_fast.optim import OptimizerSpec
+from dfkd_fast.runtime import make_runtime
+make_runtime(device="cpu", compilation="default")
+weight = torch.ones(2, requires_grad=True)
+OptimizerSpec(kind="adam", groups=[{"params": [weight], "lr": 0.1}]).build()
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+print(cache_dir())
+"""
+    outside = {key: value for key, value in os.environ.items() if key != "TORCHINDUCTOR_CACHE_DIR"}
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**outside, "DFKD_FAST_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == str(tmp_path / "compile" / "inductor")
