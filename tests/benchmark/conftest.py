@@ -6,4 +6,4 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--steady-steps", type=int, default=800, help="steps of the run whose time must not grow")
+    parser.addoption("--steady-steps", type=int, default=600, help="steps of the run whose time must not grow")
