@@ -15,18 +15,19 @@ if TYPE_CHECKING:
     from .bn_moments.ops import batch_moments, bn_act_moments
     from .bn_stat_loss.ops import bn_stat_loss
     from .cam_margin.ops import cam_margin_loss
-    from .freeze.layers import FrozenConv2d, StatBatchNorm2d
+    from .freeze.convolution import FrozenConv2d
+    from .freeze.norms import StatBatchNorm2d
     from .freeze.teacher import FrozenTeacher, freeze_teacher
     from .gather_augment.ops import gather_augment
     from .kd_kl.ops import kd_kl, kd_kl_priority
     from .priority.sampler import PrioritySampler
 
 _HOME = {
-    "FrozenConv2d": ".freeze.layers",
+    "FrozenConv2d": ".freeze.convolution",
     "FrozenTeacher": ".freeze.teacher",
     "Moments": ".bn_moments.moments",
     "PrioritySampler": ".priority.sampler",
-    "StatBatchNorm2d": ".freeze.layers",
+    "StatBatchNorm2d": ".freeze.norms",
     "backends": ".backend",
     "batch_moments": ".bn_moments.ops",
     "bn_act_moments": ".bn_moments.ops",

@@ -9,7 +9,8 @@ from typing import Any
 from torch import fx, nn
 
 from . import patterns
-from .layers import FrozenConv2d, StatBatchNorm2d, WatchedBatchNorm
+from .convolution import FrozenConv2d
+from .norms import StatBatchNorm2d, WatchedBatchNorm
 
 INPUT = ":input"
 """`layer2:input` names what module `layer2` reads, `layer2` what it gives"""
@@ -68,6 +69,12 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.places: dict[str, fx.Node] = {}
 
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """The images alone: what else a network takes, such as CMI's `return_features=False`, keeps its default."""
+        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         layer = isinstance(m, (FrozenConv2d, StatBatchNorm2d, WatchedBatchNorm, nn.Conv2d))
         return layer or super().is_leaf_module(m, module_qualified_name)
@@ -75,6 +82,8 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if not args and "input" in kwargs:  # the name that torch's layers give it
+            args, kwargs = (kwargs["input"],), {key: value for key, value in kwargs.items() if key != "input"}
         out = super().call_module(m, forward, args, kwargs)
         path = self.path_of_module(m)
         if isinstance(out, fx.Proxy):

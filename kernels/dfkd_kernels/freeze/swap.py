@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..bn_moments.moments import Moments
-from .layers import StatBatchNorm2d, WatchedBatchNorm
+from .norms import StatBatchNorm2d, WatchedBatchNorm
 from .rewrite import INPUT
 
 _POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d)
@@ -87,11 +87,13 @@ class SwappedNetwork(nn.Module):
         self.model = model
         self._homes = {name: _home(model, name) for name, _ in model.named_modules() if name}
         self._watched: set[str] = set()
-        for name, module in list(model.named_modules()):
+        recordings: dict[nn.Module, nn.Module] = {}
+        for name, module in model.named_modules():
             if isinstance(module, StatBatchNorm2d | WatchedBatchNorm):
-                self._wrap(name, RecordingNorm(module, name, self.log))
+                recordings[module] = RecordingNorm(module, name, self.log)
             elif isinstance(module, _POOLS):
-                self._wrap(name, RecordingPool(module, self.log))
+                recordings[module] = RecordingPool(module, self.log)
+        replace_modules(model, recordings)
 
     def norms(self) -> list[RecordingNorm]:
         """The layers whose moments the last pass gave, in its order; before any pass, all of them as registered."""
@@ -104,7 +106,7 @@ class SwappedNetwork(nn.Module):
                 raise ValueError(f"maps {name!r}: no such module; choose from {', '.join(self._homes)}")
             if name not in self._watched:
                 parent, attribute = self._homes[name]
-                self._wrap(name, RecordingStage(getattr(parent, attribute), name, self.log))
+                setattr(parent, attribute, RecordingStage(getattr(parent, attribute), name, self.log))
                 self._watched.add(name)
 
     def forward(self, x: Tensor, maps: Sequence[str] = (), moments: bool = True) -> tuple[Any, ...]:
@@ -116,9 +118,13 @@ class SwappedNetwork(nn.Module):
         self.log.moments, self.log.features, self.log.maps = [], None, {}
         return (*out, named) if maps else out
 
-    def _wrap(self, name: str, module: nn.Module) -> None:
-        parent, attribute = self._homes[name]
-        setattr(parent, attribute, module)
+
+def replace_modules(model: nn.Module, twins: Mapping[nn.Module, nn.Module]) -> None:
+    """Put each module's twin in its place, under all the names that the module has."""
+    for parent in list(model.modules()):
+        for attribute, child in parent._modules.items():
+            if child is not None and child in twins:
+                setattr(parent, attribute, twins[child])
 
 
 def _home(model: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from ..bn_moments.moments import Moments
 from ..bn_moments.reference import accumulation_dtype
 from ..checks import check_float, check_same_device
-from .layers import FrozenConv2d, StatBatchNorm2d, WatchedBatchNorm
+from .convolution import FrozenConv2d
+from .norms import StatBatchNorm2d, WatchedBatchNorm
 from .rewrite import INPUT, Plan, trace
-from .swap import SwappedNetwork
+from .swap import SwappedNetwork, replace_modules
 
 
 class TeacherOutput(NamedTuple):
@@ -135,6 +136,15 @@ class FrozenTeacher(nn.Module):
             raise ValueError(f"x: shape {tuple(x.shape)}, expected a non-empty (B, C, H, W)")
         check_same_device("x", x, "the network", next(self.body.parameters(), x))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: generated code is left out, and generated anew on the other side."""
+        return {**self.__dict__, "_functions": list(self._functions)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_functions": {}})
+        for maps, moments in state["_functions"]:
+            self.prepare(maps=maps, moments=moments)
+
     def train(self, mode: bool = True) -> FrozenTeacher:
         """Stay in eval mode, whatever an enclosing module is set to."""
         super().train(False)
@@ -165,8 +175,10 @@ def freeze_teacher(
         share: alias the model's tensors instead of copying them, so that steps of its optimiser show at once.
 
     Raises:
-        ValueError: `share` with a `dtype`, or a dtype that is not floating.
+        ValueError: `share` with a `dtype`, a dtype that is not floating, or a network that is frozen already.
     """
+    if isinstance(model, FrozenTeacher):
+        raise ValueError("model: a FrozenTeacher already, expected the network itself")
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype {dtype}: choose a floating dtype, such as torch.bfloat16")
     if share and dtype is not None:
@@ -215,21 +227,20 @@ def _cast(model: nn.Module, dtype: torch.dtype | None, channels_last: bool) -> N
 def _swap_layers(model: nn.Module, share: bool) -> list[str]:
     """Replace convolutions and BatchNorms by their frozen forms; returns a line for each that has none."""
     report = []
-    for name, module in list(model.named_modules()):
-        parent, _, attribute = name.rpartition(".")
-        twin: nn.Module | None = None
+    twins: dict[nn.Module, nn.Module] = {}
+    for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             reason = FrozenConv2d.why_not(module)
-            twin = None if reason else FrozenConv2d(module, share=share)
             if reason:
                 report.append(f"{name}: keeps its input for backward, {reason}")
+            else:
+                twins[module] = FrozenConv2d(module, share=share)
         elif isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
             if module.running_mean is None:
                 report.append(f"{name}: no moments, no running statistics")
             elif StatBatchNorm2d.why_not(module):
-                twin = WatchedBatchNorm(module)
+                twins[module] = WatchedBatchNorm(module)
             else:
-                twin = StatBatchNorm2d(module, share=share)
-        if twin is not None and name:
-            setattr(model.get_submodule(parent), attribute, twin)
+                twins[module] = StatBatchNorm2d(module, share=share)
+    replace_modules(model, twins)
     return report

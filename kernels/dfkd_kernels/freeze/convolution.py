@@ -1,4 +1,4 @@
-"""The layers of a frozen network: a convolution that keeps no activation, BatchNorms that hand out their moments."""
+"""A convolution that keeps no activation for its backward pass."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backend import pick
-from ..bn_moments.moments import Moments
-from ..bn_moments.ops import batch_moments, bn_act_moments_folded
-from ..bn_moments.reference import NONE, RELU, RELU6, accumulation_dtype
+from .derived import DerivedLayer, has_hooks
 
 Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 """stride, padding, dilation, groups"""
@@ -51,7 +48,7 @@ def mirrored_padding(kernel: Sequence[int], padding: Sequence[int], dilation: Se
     return tuple(d * (k - 1) - p for k, p, d in zip(kernel, padding, dilation, strict=True))
 
 
-class FrozenConv2d(nn.Module):
+class FrozenConv2d(DerivedLayer):
     """Conv2d whose weight is a constant: autograd keeps no activation for it (torch's own layer keeps its input).
 
     On a CPU a constant weight has a second use. With stride 1 the input's gradient is a convolution with the mirrored
@@ -80,21 +77,27 @@ class FrozenConv2d(nn.Module):
         self.weight, self.bias = conv.weight, conv.bias
         stride, padding, dilation = tuple(conv.stride), tuple(int(side) for side in conv.padding), tuple(conv.dilation)
         self.geometry: Geometry = (stride, padding, dilation, conv.groups)
-        mirrored = None
         simple = (
             stride == (1, 1) and conv.groups == 1 and min(mirrored_padding(conv.kernel_size, padding, dilation)) >= 0
         )
-        if simple and not share and conv.weight.device.type == "cpu":
-            mirrored = conv.weight.detach().flip(2, 3).transpose(0, 1)
-            layout = torch.channels_last if is_channels_last(conv.weight) else torch.contiguous_format
-            mirrored = mirrored.contiguous(memory_format=layout)
-        self.register_buffer("mirrored", mirrored, persistent=False)
+        self._mirrors = simple and not share
+        self.register_buffer("mirrored", None, persistent=False)
+        self._derive()
+
+    def _derive(self) -> None:
+        if not self._mirrors or self.weight.device.type != "cpu":
+            self.mirrored = None
+            return
+        layout = torch.channels_last if is_channels_last(self.weight) else torch.contiguous_format
+        self.mirrored = self.weight.detach().flip(2, 3).transpose(0, 1).contiguous(memory_format=layout)
 
     @staticmethod
     def why_not(conv: nn.Conv2d) -> str:
         """Why `conv` has no frozen form, or empty."""
         if type(conv) is not nn.Conv2d:
             return f"{type(conv).__name__} may compute something else than Conv2d"
+        if has_hooks(conv):
+            return "its hooks may compute something else than Conv2d"
         if conv.padding_mode != "zeros":
             return f"padding_mode {conv.padding_mode!r}"
         return f"padding {conv.padding!r}" if isinstance(conv.padding, str) else ""
@@ -119,107 +122,6 @@ class FrozenConv2d(nn.Module):
             return F.conv2d(x, weight, bias, *self.geometry)
         out: Tensor = _InputGradConv2d.apply(x, weight, bias, mirrored, self.geometry)
         return out
-
-
-class StatBatchNorm2d(nn.Module):
-    """An eval BatchNorm2d that also returns its input's batch moments; residual and activation can follow at once.
-
-    The four vectors are the given layer's own tensors. They are folded into scale and offset at construction, or at
-    every call if `share`, so that a layer in training can be watched.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    scale: Tensor
-    offset: Tensor
-
-    def __init__(self, norm: nn.BatchNorm2d | nn.SyncBatchNorm, *, share: bool = False) -> None:
-        """Take over `norm`'s statistics and parameters.
-
-        Raises:
-            ValueError: a layer without running statistics, or of a class that may compute something else.
-        """
-        super().__init__()
-        reason = self.why_not(norm)
-        if reason:
-            raise ValueError(f"norm: {reason}")
-        self.eps, self.share = norm.eps, share
-        self.register_buffer("running_mean", norm.running_mean)
-        self.register_buffer("running_var", norm.running_var)
-        self.register_buffer("weight", None if norm.weight is None else norm.weight.detach())
-        self.register_buffer("bias", None if norm.bias is None else norm.bias.detach())
-        if not share:
-            scale, offset = self._fold()
-            self.register_buffer("scale", scale, persistent=False)
-            self.register_buffer("offset", offset, persistent=False)
-
-    @staticmethod
-    def why_not(norm: nn.Module) -> str:
-        """Why `norm` has no such form, or empty."""
-        if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
-            return f"{type(norm).__name__} may compute something else than BatchNorm2d"
-        return "no running statistics" if norm.running_mean is None else ""
-
-    def forward(
-        self, x: Tensor, residual: Tensor | None = None, act: int = NONE, moments: bool = True
-    ) -> Tensor | tuple[Tensor, Moments]:
-        """x (B, C, H, W) -> act(bn(x) [+ residual]) of the same shape and, if asked for, the moments of x."""
-        if not moments and pick("bn_act_moments", x.device.type, x.dtype) == "reference":
-            return self._plain(x, residual, act)
-        scale, offset = self._fold() if self.share else (self.scale, self.offset)
-        shift = self.running_mean.to(scale.dtype)
-        if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
-            y, found = bn_act_moments_folded(x, shift, scale, offset, None, NONE)
-            y = _activate(y + residual, act)  # a broadcast sum: no fused form
-        else:
-            y, found = bn_act_moments_folded(x, shift, scale, offset, residual, act)
-        return (y, found) if moments else y
-
-    # the fused forms give moments for nothing, the reference does not
-    def _plain(self, x: Tensor, residual: Tensor | None, act: int) -> Tensor:
-        y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        return _activate(y if residual is None else y + residual, act)
-
-    def _fold(self) -> tuple[Tensor, Tensor]:
-        dtype = accumulation_dtype(self.running_var.dtype)
-        scale = torch.rsqrt(self.running_var.to(dtype) + self.eps)
-        if self.weight is not None:
-            scale = scale * self.weight.to(dtype)
-        offset = torch.zeros_like(scale) if self.bias is None else self.bias.to(dtype)
-        return scale, offset
-
-
-class WatchedBatchNorm(nn.Module):
-    """Any other BatchNorm over (B, C, H, W): its own eval output, and its input's moments."""
-
-    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
-        super().__init__()
-        self.norm = norm
-
-    @property
-    def running_mean(self) -> Tensor:
-        """(C,)"""
-        assert self.norm.running_mean is not None
-        return self.norm.running_mean
-
-    @property
-    def running_var(self) -> Tensor:
-        """(C,)"""
-        assert self.norm.running_var is not None
-        return self.norm.running_var
-
-    def forward(self, x: Tensor, moments: bool = True) -> Tensor | tuple[Tensor, Moments]:
-        """x (B, C, H, W) -> the layer's output and, if asked for, the moments of x."""
-        y: Tensor = self.norm(x)
-        return (y, batch_moments(x, self.running_mean)) if moments else y
-
-
-def _activate(y: Tensor, act: int) -> Tensor:
-    if act == RELU:
-        return F.relu(y)
-    return F.relu6(y) if act == RELU6 else y
 
 
 def is_channels_last(x: Tensor) -> bool:

@@ -1,0 +1,132 @@
+"""BatchNorms in eval mode that hand out the batch moments of what they read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backend import pick
+from ..bn_moments.moments import Moments
+from ..bn_moments.ops import batch_moments, bn_act_moments_folded
+from ..bn_moments.reference import NONE, RELU, RELU6, accumulation_dtype
+from .derived import DerivedLayer, has_hooks
+
+
+class StatBatchNorm2d(DerivedLayer):
+    """An eval BatchNorm2d that also returns its input's batch moments; residual and activation can follow at once.
+
+    The four vectors are the given layer's own tensors. They are folded into scale and offset at construction, or at
+    every call if `share`, so that a layer in training can be watched.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d | nn.SyncBatchNorm, *, share: bool = False) -> None:
+        """Take over `norm`'s statistics and parameters.
+
+        Raises:
+            ValueError: a layer without running statistics, or of a class that may compute something else.
+        """
+        super().__init__()
+        reason = self.why_not(norm)
+        if reason:
+            raise ValueError(f"norm: {reason}")
+        self.eps, self.share = norm.eps, share
+        self.register_buffer("running_mean", norm.running_mean)
+        self.register_buffer("running_var", norm.running_var)
+        self.register_buffer("weight", None if norm.weight is None else norm.weight.detach())
+        self.register_buffer("bias", None if norm.bias is None else norm.bias.detach())
+        self.register_buffer("scale", None, persistent=False)
+        self.register_buffer("offset", None, persistent=False)
+        self._derive()
+
+    def _derive(self) -> None:
+        if not self.share:
+            self.scale, self.offset = self._fold()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DerivedLayer:
+        """Move or convert the layer: its vectors follow to a device, but not to a dtype that is too coarse for them."""
+
+        def converted(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            if result.dtype == tensor.dtype:
+                return result
+            return tensor.to(result.device, accumulation_dtype(result.dtype))
+
+        return super()._apply(converted, recurse)
+
+    @staticmethod
+    def why_not(norm: nn.Module) -> str:
+        """Why `norm` has no such form, or empty."""
+        if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
+            return f"{type(norm).__name__} may compute something else than BatchNorm2d"
+        if has_hooks(norm):
+            return "its hooks may compute something else than BatchNorm2d"
+        return "no running statistics" if norm.running_mean is None else ""
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, act: int = NONE, moments: bool = True
+    ) -> Tensor | tuple[Tensor, Moments]:
+        """x (B, C, H, W) -> act(bn(x) [+ residual]) of the same shape and, if asked for, the moments of x."""
+        if not moments and pick("bn_act_moments", x.device.type, x.dtype) == "reference":
+            return self._plain(x, residual, act)
+        scale, offset = self._fold() if self.share else (self.scale, self.offset)
+        shift = self.running_mean.to(scale.dtype)
+        if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+            y, found = bn_act_moments_folded(x, shift, scale, offset, None, NONE)
+            y = _activate(y + residual, act)  # a broadcast sum: no fused form
+        else:
+            y, found = bn_act_moments_folded(x, shift, scale, offset, residual, act)
+        return (y, found) if moments else y
+
+    # the fused forms give moments for nothing, the reference does not
+    def _plain(self, x: Tensor, residual: Tensor | None, act: int) -> Tensor:
+        y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return _activate(y if residual is None else y + residual, act)
+
+    def _fold(self) -> tuple[Tensor, Tensor]:
+        dtype = accumulation_dtype(self.running_var.dtype)
+        scale = torch.rsqrt(self.running_var.to(dtype) + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight.to(dtype)
+        offset = torch.zeros_like(scale) if self.bias is None else self.bias.to(dtype)
+        return scale, offset
+
+
+class WatchedBatchNorm(nn.Module):
+    """Any other BatchNorm over (B, C, H, W): its own eval output, and its input's moments."""
+
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    @property
+    def running_mean(self) -> Tensor:
+        """(C,)"""
+        assert self.norm.running_mean is not None
+        return self.norm.running_mean
+
+    @property
+    def running_var(self) -> Tensor:
+        """(C,)"""
+        assert self.norm.running_var is not None
+        return self.norm.running_var
+
+    def forward(self, x: Tensor, moments: bool = True) -> Tensor | tuple[Tensor, Moments]:
+        """x (B, C, H, W) -> the layer's output and, if asked for, the moments of x."""
+        y: Tensor = self.norm(x)
+        return (y, batch_moments(x, self.running_mean)) if moments else y
+
+
+def _activate(y: Tensor, act: int) -> Tensor:
+    if act == RELU:
+        return F.relu(y)
+    return F.relu6(y) if act == RELU6 else y
