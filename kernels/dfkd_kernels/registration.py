@@ -76,6 +76,22 @@ def launcher(module: str, function: str, *, native: str) -> Callable[..., Any]:
     return launch
 
 
+def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """Make an autograd.Function's backward raise under create_graph=True.
+
+    torch's own decorator raises only if the incoming gradient depends on something. That of a plain sum does not, and a
+    gradient penalty would silently get no gradient.
+    """
+
+    @functools.wraps(backward)
+    def wrapper(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError("create_graph=True: the fast forms have no second derivative, use('reference') has")
+        return backward(ctx, *grads)
+
+    return wrapper
+
+
 class AotCase(NamedTuple):
     """One specialisation of a Triton kernel that must compile for every supported GPU."""
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_contract import BACKENDS, check_capturable, check_compiles, check_repeatable, needs_gpu, running_on
 
-from dfkd_kernels import batch_moments, bn_act_moments
+from dfkd_kernels import batch_moments, bn_act_moments, bn_stat_loss
 from dfkd_kernels.bn_moments import launch, operators, reference
 
 SHAPE = (3, 19, 7, 5)
@@ -103,11 +103,16 @@ def test_plan_covers_every_tile_once(shape, nhwc, direction):
 
 @pytest.mark.parametrize("name", ["triton", "native"])
 def test_a_second_derivative_is_refused(name):
-    with running_on(name, "bn_act_moments"):
+    with running_on(name, "bn_act_moments", "bn_stat_loss"):
         layer = Layer(SHAPE)
-        (gradient,) = torch.autograd.grad(layer.run()[0].square().sum(), layer.x, create_graph=True)
-        with pytest.raises(RuntimeError, match="once_differentiable"):
-            gradient.sum().backward()
+        y, moments = layer.run()
+        bare = batch_moments(layer.x, layer.mean)
+        loss = bn_stat_loss([moments], [(layer.mean, layer.var)])
+        for result, of in ((y, layer.x), (bare.sum, layer.x), (loss, moments.sum)):
+            # a gradient that depends on nothing, and one that does
+            for incoming in (result.sum(), result.square().sum()):
+                with pytest.raises(RuntimeError, match="no second derivative"):
+                    torch.autograd.grad(incoming, of, create_graph=True, retain_graph=True)
 
 
 def wrong(**changes):

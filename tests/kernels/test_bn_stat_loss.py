@@ -226,6 +226,7 @@ def test_launches_do_not_grow_with_the_layers():
         ({"targets": [(torch.zeros(2), torch.zeros(3))]}, r"targets\[0\]: shape \(2,\), but moments\[0\] has \(3,\)"),
         ({"targets": [(torch.zeros(3, device="meta"), torch.zeros(3))]}, r"targets\[0\]: on meta"),
         ({"targets": [(torch.zeros(3), torch.ones(3).int())]}, r"targets\[0\]: dtype torch.int32"),
+        ({"targets": [(torch.zeros(3),) * 3]}, r"targets\[0\]: 3 entries, expected \(mean, var\)"),
         ({"kind": "l1"}, "kind 'l1': choose 'l2' or 'l2_squared'"),
         ({"weights": [1.0, 2.0]}, r"weights: shape \(2,\), expected \(1,\)"),
         ({"weights": torch.ones(1, 1)}, r"weights: shape \(1, 1\), expected \(1,\)"),

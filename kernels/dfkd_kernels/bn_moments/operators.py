@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ..registration import Operator, launcher
+from ..registration import Operator, launcher, once_differentiable
 from .layout import laid_out_like
 
 

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..backend import pick
 from ..bn_moments.moments import Moments
 from ..checks import check_float, check_same_device
-from ..registration import Operator, launcher
+from ..registration import Operator, launcher, once_differentiable
 from . import reference
 from .distributed import summed_over
 from .reference import KINDS
@@ -151,8 +150,10 @@ def _check(
 def _check_statistics(name: str, statistics: Statistics, moments: Sequence[Moments]) -> None:
     if len(statistics) != len(moments):
         raise ValueError(f"{name}: {len(statistics)} entries, but moments has {len(moments)}")
-    for index, ((mean, var), layer) in enumerate(zip(statistics, moments, strict=True)):
-        for vector in (mean, var):
+    for index, (pair, layer) in enumerate(zip(statistics, moments, strict=True)):
+        if len(pair) != 2:
+            raise ValueError(f"{name}[{index}]: {len(pair)} entries, expected (mean, var)")
+        for vector in pair:
             check_float(f"{name}[{index}]", vector)
             if vector.shape != layer.sum.shape:
                 shape, expected = tuple(vector.shape), tuple(layer.sum.shape)

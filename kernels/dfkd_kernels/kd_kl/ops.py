@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from ..backend import native_ops, pick
 from ..checks import check_float, check_range, check_same_device, check_vector
 from ..priority.sampler import PrioritySampler
-from ..registration import Operator
+from ..registration import Operator, once_differentiable
 from . import reference
 
 Reduction = Literal["none", "mean", "sum", "batchmean"]
@@ -98,7 +99,7 @@ class _KdKl(torch.autograd.Function):
         return kl
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         need_student, need_teacher = ctx.needs_input_grad[:2]
         grad_student, grad_teacher = _backward(
@@ -216,8 +217,8 @@ def _check_logits(student_logits: Tensor, teacher_logits: Tensor, temperature: f
         shapes = f"{tuple(teacher_logits.shape)}, expected student_logits' {tuple(student_logits.shape)}"
         raise ValueError(f"teacher_logits: shape {shapes}")
     check_same_device("teacher_logits", teacher_logits, "student_logits", student_logits)
-    if not temperature > 0:
-        raise ValueError(f"temperature: {temperature}, expected a positive number")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature: {temperature}, expected a positive, finite number")
 
 
 def _reduce(kl: Tensor, reduction: Reduction) -> Tensor:
