@@ -117,6 +117,8 @@ def export(arguments: Sequence[str]) -> int:
     files = PoolFiles(pools[0])
     oldest = files.manifest.live(files.manifest.first)
     start, stop = _slice(options.slice, len(files))
+    if start == stop:
+        raise UserError(f"--slice {options.slice}: holds none of the pool's {len(files):,} images; choose more")
     write = write_sheet if target.suffix == ".png" else WRITERS[target.suffix]
     with _all_or_nothing(target) as made:
         write(files, made, oldest + start, oldest + stop)
@@ -155,8 +157,8 @@ def write_sheet(files: PoolFiles, target: Path, start: int, stop: int) -> None:
     from dfkd_fast.visualize import save_grid
 
     most = SHEET_COLUMNS * SHEET_ROWS
-    if not 0 < stop - start <= most:
-        raise UserError(f"--slice: a contact sheet shows 1 to {most:,} images, not {stop - start:,}; choose fewer")
+    if stop - start > most:
+        raise UserError(f"--slice: a contact sheet shows up to {most:,} images, not {stop - start:,}; choose fewer")
     images = torch.cat([block["images"].clone() for _, block in files.read(start, stop)])
     rows = torch.arange(len(images)) // SHEET_COLUMNS
     save_grid(target, images, rows, num_classes=int(rows[-1]) + 1, per_class=SHEET_COLUMNS)

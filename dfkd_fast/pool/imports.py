@@ -123,7 +123,8 @@ def _samples(shard: Path) -> Iterator[dict[str, bytes]]:
             if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it ends early")  # which the module itself overlooks
     except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"import {shard}: damaged ({error})") from None
+        why = str(error).partition("\n")[0].rstrip(":")  # each way to open it that failed has a line
+        raise UserError(f"import {shard}: damaged ({why})") from None
     if parts:
         yield parts
 
@@ -178,7 +179,9 @@ def _decode(path: Path, content: bytes, image_size: int | None) -> Tensor:
             if image_size is not None and picture.size != (image_size, image_size):
                 picture = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
             pixels = torch.from_numpy(np.array(picture))
-    except (OSError, UnidentifiedImageError) as error:
+    except UnidentifiedImageError:  # whose own words name a buffer in memory
+        raise UserError(f"import {path}: cannot be decoded (it is no image)") from None
+    except OSError as error:
         raise UserError(f"import {path}: cannot be decoded ({error})") from None
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 

@@ -216,13 +216,13 @@ class Journal:
 
 
 def write_error(error: OSError, file: Path) -> Exception:
-    """A full disk or a folder that may not be written to, worded for the user; any other error as it is."""
+    """A full disk or a folder that cannot be written to, worded for the user; any other error as it is."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(
             f"pool {file}: no room ({error.strerror}); what was flushed is safe: free space, then resume from the last "
             "checkpoint"
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG):
         return UserError(f"pool {file}: cannot be written ({error.strerror}); choose a folder that can be")
     return error
 

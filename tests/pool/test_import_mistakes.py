@@ -96,9 +96,9 @@ MISTAKES = {
     lambda folder: tar_of(folder, b"cat"): "a.tar: class b'cat' is not a number",
     sixteen_bits: "deep.png: cannot be decoded (mode I;16: more than 8 bits a channel)",
     grey_and_colour: "some are grey: save them all in colour",
-    damaged_tar: "bad.tar: damaged",
+    damaged_tar: "bad.tar: damaged (file could not be opened successfully)",
     mixed_sizes: "images of 4x4x3 and 5x5x3; --image-size scales them alike",
-    broken_picture: "a.png: cannot be decoded",
+    broken_picture: "a.png: cannot be decoded (it is no image)",
     wrong_array: "`images` must be uint8 (N, H, W, C), not torch.float64",
     no_pictures: "holds no images",
     lambda folder: folder / "nothing": "no such folder or file",
@@ -111,5 +111,18 @@ def test_what_cannot_be_imported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], source: object, words: str
 ) -> None:
     assert main(["pool", "import", str(source(tmp_path)), str(tmp_path / "pool")]) == 2  # type: ignore[operator]
-    assert words in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
     assert not (tmp_path / "pool" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(("name", "why"), {"file": "File exists", "file/below": "Not a directory"}.items())
+def test_a_file_where_the_pool_should_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, why: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    source = tar_of(tmp_path, b"3")
+    assert main(["pool", "import", str(source), str(tmp_path / name)]) == 2
+    assert f"{name}: cannot be written ({why}); choose a folder" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
