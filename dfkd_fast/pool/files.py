@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,10 +70,12 @@ class PoolFiles:
             skip, end = max(0, start - index), min(last - first, stop - index)
             yield index + skip, {name: values[skip:end] for name, values in buffers.items()}
 
-    def damage(self) -> Iterator[Damage]:
-        """Every damaged block."""
+    def damage(self, among: Container[int] | None = None) -> Iterator[Damage]:
+        """Every damaged block; of all, or of those `among` the numbers given."""
         buffers: dict[str, Tensor] = {}
         for block, first, last in self._blocks():
+            if among is not None and block not in among:
+                continue
             found = self.check(block, first, last, buffers)
             if found is not None:
                 yield found

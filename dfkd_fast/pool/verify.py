@@ -30,7 +30,9 @@ class Repair(NamedTuple):
 
 def find_damage(folder: Path) -> list[Damage]:
     """Every block of the pool in `folder` that does not hold what was written. Reads all of it."""
-    return list(PoolFiles(folder).damage())
+    suspects = {found.block for found in PoolFiles(folder).damage()}
+    # a writer may have dropped them meanwhile: what its manifest no longer speaks of is not damaged but gone
+    return list(PoolFiles(folder).damage(suspects)) if suspects else []
 
 
 def repair(folder: Path) -> Repair:

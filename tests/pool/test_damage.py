@@ -14,6 +14,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.pool import layout
 from dfkd_fast.pool.files import PoolFiles
 from dfkd_fast.pool.layout import BLOCK, GRAIN
+from dfkd_fast.pool.manifest import load_manifest
 from dfkd_fast.pool.verify import find_damage, merge_damage, repair
 
 
@@ -160,3 +161,17 @@ def test_neighbours_that_suffer_alike_are_named_as_one(tmp_path: Path) -> None:
 def test_no_pool_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no pool there \(it has no manifest\.json\)"):
         PoolFiles(tmp_path)
+
+
+def test_what_a_writer_has_dropped_meanwhile_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ring releases a segment between the reading of its manifest and that of the file."""
+    with journal(tmp_path, capacity=1000) as made:
+        for first in range(0, 3 * GRAIN, GRAIN):
+            made.append(records(first, GRAIN))
+            count = made.flush()
+        stale = load_manifest(tmp_path)
+        made.release(count)
+    flip(tmp_path / "segment-000002.bin", 12 * 300)
+    manifests = iter([stale, load_manifest(tmp_path)])
+    monkeypatch.setattr("dfkd_fast.pool.files.load_manifest", lambda folder: next(manifests))
+    assert [found.block for found in find_damage(tmp_path)] == [2 * GRAIN // BLOCK + 1]
