@@ -40,6 +40,11 @@ class Checkpoint:
         """Folder name; sorts in the order of the run."""
         return f"{self.epoch:05d}-{PHASES.index(self.phase)}-{self.phase}"
 
+    @property
+    def boundary(self) -> int:
+        """The number of the boundary in the run."""
+        return self.epoch * len(PHASES) + PHASES.index(self.phase)
+
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Write a checkpoint beside the others and drop all but the newest `keep`.
@@ -67,9 +72,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     return target
 
 
-def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a run, or None."""
-    found = _whole(folder)
+def latest_checkpoint(folder: Path, until: int | None = None) -> Checkpoint | None:
+    """The newest whole checkpoint in a folder, or None; with `until` the newest that is no later than that boundary
+    (`Checkpoint.boundary`).
+    """
+    found = [path for path in _whole(folder) if until is None or _boundary(path) <= until]
     if not found:
         return None
     record = json.loads((found[-1] / "state.json").read_text())
@@ -175,6 +182,11 @@ def _plain(value: Tensor) -> Tensor:
 def _whole(folder: Path) -> list[Path]:
     names: Iterable[Path] = folder.iterdir() if folder.is_dir() else ()
     return sorted(path for path in names if not path.name.startswith(".") and (path / "state.json").exists())
+
+
+def _boundary(checkpoint: Path) -> int:
+    epoch, phase, _ = checkpoint.name.split("-")
+    return int(epoch) * len(PHASES) + int(phase)
 
 
 def _sync(path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
 import resource
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -83,6 +85,28 @@ class Runtime:
             torch.distributed.all_reduce(value)
         return value
 
+    def average(self, values: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over ranks, in place and in one message; nothing at world size 1."""
+        if self.world_size > 1 and values:
+            flat = self.all_reduce(torch.cat([value.reshape(-1) for value in values])) / self.world_size
+            sizes = [value.numel() for value in values]
+            for value, mean in zip(values, flat.split(sizes), strict=True):
+                value.copy_(mean.view(value.shape))
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world_size > 1:
+            torch.distributed.barrier()
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main rank runs the block before the others do: it makes what they then find."""
+        if not self.is_main:
+            self.barrier()
+        yield
+        if self.is_main:
+            self.barrier()
+
     def synchronize(self) -> None:
         """Wait for the device, before a clock is read."""
         if self.device.type == "cuda":
@@ -115,8 +139,8 @@ def make_runtime(
     """Check what was asked for against this machine and set the process-wide switches.
 
     `device`: "auto" (a GPU when there is one), "cpu", "cuda" or "cuda:N". `precision`: "auto" is bf16 where the device
-    multiplies it in hardware, else fp32. `graphs` means something on a GPU only. Raises UserError for what this machine
-    cannot do.
+    multiplies it in hardware, else fp32. `graphs` means something on a GPU only. A process that torchrun started joins
+    the others. Raises UserError for what this machine cannot do.
     """
     if compilation != "off":
         keep_compile_caches()  # now: parts of torch that steps import settle on a temporary folder
@@ -138,8 +162,11 @@ def make_runtime(
     else:
         keep_freed_memory()
     check_optimizer(optimizer, chosen)
+    rank, world_size = _join_ranks(chosen)
     return Runtime(
         device=chosen,
+        rank=rank,
+        world_size=world_size,
         precision=precision,
         channels_last=channels_last,
         compilation=compilation,
@@ -168,7 +195,22 @@ def keep_freed_memory() -> bool:
     return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
+def _join_ranks(device: torch.device) -> tuple[int, int]:
+    """Rank and number of the processes that torchrun has started, joined over gloo or NCCL; (0, 1) without it."""
+    if not torch.distributed.is_available() or not (
+        torch.distributed.is_initialized() or torch.distributed.is_torchelastic_launched()
+    ):
+        return 0, 1
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
 def _pick_device(device: str) -> torch.device:
+    local_rank = os.environ.get("LOCAL_RANK")
+    if device in ("auto", "cuda") and local_rank is not None and torch.cuda.is_available():
+        torch.cuda.set_device(int(local_rank))
+        return torch.device("cuda", int(local_rank))
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -73,7 +74,8 @@ def read_arguments(arguments: Sequence[str]) -> tuple[TrainConfig[Any], bool]:
         free = _free_folder(config.run_folder)
         if config.run_dir is None and free != config.run_folder:
             config = replace(config, run_dir=free)
-        _announce(load_config(base, preset=preset), config, preset)
+        if int(os.environ.get("RANK", 0)) == 0:  # of the processes that torchrun starts, one speaks
+            _announce(load_config(base, preset=preset), config, preset)
         return config, False
     if folder not in (None, config.run_dir):
         raise UserError(f"--run-dir {config.run_dir}: a resumed run stays in its folder, {folder}")

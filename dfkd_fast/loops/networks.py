@@ -69,8 +69,11 @@ def check_teacher(
         check_fit(test, info, "--data")
 
 
-def check_pool_use(config: TrainConfig, method: Method) -> None:
-    """Raise UserError where the student would start on an empty pool, or a pool cannot hold what the recipe makes."""
+def check_pool_use(config: TrainConfig, method: Method, world_size: int = 1) -> None:
+    """Raise UserError where the student would start on an empty pool, or a pool cannot hold what the recipe makes.
+
+    `method` has one rank's share of the recipe, and `--pool.capacity` counts the images of all of `world_size`.
+    """
     warmup = config.method.warmup_epochs
     for source in method.sources():
         if not any(source.rounds(epoch) for epoch in range(warmup + 1)):
@@ -80,7 +83,7 @@ def check_pool_use(config: TrainConfig, method: Method) -> None:
             )
         policy = config.pool.policy or source.pool_policy
         batch_size = source.config.synthesis_batch_size
-        least = {"append": source.pool_capacity(), "ring": batch_size, "cap": 1}[policy]
+        least = {"append": source.pool_capacity(), "ring": batch_size, "cap": 1}[policy] * world_size
         if config.pool.capacity is not None and config.pool.capacity < least:
             other = " (or --pool.policy ring)" if policy == "append" else ""
             raise UserError(

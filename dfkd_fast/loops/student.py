@@ -53,7 +53,9 @@ class StudentTrainer:
         set_lr(self.optimizer, student_lr(self.method.config, epoch))
         self.student.train()
         for batches in self.pool.batches(self._samplers(), self.views, self.method.student_steps(epoch)):
-            on_step(self.run_step(None, batches), self.batch_size)
+            on_step(self.run_step(None, batches), self.batch_size * self.runtime.world_size)
+        # each rank's BN has seen its own images; one student is saved and seen by the next synthesis
+        self.runtime.average([value for value in self.student.buffers() if value.is_floating_point()])
 
     def step(self, batches: Mapping[int, PoolBatch]) -> LossTerms:
         """One step on a batch of each image size. Returns the detached terms, means over all images."""
@@ -61,9 +63,17 @@ class StudentTrainer:
         parts = [self._losses(batch) for batch in batches.values()]
         terms = parts[0] if len(parts) == 1 else self._mean(parts)
         self.scaler.scale(weighted_sum(terms, self.method.config)).backward()
+        self._average_gradients()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return {name: term.detach() for name, term in terms.items()}
+
+    def _average_gradients(self) -> None:
+        """The gradient of the global batch: each rank has that of its own part, of equal size."""
+        if self.runtime.world_size == 1:
+            return
+        learning = [value for group in self.optimizer.param_groups for value in group["params"]]
+        self.runtime.average([value.grad for value in learning if value.grad is not None])
 
     def _terms(self, batch: PoolBatch) -> LossTerms:
         scale = self.method.config.crop_scale

@@ -14,7 +14,6 @@ from dfkd_fast.checkpoint import (
     PHASES,
     Checkpoint,
     disk_error,
-    latest_checkpoint,
     oldest_record,
     save_checkpoint,
     save_network,
@@ -30,6 +29,7 @@ from dfkd_fast.loops.evaluate import Evaluation, agreement, evaluate
 from dfkd_fast.loops.interrupt import Interrupted, StopSignals, stop_signals
 from dfkd_fast.loops.networks import check_pool_use, check_teacher, load_teacher, make_student
 from dfkd_fast.loops.pools import make_pools
+from dfkd_fast.loops.ranks import checkpoint_folder, checkpoint_to_resume, share_of_rank
 from dfkd_fast.loops.run_costs import run_costs
 from dfkd_fast.loops.run_folder import check_folder, claim_folder
 from dfkd_fast.loops.run_record import write_run_record
@@ -68,18 +68,21 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     if config.train_teacher and test is not None:
         class_vectors(config, method_class, test.num_classes, test)  # what cannot be had is said before the training
     with stop_signals() as signals:
-        model, info = load_teacher(config, test, runtime, on_step=signals.check)
+        with runtime.main_first():  # a teacher is trained once, then found
+            model, info = load_teacher(config, test, runtime, on_step=signals.check)
         check_teacher(model, info, method_class, config, test)
         teacher = FrozenNet(model, info, runtime, precision=config.teacher_precision)
         student = make_student(config, info, runtime)
         method = make_method(config, method_class, teacher, student, test, runtime)
-        check_pool_use(config, method)
+        check_pool_use(config, method, runtime.world_size)
         signals.check()
-        if not resume:
+        runtime.barrier()  # every rank has found the folder free
+        if not resume and runtime.is_main:
             claim_folder(folder, config)
+        runtime.barrier()
         try:
             with closing(Run(config, runtime, teacher, student, method, test, signals)) as run:
-                run.execute(latest_checkpoint(folder / "checkpoints") if resume else None)
+                run.execute(checkpoint_to_resume(folder, runtime) if resume else None)
         except Interrupted as stop:
             stop.run_dir = folder
             raise
@@ -102,10 +105,11 @@ def make_method(
     test: ImageSet | None,
     runtime: Runtime,
 ) -> Method:
-    """The method on its networks, on the device; the same on every rank."""
+    """The method on its networks, on the device, with this rank's share of the recipe; the same on every rank."""
     embeddings, text = class_vectors(config, method_class, teacher.info.num_classes, test)
     seed_phase(config.seed, 0, 0, "method")
-    method = method_class(config.method, Setup(teacher, frozen_twin(student), teacher.info, embeddings, text))
+    share = share_of_rank(config.method, runtime.world_size)
+    method = method_class(share, Setup(teacher, frozen_twin(student), teacher.info, embeddings, text))
     runtime.place(method)
     return method
 
@@ -183,14 +187,16 @@ class Run:
         last = number in (self.config.method.epochs, self.config.stop_after_epoch)
         if not (last or number % self.config.checkpoint.every == 0):
             return
-        save_checkpoint(self.folder / "checkpoints", checkpoint, keep=self.config.checkpoint.keep)
-        self.pool.release(oldest_record(self.folder / "checkpoints")["pool"])
+        checkpoints = checkpoint_folder(self.folder, self.runtime)
+        save_checkpoint(checkpoints, checkpoint, keep=max(self.config.checkpoint.keep, min(2, self.runtime.world_size)))
+        self.pool.release(oldest_record(checkpoints)["pool"])
         if checkpoint.phase == PHASES[0] and (last or number & (number - 1) == 0):  # epochs 1, 2, 4, 8, ...
             self.save_images(self.folder / "images" / f"epoch-{number:04d}")
 
     def save_images(self, stem: Path) -> None:
         """Per-class grid of the images that the last round made; of each size, if there are several."""
-        columns, sources = self.config.log.images_per_class, self.method.sources()
+        columns = self.config.log.images_per_class if self.runtime.is_main else 0
+        sources = self.method.sources()
         for source in sources if columns else ():
             size = source.info.image_size
             images, labels = self.pool[size].newest(source.config.synthesis_batch_size)
@@ -198,7 +204,9 @@ class Run:
             save_grid(path, images, labels, num_classes=source.info.num_classes, per_class=columns)
 
     def finish(self, *, complete: bool) -> None:
-        """Write student.safetensors (a complete run only) and run.json, and say where."""
+        """Write student.safetensors (a complete run only) and run.json, and say where; one rank does."""
+        if not self.runtime.is_main:
+            return
         if complete:
             save_network(self.folder / "student.safetensors", self.method.deploy(self.loop.student), self.student_info)
         teacher_top1 = self.teacher_evaluation.top1 if self.teacher_evaluation else None

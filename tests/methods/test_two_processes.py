@@ -1,0 +1,114 @@
+"""Every method on two processes over gloo, as torchrun starts them: one student, two halves of everything else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import tiny, write_teacher
+from torch import Tensor
+
+from dfkd_fast.catalog import METHODS
+from dfkd_fast.checkpoint import part_tensors
+from dfkd_fast.config import write_config
+from dfkd_fast.config_sources import default_config
+from dfkd_fast.errors import UserError
+from dfkd_fast.loops.ranks import share_of_rank
+from dfkd_fast.loops.train import train
+from dfkd_fast.pool.manifest import load_manifest
+
+RANKS = 2
+EVEN = {"synthesis_batch_size": 24, "batch_size": 20}
+
+# One pair of processes makes all runs, as their start takes longer than these. Each run also in two pieces.
+EVERY_RUN = f"""
+import sys
+import torch
+from dfkd_fast.cli.main import main
+from dfkd_fast.runtime import make_runtime
+runtime = make_runtime(device="cpu")
+values = [torch.full((2, 2), float(runtime.rank)), torch.tensor(3.0)]
+runtime.average(values)
+assert [value.mean().item() for value in values] == [0.5, 3.0]
+for name in {list(METHODS)!r}:
+    base = sys.argv[1] + "/" + name
+    assert main(["train", name, "--config", base + ".toml", "--run-dir", base]) == 0
+    pieces = ["--run-dir", base + "-pieces"]
+    assert main(["train", name, "--config", base + ".toml", *pieces, "--stop-after-epoch", "2"]) == 0
+    assert main(["train", "--resume", base + "-pieces"]) == 0
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    teacher = write_teacher(folder / "teacher.safetensors")
+    for name in METHODS:
+        config = tiny(name, teacher, folder / name)
+        write_config(replace(config, method=replace(config.method, **EVEN)), folder / f"{name}.toml")
+    script = folder / "script.py"
+    script.write_text(EVERY_RUN)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
+    done = subprocess.run([*launch, str(script), str(folder)], capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def students(run: Path) -> list[dict[str, Tensor]]:
+    """Each rank's student in its last checkpoint."""
+    files = [max((run / "checkpoints" / f"rank-{rank}-of-{RANKS}").glob("0*")) for rank in range(RANKS)]
+    return [part_tensors("student", load_file(file / "state.safetensors")) for file in files]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_ranks_have_one_student(runs: Path, name: str) -> None:
+    """Bit for bit the same on both ranks and in the file; not the one that a single process trains."""
+    first, second = students(runs / name)
+    saved = load_file(runs / name / "student.safetensors")
+    assert first.keys() == second.keys() == saved.keys()
+    assert all(torch.equal(first[key], second[key]) and torch.equal(first[key], saved[key]) for key in first)
+    assert all(value.isfinite().all() for value in first.values())
+    config = tiny(name, runs / "teacher.safetensors", runs / f"{name}-alone")
+    alone = train(replace(config, method=replace(config.method, **EVEN)))
+    other = load_file(alone / "student.safetensors")
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+    records = [json.loads((run / "run.json").read_text()) for run in (runs / name, alone)]
+    assert [record["world_size"] for record in records] == [RANKS, 1]
+    for key in ("images_synthesized", "student_steps", "generator_steps"):
+        assert records[0][key] == records[1][key], "the same recipe, shared out"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_rank_makes_images_of_its_own(runs: Path, name: str) -> None:
+    shards = sorted((runs / name / "pool").rglob(f"rank-*-of-{RANKS}"))
+    assert len(shards) % RANKS == 0
+    for first, second in zip(shards[::2], shards[1::2], strict=True):
+        counts = [load_manifest(shard).count for shard in (first, second)]
+        assert counts[0] == counts[1] > 0
+        bytes_of = [b"".join(file.read_bytes() for file in sorted(shard.glob("*.bin"))) for shard in (first, second)]
+        assert bytes_of[0] != bytes_of[1]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_resumes_bit_for_bit(runs: Path, name: str) -> None:
+    whole, pieces = (load_file(runs / f"{name}{kind}" / "student.safetensors") for kind in ("", "-pieces"))
+    assert all(torch.equal(whole[key], pieces[key]) for key in whole)
+
+
+def test_another_number_of_processes_is_refused(runs: Path) -> None:
+    config = tiny("nayer", runs / "teacher.safetensors", runs / "nayer")
+    with pytest.raises(UserError, match=r"^--resume .*nayer: made by 2 process\(es\), not 1; use as many$"):
+        train(replace(config, method=replace(config.method, **EVEN)), resume=True)
+
+
+def test_a_batch_that_cannot_be_shared_out() -> None:
+    recipe = default_config("nayer").method
+    assert share_of_rank(recipe, 2).synthesis_batch_size == recipe.synthesis_batch_size // 2
+    with pytest.raises(UserError, match=r"^--method\.batch-size 512: choose a multiple of 3, the number of processes$"):
+        share_of_rank(replace(recipe, synthesis_batch_size=300), 3)

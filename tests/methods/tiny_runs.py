@@ -1,0 +1,68 @@
+"""Runs of any method that take seconds: the digits preset cut down, from a teacher that has seen nothing."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dfkd_fast.checkpoint import save_network
+from dfkd_fast.config import TrainConfig
+from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.models.factory import load_model
+
+SHAPE = {"num_classes": 10, "image_size": 32, "mean": (0.3, 0.3, 0.3), "std": (0.4, 0.4, 0.4)}
+# Where a method has such a setting, it is cut down to this; odd numbers, so that nothing divides evenly.
+TINY = {
+    "epochs": 3,
+    "warmup_epochs": 1,
+    "warmup_rounds": 2,
+    "rounds": 1,
+    "synthesis_steps": 3,
+    "low_res_steps": 1,
+    "synthesis_batch_size": 23,
+    "batch_size": 23,
+    "student_steps": 3,
+    "generator_width": 16,
+    "noise_features": 16,
+    "latent_dim": 16,
+    "buffer_size": 40,
+    "bank_size": 40,
+    "num_negatives": 30,
+}
+
+
+def write_teacher(file: Path) -> Path:
+    """A teacher whose BN statistics are not those of a fresh network."""
+    torch.manual_seed(0)
+    model, info = load_model("cnn", **SHAPE)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0.0, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    save_network(file, model, info)
+    return file
+
+
+def tiny(name: str, teacher_file: Path, run_dir: Path, **settings: Any) -> TrainConfig[Any]:
+    config = load_config(default_config(name), preset="digits")
+    names = {item.name for item in fields(config.method)}
+    recipe = replace(config.method, **{key: value for key, value in TINY.items() if key in names})
+    return replace(
+        config,
+        method=recipe,
+        data=None,
+        teacher="cnn",
+        student="cnn_s",
+        train_teacher=False,
+        teacher_weights=teacher_file,
+        run_dir=run_dir,
+        precision="fp32",
+        device="cpu",
+        threads=1,
+        log=replace(config.log, images_per_class=0),
+        **settings,
+    )
