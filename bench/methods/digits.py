@@ -4,7 +4,7 @@ Runs `dfkd-fast train METHOD --preset digits --seed S --threads 1` for each meth
 each variant that leaves a part of a method out. Each run has a folder in the cache, named by a hash of everything that
 its numbers depend on: a finished run is never made again, one that was stopped (Ctrl-C, a crash) goes on where it
 stopped. Every finished run adds a line to the results file, from which the table is made; where seeds are missing it
-says "not measured".
+says how many there are, or "not measured".
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ HEAD = (
 def table(cells: Sequence[Cell], lines: Sequence[Line]) -> str:
     """A row for each method and variant of `cells`, in their order, over its seeds.
 
-    A run counts if its recipe is the present one; of several, the newest. Where a seed is missing, nothing is said.
+    A run counts if its recipe is the present one; of several, the newest. Where seeds are missing, the row says how many.
     """
     rows: dict[tuple[str, str], list[Line | None]] = {}
     titles: dict[tuple[str, str], str] = {}
@@ -28,7 +28,7 @@ def table(cells: Sequence[Cell], lines: Sequence[Line]) -> str:
     for cell in cells:
         titles[cell.method, cell.variant] = cell.title
         rows.setdefault((cell.method, cell.variant), []).append(newest.get(Recipe.of(cell).recipe_hash))
-    used = [line for found in rows.values() if None not in found for line in found if line]
+    used = [line for found in rows.values() for line in found if line]
     text = "\n".join([HEAD, *(_row(titles[key], found) for key, found in rows.items())])
     return f"{text}\n\n{_origin(used)}" if used else text
 
@@ -44,15 +44,16 @@ def write_between(file: Path, name: str, text: str) -> None:
 
 def _row(title: str, found: Sequence[Line | None]) -> str:
     lines = [line for line in found if line is not None]
-    if len(lines) < len(found):
-        return f"| {title} | not measured ({len(lines)} of {len(found)} seeds) |  |  |  |  |  |  |"
+    if not lines:
+        return f"| {title} | not measured |  |  |  |  |  |  |"
     top1 = [100 * line["top1_last"] for line in lines]
     teacher = [100 * line["teacher_top1"] for line in lines]
+    spread = f"{min(top1):.2f} to {max(top1):.2f}" if len(lines) == len(found) else f"{len(lines)} of {len(found)} seeds"
     steps = f"{_count(lines, 'generator_steps')} + {_count(lines, 'student_steps')}"
     seconds = " + ".join(f"{fmean(line[f'{phase}_seconds'] for line in lines):.0f} s" for phase in PHASES)
     cells = (
         title,
-        f"{fmean(top1):.2f} % ({min(top1):.2f} to {max(top1):.2f})",
+        f"{fmean(top1):.2f} % ({spread})",
         f"{fmean(teacher):.2f} %",
         f"{fmean(teacher) - fmean(top1):.2f}",
         f"{100 * fmean(line['agreement'] for line in lines):.2f} %",

@@ -171,12 +171,13 @@ def test_table(bench: dict[str, ModuleType], tmp_path: Path) -> None:
     text = bench["table"].table(cells, lines)
     row = (
         "| Fast-5 | 96.00 % (95.00 to 97.00) | 99.00 % | 3.00 | 98.00 % | 1,600 | 300 + 1,000 | 60 s + 30 s |\n"
-        "| CMI | not measured (1 of 3 seeds) |"
+        "| CMI | 90.00 % (1 of 3 seeds) |"
     )
     assert row in text
     assert text.endswith(
         "Seeds 0, 1, 2. P, CPU (AVX512, 1 threads); bf16; torch 2.13; 2026-01-01. Commits: 0123456789ab."
     )
+    assert "| CMI | not measured |" in bench["table"].table(cells, lines[:-2])
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- digits -->\nold\n<!-- /digits -->\nafter\n")
     bench["table"].write_between(page, "digits", text)
