@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -173,8 +174,6 @@ class AlternatingLoop:
         load_module("student", self.student, checkpoint.tensors)
         load_module("method", self.method, checkpoint.tensors)
         load_optimizer("optimizer", self.trainer.optimizer, checkpoint.tensors)
-        for size, priorities in self.trainer.priorities.items():
-            priorities.load_state_dict(part_tensors(f"priorities-{size}", checkpoint.tensors))
         for name, lasting in self._lasting_optimizers():
             load_optimizer(name, lasting, checkpoint.tensors)
         for scaler, state in zip(self._scalers, checkpoint.record["scalers"], strict=True):
@@ -182,6 +181,12 @@ class AlternatingLoop:
         note = self.pool.restore(checkpoint.record["pool"])
         if note:
             self.logger.message(note)
+        for size, priorities in self.trainer.priorities.items():
+            if note:  # images have moved to other slots, and nobody knows which was whose
+                filled = torch.arange(len(self.pool[size]), device=self.runtime.device)
+                priorities.update(filled, torch.ones_like(filled, dtype=torch.float32))
+            else:
+                priorities.load_state_dict(part_tensors(f"priorities-{size}", checkpoint.tensors))
         self.progress = Progress.from_record(checkpoint.record)
         if checkpoint.phase == PHASES[0]:
             return checkpoint.epoch, PHASES[1]
