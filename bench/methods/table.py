@@ -20,7 +20,7 @@ HEAD = (
 def table(cells: Sequence[Cell], lines: Sequence[Line]) -> str:
     """A row for each method and variant of `cells`, in their order, over its seeds.
 
-    A run counts if its recipe is the present one; of several, the newest. Where seeds are missing, the row says how many.
+    A run counts if its recipe is the present one; of several, the newest. Where some are missing, the row says so.
     """
     rows: dict[tuple[str, str], list[Line | None]] = {}
     titles: dict[tuple[str, str], str] = {}
@@ -48,7 +48,8 @@ def _row(title: str, found: Sequence[Line | None]) -> str:
         return f"| {title} | not measured |  |  |  |  |  |  |"
     top1 = [100 * line["top1_last"] for line in lines]
     teacher = [100 * line["teacher_top1"] for line in lines]
-    spread = f"{min(top1):.2f} to {max(top1):.2f}" if len(lines) == len(found) else f"{len(lines)} of {len(found)} seeds"
+    complete = len(lines) == len(found)
+    spread = f"{min(top1):.2f} to {max(top1):.2f}" if complete else f"{len(lines)} of {len(found)} seeds"
     steps = f"{_count(lines, 'generator_steps')} + {_count(lines, 'student_steps')}"
     seconds = " + ".join(f"{fmean(line[f'{phase}_seconds'] for line in lines):.0f} s" for phase in PHASES)
     cells = (
