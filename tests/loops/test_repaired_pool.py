@@ -16,11 +16,11 @@ from dfkd_fast.pool.layout import BLOCK
 from dfkd_fast.pool.pool import Pool, PoolBatch
 from dfkd_fast.pool.verify import repair
 
-MADE = 300
-"""images in a round"""
+MADE = 100
+"""images in a round: fewer than a repair drops, so that slots which were filled are not"""
 FLAGS = [
     *("--epochs", "4", "--warmup-epochs", "2", "--synthesis-steps", "1", "--synthesis-batch-size", str(MADE)),
-    *("--buffer-size", "1000", "--batch-size", "64", "--student-steps", "4", "--no-flip", "--generator-width", "8"),
+    *("--buffer-size", "500", "--batch-size", "64", "--student-steps", "4", "--no-flip", "--generator-width", "8"),
     *("--teacher", "cnn", "--student", "cnn_s", "--threads", "1", "--device", "cpu"),
 ]
 
