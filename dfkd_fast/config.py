@@ -37,7 +37,7 @@ FREE = ("stop_after_epoch", "threads", "run_dir", "log.", "checkpoint.", "compil
 add up in another order
 """
 
-_LATER = {"teacher_precision": "same"}
+_LATER = {"teacher_precision": "same", "method.is_normalized": "False", "method.is_weighted_loss": "True"}
 """settings that are younger than recorded runs, with the value that those had: that one is left out of the hash"""
 
 _RECIPE_LEAST = {

@@ -55,6 +55,10 @@ class SsdkdConfig(MethodConfig):
     """exponent of the priorities (paper: alpha)"""
     is_exponent: float = 0.4
     """exponent of the importance weights (paper: beta); 0: no correction"""
+    is_normalized: bool = False
+    """divide the importance weights by the largest of the batch, as prioritised replay does; off: Eq. 5"""
+    is_weighted_loss: bool = True
+    """importance weights also weigh the student's loss (section 3.4); off: priorities alone (Alg. 1 line 18)"""
     priority_eps: float = 1e-6
     """added to every priority, so that any image may be drawn (paper: epsilon)"""
     latent_dim: int = 256
@@ -154,9 +158,10 @@ class Ssdkd(Method):
         logits, temperature = (student.logits, teacher.logits), self.config.kd_temperature
         if batch.is_weights is None:
             return {"kd": kd_kl(*logits, temperature)}
+        weights = batch.is_weights / batch.is_weights.max() if self.config.is_normalized else batch.is_weights
         # lines 18 to 21 in one pass: the losses, and w x loss back as the images' new priorities (Eq. 4 to 6)
-        rows = kd_kl_priority(*logits, batch.indices, batch.is_weights, self.priorities, temperature)
-        return {"kd": (batch.is_weights * rows).mean()}
+        rows = kd_kl_priority(*logits, batch.indices, weights, self.priorities, temperature)
+        return {"kd": (weights * rows if self.config.is_weighted_loss else rows).mean()}
 
     def student(self, view: Tensor) -> Tensor:
         """The frozen student's logits."""

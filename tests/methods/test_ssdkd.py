@@ -137,6 +137,23 @@ def test_student_loss_and_new_priorities_are_equations_4_to_6(method: Ssdkd) -> 
     assert len(set(slots.tolist())) < 12  # some slot was drawn twice
 
 
+@pytest.mark.parametrize(("normalized", "weighted"), [(True, True), (False, False)])
+def test_other_readings_of_the_importance_weights(
+    make_method: Callable[..., Any], runtime: Runtime, normalized: bool, weighted: bool
+) -> None:
+    """Divided by the largest of the batch; or in the new priorities alone, as line 18 has it."""
+    method = make_method(Ssdkd, replace(CONFIG, is_normalized=normalized, is_weighted_loss=weighted))
+    open_pool(method, runtime)
+    slots, is_weights = torch.tensor([7, 2, 5]), torch.tensor([0.5, 4.0, 1.0])
+    teacher, student = torch.randn(2, 3, 4, dtype=torch.float64)
+    batch = PoolBatch(torch.empty(3, 3, 16, 16), torch.zeros(3).long(), slots, {}, is_weights)
+    found = method.student_loss(batch, NetOutput(teacher), NetOutput(student))["kd"]
+    rows, weights = kl_rows(student, teacher, 20.0), is_weights.double() / (4 if normalized else 1)
+    torch.testing.assert_close(found, ((weights if weighted else 1) * rows).mean(), rtol=1e-9, atol=1e-9)
+    leaves = (weights * rows + CONFIG.priority_eps) ** CONFIG.priority_exponent
+    torch.testing.assert_close(method.priorities.leaves[slots].double(), leaves, rtol=1e-5, atol=1e-7)
+
+
 def test_buffer_is_constant_and_counts_classes(method: Ssdkd, runtime: Runtime) -> None:
     """|B| stays 25 while 50 images pass; the shares of Eq. 3 are those of what it holds."""
     pool = method.pool
