@@ -280,8 +280,10 @@ def test_imagenet_preset_is_the_released_log() -> None:
 @pytest.mark.parametrize(("dataset", "images"), [("imagenette", 1000), ("imagewoof", 1000), ("imagenet", 100_000)])
 def test_fast100_presets_keep_the_data_ratio(dataset: str, images: int) -> None:
     """10 % is 100 images a class at full resolution."""
-    recipe = load_config(default_config("fast"), preset=f"{dataset}-fast100").method
-    assert (recipe.image_budget, recipe.synthesis_steps) == (images, 100)
+    config = load_config(default_config("fast"), preset=f"{dataset}-fast100")
+    assert (config.method.image_budget, config.method.synthesis_steps) == (images, 100)
+    # ten classes, and so never ImageNet's weights: those are what "tv:" fetches without a number of classes
+    assert config.num_classes == (None if dataset == "imagenet" else 10)
 
 
 def test_golden_trajectory(method: Fast, runtime: Any) -> None:
