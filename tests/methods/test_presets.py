@@ -81,6 +81,7 @@ def test_a_results_command_loads(method: str, name: str) -> None:
         assert (config.teacher, config.student) == (entry["teacher"], entry["student"])
         assert all(network in MODELS or network.startswith("tv:") for network in (config.teacher, config.student))
         assert entry["source"]
+        assert (config.text == "clip") == (method in ("nayer", "muse", "muse-s") and "top1" in entry)
         assert 0 < entry.get("top1", 1) < 100
         assert entry.get("hours", 1) > 0
     commands = [entry.get("flags", "") for entry in entries]
@@ -146,7 +147,7 @@ def test_images_made(method: str, name: str) -> None:
 def test_ls_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls", "presets", "nayer", "muse"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "cifar10 wrn40_2 -> wrn16_2 94.07 % 6.77 h NAYER tables 1 and 2, A100 nayer --preset cifar10" in lines
+    assert "cifar10 wrn40_2 -> wrn16_2 94.07 % 6.77 h NAYER tables 1 and 2, A100 nayer --preset cifar10 --text clip" in lines
     pair = "--teacher tv:resnet50 --student tv:mobilenet_v2 --data-ratio 1"
     assert (
         f"imagenet tv:resnet50 -> tv:mobilenet_v2 24.25 % 9.30 h MUSE table 1, A100 muse --preset imagenet {pair}"
