@@ -1,12 +1,7 @@
-"""Where there is no GPU, Triton's interpreter runs the kernels; it must be asked for before they are loaded."""
-
-import os
+"""What holds for every test of the kernels."""
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)

@@ -133,7 +133,7 @@ def test_stages_start_optimiser_and_best_iterate_anew(make_method: Callable[...,
             synthesizer.best_loss.fill_(-1e9)  # no image of the second stage could be better
         return terms
 
-    synthesizer.step = watched_step
+    synthesizer.run_step = lambda _variant: watched_step()
     kept = synthesizer.round(0, 0, lambda _terms, _images: None)
     assert sizes == [True, True, True, False]
     assert steps == [0, 1, 2, 0]

@@ -17,8 +17,9 @@ from dfkd_fast.checkpoint import latest_checkpoint
 from dfkd_fast.errors import UserError
 from dfkd_fast.loops.failures import check_finite, explained, is_out_of_memory
 from dfkd_fast.loops.student import StudentTrainer
+from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.loops.train import train
-from dfkd_fast.methods.nayer import Nayer, NayerConfig
+from dfkd_fast.methods.nayer import NayerConfig
 from dfkd_fast.runtime import make_runtime
 
 
@@ -34,8 +35,8 @@ def fail(*_: object, **__: object) -> Any:
 @pytest.mark.parametrize(
     ("owner", "name", "message", "kept"),
     [
-        (Nayer, "student_loss", "--method.batch-size 23: distillation of epoch 2 ran out of memory", "synthesis"),
-        (Nayer, "synthesis_step", "--method.synthesis-batch-size 23: synthesis of epoch 1 ran out of memory", None),
+        (StudentTrainer, "step", "--method.batch-size 23: distillation of epoch 2 ran out of memory", "synthesis"),
+        (Synthesizer, "step", "--method.synthesis-batch-size 23: synthesis of epoch 1 ran out of memory", None),
     ],
 )
 def test_out_of_memory(

@@ -5,7 +5,6 @@ The reference itself is compared with the papers' equations to 1e-9 in each meth
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import fields, replace
 
@@ -23,9 +22,6 @@ from dfkd_fast.pool.pool import Pool, PoolBatch
 from dfkd_fast.runtime import Runtime, make_runtime
 from dfkd_fast.text import label_embeddings
 from dfkd_kernels import backend as kernels
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is loaded
 
 BATCH = 10
 SMALL = {"synthesis_batch_size": BATCH, "batch_size": BATCH, "generator_width": 8, "noise_features": 8}

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from golden import check_golden, trajectory
 from released import HookedStatistics, masked_adversary
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.nayer import Nayer, NayerConfig
-from dfkd_fast.rng import seed_phase
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "nayer.safetensors"
 CONFIG = NayerConfig(
     epochs=6,
     warmup_epochs=2,
@@ -167,31 +164,8 @@ def test_jitter_is_part_of_what_is_kept(make_method: Callable[..., Any]) -> None
     torch.testing.assert_close(images.sum((1, 2, 3)), plain.sum((1, 2, 3)))  # the same pixels elsewhere
 
 
-def trajectory(method: Nayer, runtime: Any) -> dict[str, Tensor]:
-    """20 steps: 5 rounds of 4, one of them in each of epochs 0 to 4, so that every switch of the method is passed."""
-    synthesizer = Synthesizer(method, runtime)
-    losses: list[Tensor] = []
-    images = []
-    for epoch in range(5):
-        seed_phase(0, 0, epoch, "synthesis")
-
-        def on_step(terms: dict[str, Tensor], _images: int) -> None:
-            losses.append(torch.stack([terms.get(name, torch.zeros(()).double()) for name in ("ce", "bn", "adv")]))
-
-        images.append(synthesizer.round(epoch, 0, on_step).images.mean((1, 2, 3)))
-    return {"losses": torch.stack(losses), "images": torch.stack(images), "pool": method.statistics.pool.clone()}
-
-
 def test_golden_trajectory(method: Nayer, runtime: Any) -> None:
-    """Float64, one thread, 1e-6 relative: any change of the numbers must be meant, and replace the file with a reason.
-
-    Delete the file and run the test to write it anew.
-    """
-    found = trajectory(method, runtime)
+    """20 steps: 5 rounds of 4, one of them in each of epochs 0 to 4, so that every switch of the method is passed."""
+    found = trajectory(method, runtime, epochs=5, terms=("ce", "bn", "adv"))
     assert found["losses"].shape == (20, 3)
-    if not GOLDEN.exists():
-        GOLDEN.parent.mkdir(exist_ok=True)
-        save_file(found, GOLDEN)
-        pytest.fail(f"{GOLDEN.name} was missing and has been written; look at it and run again")
-    for name, expected in load_file(GOLDEN).items():
-        torch.testing.assert_close(found[name], expected, rtol=1e-6, atol=1e-9)
+    check_golden("nayer", found | {"pool": method.statistics.pool.clone()})

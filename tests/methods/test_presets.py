@@ -121,6 +121,7 @@ def test_nayer_on_larger_images() -> None:
     sizes = (recipe.batch_size, recipe.synthesis_batch_size, recipe.rounds, recipe.student_steps)
     assert sizes == (128, 50, 20, 2000)
     assert (recipe.epochs, recipe.synthesis_steps, recipe.flip, recipe.jitter) == (320, 100, False, True)
+    assert (recipe.crop_scale, recipe.student_crop_scale, recipe.student_flip) == (1.0, 0.08, "on")
     assert (recipe.ce_weight, recipe.bn_weight, recipe.adv_weight) == (0.1, 0.1, 0.1)
     assert images_made(large) == 320 * 20 * 50
 
@@ -147,7 +148,8 @@ def test_images_made(method: str, name: str) -> None:
 def test_ls_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls", "presets", "nayer", "muse"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "cifar10 wrn40_2 -> wrn16_2 94.07 % 6.77 h NAYER tables 1 and 2, A100 nayer --preset cifar10 --text clip" in lines
+    first = "cifar10 wrn40_2 -> wrn16_2 94.07 % 6.77 h NAYER tables 1 and 2, A100"
+    assert f"{first} nayer --preset cifar10 --text clip" in lines
     pair = "--teacher tv:resnet50 --student tv:mobilenet_v2 --data-ratio 1"
     assert (
         f"imagenet tv:resnet50 -> tv:mobilenet_v2 24.25 % 9.30 h MUSE table 1, A100 muse --preset imagenet {pair}"
