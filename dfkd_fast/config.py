@@ -37,7 +37,13 @@ FREE = ("stop_after_epoch", "threads", "run_dir", "log.", "checkpoint.", "compil
 add up in another order
 """
 
-_LATER = {"teacher_precision": "same", "method.is_normalized": "False", "method.is_weighted_loss": "True"}
+_LATER = {
+    "teacher_precision": "same",
+    "method.is_normalized": "False",
+    "method.is_weighted_loss": "True",
+    "method.student_crop_scale": "None",
+    "method.student_flip": "same",
+}
 """settings that are younger than recorded runs, with the value that those had: that one is left out of the hash"""
 
 _RECIPE_LEAST = {

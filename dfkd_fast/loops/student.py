@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dfkd_fast.augment import draw_boxes, resized_crop
 from dfkd_fast.compilation import compiled
+from dfkd_fast.errors import UserError
 from dfkd_fast.loops.steps import make_runner
 from dfkd_fast.loops.synthesis import OnStep
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, weighted_sum
@@ -41,8 +42,12 @@ class StudentTrainer:
         self.priorities = {size: tree for size, tree in opened.items() if tree is not None}
         """by image size, where the method has them"""
         config = method.config
-        pad = config.crop_padding if config.crop_scale == 1 else 0
-        self.views = dict.fromkeys(self.sources, View(info=method.info, pad=pad, flip=config.flip))
+        self.crop_scale = config.crop_scale if config.student_crop_scale is None else config.student_crop_scale
+        pad = config.crop_padding if self.crop_scale == 1 else 0
+        if not 0 < self.crop_scale <= 1:
+            raise UserError(f"--method.student-crop-scale {self.crop_scale}: choose a share above 0 and up to 1")
+        flip = {"on": True, "off": False}.get(config.student_flip, config.flip)
+        self.views = dict.fromkeys(self.sources, View(info=method.info, pad=pad, flip=flip))
         self.optimizer = student_optimizer(config, student, method.student_side(), runtime)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         self.run_step = make_runner(self.step, runtime)
@@ -76,9 +81,8 @@ class StudentTrainer:
         self.runtime.average([value.grad for value in learning if value.grad is not None])
 
     def _terms(self, batch: PoolBatch) -> LossTerms:
-        scale = self.method.config.crop_scale
-        if scale < 1:
-            boxes = draw_boxes(len(batch.images), scale=scale, device=self.runtime.device)
+        if self.crop_scale < 1:
+            boxes = draw_boxes(len(batch.images), scale=self.crop_scale, device=self.runtime.device)
             batch = batch._replace(images=resized_crop(batch.images, boxes))
         with self.runtime.autocast():
             with torch.no_grad():

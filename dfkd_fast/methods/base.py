@@ -94,8 +94,12 @@ class MethodConfig:
     """zero padding of the random crop in pixels, for synthesis and for the student"""
     crop_scale: float = 1.0
     """smallest share of an image's area in a random resized crop, which below 1 replaces the padded crop"""
+    student_crop_scale: float | None = None
+    """the same for the student alone; without it the student has what synthesis has"""
     flip: bool = True
     """random horizontal flips, for synthesis and for the student; off for images with a side (digits)"""
+    student_flip: Literal["same", "on", "off"] = "same"
+    """the same for the student alone; same: as in synthesis"""
 
 
 class Method(nn.Module):

@@ -48,7 +48,7 @@ class MuseScale(Method):
             width=config.generator_width,
             in_chans=self.info.in_chans,
         )
-        self.augment = Augment(self.info, pad=config.crop_padding, flip=config.flip)
+        self.augment = Augment(self.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         self.class_weights = setup.teacher.class_weights if config.cam_weight else None
         self.adversarial = False

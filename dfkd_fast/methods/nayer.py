@@ -88,7 +88,7 @@ class Nayer(Method):
             width=config.generator_width,
             in_chans=setup.info.in_chans,
         )
-        self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip)
+        self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         self.adversarial = False
         self.register_buffer("label_embeddings", setup.label_embeddings, persistent=False)

@@ -97,7 +97,7 @@ class Ssdkd(Method):
         )
         meta_lr = config.generator_lr * config.synthesis_steps  # as in Fast's release
         self.start = RoundStart(self.generator, config.start, lr=meta_lr, own_lrs={"latents": 0.0})
-        self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip)
+        self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         self.adversarial = False
         self.register_buffer("labels", torch.zeros(config.synthesis_batch_size, dtype=torch.int64), persistent=False)

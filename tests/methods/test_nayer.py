@@ -13,9 +13,13 @@ from released import HookedStatistics, masked_adversary
 from torch import nn
 from torch.nn import functional as F
 
+from dfkd_fast.errors import UserError
+from dfkd_fast.loops.student import StudentTrainer
 from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.nayer import Nayer, NayerConfig
+from dfkd_fast.pool.multi import MultiPool
+from dfkd_fast.pool.pool import Pool
 
 CONFIG = NayerConfig(
     epochs=6,
@@ -162,6 +166,30 @@ def test_jitter_is_part_of_what_is_kept(make_method: Callable[..., Any]) -> None
     assert images.shape == plain.shape
     assert not torch.equal(images, plain)
     torch.testing.assert_close(images.sum((1, 2, 3)), plain.sum((1, 2, 3)))  # the same pixels elsewhere
+
+
+def test_the_students_view_may_differ(
+    make_method: Callable[..., Any], setup: Setup, student: nn.Module, runtime: Any
+) -> None:
+    """ImageNet: synthesis crops with padding and never flips; the student has a random resized crop and flips."""
+
+    def trainer(**changes: Any) -> StudentTrainer:
+        method = make_method(Nayer, replace(CONFIG, **changes))
+        pools = MultiPool({16: Pool(8, (3, 16, 16), runtime=runtime, num_classes=4)})
+        return StudentTrainer(student, method=method, teacher=setup.teacher, pool=pools, runtime=runtime)
+
+    large = {"flip": False, "student_flip": "on", "student_crop_scale": 0.08}
+    for changes, synthesis, expected in (
+        ({}, (1.0, 2, True), (1.0, 2, True)),
+        (large, (1.0, 2, False), (0.08, 0, True)),
+        ({"crop_scale": 0.5, "student_flip": "off"}, (0.5, 0, True), (0.5, 0, False)),
+    ):
+        made = trainer(**changes)
+        augment, view = made.method.augment, made.views[16]
+        assert (augment.crop_scale, augment.pad, augment.flip) == synthesis
+        assert (made.crop_scale, view.pad, view.flip) == expected
+    with pytest.raises(UserError, match=r"^--method\.student-crop-scale 1\.5: choose a share above 0 and up to 1$"):
+        trainer(student_crop_scale=1.5)
 
 
 def test_golden_trajectory(method: Nayer, runtime: Any) -> None:
