@@ -67,7 +67,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise disk_error(error, folder.parent) from error
-    for old in _whole(folder)[:-keep]:
+    for old in checkpoints_in(folder)[:-keep]:
         shutil.rmtree(old)
     return target
 
@@ -76,7 +76,7 @@ def latest_checkpoint(folder: Path, until: int | None = None) -> Checkpoint | No
     """The newest whole checkpoint in a folder, or None; with `until` the newest that is no later than that boundary
     (`Checkpoint.boundary`).
     """
-    found = [path for path in _whole(folder) if until is None or _boundary(path) <= until]
+    found = [path for path in checkpoints_in(folder) if until is None or _boundary(path) <= until]
     if not found:
         return None
     record = json.loads((found[-1] / "state.json").read_text())
@@ -84,9 +84,21 @@ def latest_checkpoint(folder: Path, until: int | None = None) -> Checkpoint | No
     return Checkpoint(epoch=epoch, phase=phase, tensors=load_file(found[-1] / "state.safetensors"), record=record)
 
 
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The folders of whole checkpoints, in the order of the run."""
+    names: Iterable[Path] = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in names if not path.name.startswith(".") and (path / "state.json").exists())
+
+
+def latest_boundary(folder: Path) -> int | None:
+    """The boundary (`Checkpoint.boundary`) of the newest whole checkpoint in a folder."""
+    found = checkpoints_in(folder)
+    return _boundary(found[-1]) if found else None
+
+
 def oldest_record(folder: Path) -> dict[str, Any]:
     """The record of the oldest checkpoint that is kept."""
-    return json.loads((_whole(folder)[0] / "state.json").read_text())
+    return json.loads((checkpoints_in(folder)[0] / "state.json").read_text())
 
 
 def disk_error(error: Exception, run_dir: Path) -> Exception:
@@ -106,9 +118,12 @@ def module_tensors(part: str, module: nn.Module) -> dict[str, Tensor]:
     return {f"{part}/{name}": value for name, value in module.state_dict().items()}
 
 
-def load_module(part: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy a part's state into a module, in place and strictly."""
-    module.load_state_dict(part_tensors(part, tensors))
+def load_module(part: str, module: nn.Module, tensors: Mapping[str, Tensor], *, fitting: bool = False) -> None:
+    """Copy a part's state into a module, in place and strictly; with `fitting` what has another shape by now stays."""
+    own, saved = module.state_dict(), part_tensors(part, tensors)
+    if fitting:
+        saved = {name: value if value.shape == own[name].shape else own[name] for name, value in saved.items()}
+    module.load_state_dict(saved)
 
 
 def part_tensors(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -127,19 +142,18 @@ def optimizer_tensors(part: str, optimizer: Optimizer) -> dict[str, Tensor]:
 
 def load_optimizer(part: str, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Restore an optimiser's state, each tensor in its parameter's memory layout (the fused steps walk both
-    together).
+    together). Where a parameter has another shape by now, as a rank's share of images may, its state starts anew.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for name, value in tensors.items():
-        if not name.startswith(f"{part}/"):
-            continue
-        if name == f"{part}/steps":
-            _set_steps(optimizer, value)
-            continue
-        index, key = name.removeprefix(f"{part}/").split(".", 1)
-        parameter = parameters[int(index)]
-        like = torch.empty_like(parameter) if value.shape == parameter.shape else value.to(parameter.device)
-        optimizer.state[parameter][key] = like.copy_(value)
+    saved = part_tensors(part, tensors)
+    if "steps" in saved:
+        _set_steps(optimizer, saved.pop("steps"))
+    slots = [(parameters[int(name.partition(".")[0])], name.partition(".")[2], value) for name, value in saved.items()]
+    reshaped = {parameter for parameter, _, value in slots if value.ndim and value.shape != parameter.shape}
+    for parameter, key, value in slots:
+        if parameter not in reshaped:
+            like = torch.empty_like(parameter) if value.ndim else value.to(parameter.device)
+            optimizer.state[parameter][key] = like.copy_(value)
 
 
 def _set_steps(optimizer: Optimizer, steps: Tensor) -> None:
@@ -177,11 +191,6 @@ def load_network(path: Path, *, flag: str = "--weights") -> tuple[nn.Module, Mod
 def _plain(value: Tensor) -> Tensor:
     # contiguous and unshared, as the format wants it; the layout is the reader's choice again
     return value.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
-def _whole(folder: Path) -> list[Path]:
-    names: Iterable[Path] = folder.iterdir() if folder.is_dir() else ()
-    return sorted(path for path in names if not path.name.startswith(".") and (path / "state.json").exists())
 
 
 def _boundary(checkpoint: Path) -> int:

@@ -41,7 +41,7 @@ class Progress:
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """wall seconds by phase: synthesis, distillation, evaluation; and compile, what was spent on making them fast"""
     counts: Counter[str] = field(default_factory=Counter)
-    """images_synthesized, generator_steps, student_steps"""
+    """images_synthesized by all ranks; generator_steps and student_steps, which all take together"""
     last_evaluation: dict[str, float] = field(default_factory=dict)
     """top1, top5 and agreement of the newest evaluation"""
 
@@ -115,7 +115,7 @@ class AlternatingLoop:
         if size in self.trainer.priorities:
             assert batch.deltas is not None, "a pool with priorities needs those of new images"
             self.trainer.priorities[size].update(slots, batch.deltas[: len(slots)])
-        self.progress.counts["images_synthesized"] += len(batch.images)
+        self.progress.counts["images_synthesized"] += len(batch.images) * self.runtime.world_size
         self.progress.counts["generator_steps"] += synthesizer.method.config.synthesis_steps
 
     def _distillation(self, epoch: int) -> None:
@@ -156,7 +156,8 @@ class AlternatingLoop:
 
     def _boundary(self, epoch: int, phase: str) -> None:
         scalers = [scaler.state_dict() for scaler in self._scalers]
-        record = {"pool": self.pool.flush(), "scalers": scalers, **self.progress.record()}
+        pool, world_size = self.pool.flush(), self.runtime.world_size
+        record = {"pool": pool, "world_size": world_size, "scalers": scalers, **self.progress.record()}
         self.save(Checkpoint(epoch=epoch, phase=phase, tensors=self._state(), record=record))
 
     def _state(self) -> dict[str, Tensor]:
@@ -172,7 +173,9 @@ class AlternatingLoop:
     def restore(self, checkpoint: Checkpoint) -> tuple[int, str]:
         """Take up the state of a checkpoint, in place; returns the phase to run next."""
         load_module("student", self.student, checkpoint.tensors)
-        load_module("method", self.method, checkpoint.tensors)
+        # another number of ranks: each has other shares, and draws what depends on them in its next round
+        moved = checkpoint.record["world_size"] != self.runtime.world_size
+        load_module("method", self.method, checkpoint.tensors, fitting=moved)
         load_optimizer("optimizer", self.trainer.optimizer, checkpoint.tensors)
         for name, lasting in self._lasting_optimizers():
             load_optimizer(name, lasting, checkpoint.tensors)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
-from dfkd_fast.checkpoint import Checkpoint, latest_checkpoint
+from dfkd_fast.checkpoint import Checkpoint, checkpoints_in, latest_boundary, latest_checkpoint
 from dfkd_fast.errors import UserError
 from dfkd_fast.methods.base import MethodConfig
 from dfkd_fast.pool.shards import shard_folder
@@ -41,18 +40,35 @@ def checkpoint_folder(run_dir: Path, runtime: Runtime) -> Path:
 
 
 def checkpoint_to_resume(run_dir: Path, runtime: Runtime) -> Checkpoint | None:
-    """This rank's newest checkpoint, None where the run has none.
+    """This rank's checkpoint at the newest boundary that all ranks have reached, None where the run has none.
 
-    Raises UserError where another number of processes wrote them, or where ranks would go on at different places.
+    Where another number of processes has come furthest, each rank takes up one of theirs: the student is the same in
+    all of them.
     """
-    own = checkpoint_folder(run_dir, runtime)
-    newest = latest_checkpoint(own)
-    names = [path.name for path in (run_dir / "checkpoints").glob("[!.]*")]
-    makers = {name.rpartition("-of-")[2] if name.startswith("rank-") else "1" for name in names}
-    if makers - {str(runtime.world_size)}:
-        raise UserError(f"--resume {run_dir}: made by {max(makers)} process(es), not {runtime.world_size}; use as many")
-    if runtime.world_size == 1:
-        return newest
-    common = torch.tensor(-1 if newest is None else newest.boundary, device=runtime.device)
-    torch.distributed.all_reduce(common, op=torch.distributed.ReduceOp.MIN)  # a crash may have come between two ranks
-    return latest_checkpoint(own, until=int(common))
+    folder = run_dir / "checkpoints"
+    reached = {ranks: _common_boundary(folder, ranks) for ranks in _makers(folder) | {runtime.world_size}}
+    ranks = max(reached, key=lambda ranks: (reached[ranks], ranks == runtime.world_size))
+    runtime.barrier()  # all have looked before one of them writes
+    return latest_checkpoint(shard_folder(folder, runtime.rank % ranks, ranks), until=reached[ranks])
+
+
+def drop_other_checkpoints(run_dir: Path, world_size: int) -> None:
+    """Delete what another number of processes has written; called once all ranks have a checkpoint of their own."""
+    folder = run_dir / "checkpoints"
+    for ranks in _makers(folder) - {world_size}:
+        for rank in range(ranks):
+            old = shard_folder(folder, rank, ranks)
+            for path in checkpoints_in(old) if ranks == 1 else [old]:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _makers(folder: Path) -> set[int]:
+    """The numbers of processes that have written checkpoints."""
+    makers = {int(path.name.rpartition("-of-")[2]) for path in folder.glob("rank-*-of-*")}
+    return makers | {1} if checkpoints_in(folder) else makers
+
+
+def _common_boundary(folder: Path, ranks: int) -> int:
+    """The newest boundary that all of so many ranks have reached (a crash may come between two); -1: none."""
+    newest = (latest_boundary(shard_folder(folder, rank, ranks)) for rank in range(ranks))
+    return min(-1 if boundary is None else boundary for boundary in newest)

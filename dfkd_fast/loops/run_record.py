@@ -50,7 +50,7 @@ def write_run_record(
         "distillation_seconds": seconds["distillation"],
         "evaluation_seconds": seconds["evaluation"],
         "compile_seconds": seconds["compile"],
-        "images_synthesized": counts["images_synthesized"] * runtime.world_size,
+        "images_synthesized": counts["images_synthesized"],
         "generator_steps": counts["generator_steps"],
         "student_steps": counts["student_steps"],
         **costs,

@@ -29,7 +29,7 @@ from dfkd_fast.loops.evaluate import Evaluation, agreement, evaluate
 from dfkd_fast.loops.interrupt import Interrupted, StopSignals, stop_signals
 from dfkd_fast.loops.networks import check_pool_use, check_teacher, load_teacher, make_student
 from dfkd_fast.loops.pools import make_pools
-from dfkd_fast.loops.ranks import checkpoint_folder, checkpoint_to_resume, share_of_rank
+from dfkd_fast.loops.ranks import checkpoint_folder, checkpoint_to_resume, drop_other_checkpoints, share_of_rank
 from dfkd_fast.loops.run_costs import run_costs
 from dfkd_fast.loops.run_folder import check_folder, claim_folder
 from dfkd_fast.loops.run_record import write_run_record
@@ -189,6 +189,9 @@ class Run:
             return
         checkpoints = checkpoint_folder(self.folder, self.runtime)
         save_checkpoint(checkpoints, checkpoint, keep=max(self.config.checkpoint.keep, min(2, self.runtime.world_size)))
+        self.runtime.barrier()  # what another number of processes has left goes once all ranks are safe
+        if self.runtime.is_main:
+            drop_other_checkpoints(self.folder, self.runtime.world_size)
         self.pool.release(oldest_record(checkpoints)["pool"])
         if checkpoint.phase == PHASES[0] and (last or number & (number - 1) == 0):  # epochs 1, 2, 4, 8, ...
             self.save_images(self.folder / "images" / f"epoch-{number:04d}")

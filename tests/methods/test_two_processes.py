@@ -17,7 +17,7 @@ from torch import Tensor
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.checkpoint import part_tensors
 from dfkd_fast.config import write_config
-from dfkd_fast.config_sources import default_config
+from dfkd_fast.config_sources import default_config, load_run
 from dfkd_fast.errors import UserError
 from dfkd_fast.loops.ranks import share_of_rank
 from dfkd_fast.loops.train import train
@@ -25,6 +25,8 @@ from dfkd_fast.pool.manifest import load_manifest
 
 RANKS = 2
 EVEN = {"synthesis_batch_size": 24, "batch_size": 20}
+ELASTIC = ("fast", "muse", "ssdkd", "deepinversion", "cmi")
+"""a learnt start, several pools, a ring with priorities, images as parameters, a bank"""
 
 # One pair of processes makes all runs, as their start takes longer than these. Each run also in two pieces.
 EVERY_RUN = f"""
@@ -42,6 +44,11 @@ for name in {list(METHODS)!r}:
     pieces = ["--run-dir", base + "-pieces"]
     assert main(["train", name, "--config", base + ".toml", *pieces, "--stop-after-epoch", "2"]) == 0
     assert main(["train", "--resume", base + "-pieces"]) == 0
+for name in {ELASTIC!r}:
+    base = sys.argv[1] + "/" + name
+    pieces = ["--run-dir", base + "-fewer", "--stop-after-epoch", "2"]
+    assert main(["train", name, "--config", base + ".toml", *pieces]) == 0
+    assert main(["train", "--resume", base + "-more"]) == 0
 """
 
 
@@ -51,7 +58,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     teacher = write_teacher(folder / "teacher.safetensors")
     for name in METHODS:
         config = tiny(name, teacher, folder / name)
-        write_config(replace(config, method=replace(config.method, **EVEN)), folder / f"{name}.toml")
+        config = replace(config, method=replace(config.method, **EVEN))
+        write_config(config, folder / f"{name}.toml")
+        if name in ELASTIC:
+            train(replace(config, run_dir=folder / f"{name}-more", stop_after_epoch=2))
     script = folder / "script.py"
     script.write_text(EVERY_RUN)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
@@ -101,10 +111,29 @@ def test_resumes_bit_for_bit(runs: Path, name: str) -> None:
     assert all(torch.equal(whole[key], pieces[key]) for key in whole)
 
 
-def test_another_number_of_processes_is_refused(runs: Path) -> None:
-    config = tiny("nayer", runs / "teacher.safetensors", runs / "nayer")
-    with pytest.raises(UserError, match=r"^--resume .*nayer: made by 2 process\(es\), not 1; use as many$"):
-        train(replace(config, method=replace(config.method, **EVEN)), resume=True)
+@pytest.mark.parametrize("name", ELASTIC)
+@pytest.mark.parametrize(("kind", "before", "after"), [("fewer", RANKS, 1), ("more", 1, RANKS)])
+def test_resumes_with_another_number_of_processes(
+    runs: Path, name: str, kind: str, before: int, after: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says so, makes what is left of the recipe, keeps every image, and leaves nothing of the others behind."""
+    run = runs / f"{name}-{kind}"
+    if after == 1:
+        train(replace(load_run(run), stop_after_epoch=None), resume=True)
+        assert f"pool: written by {before} ranks, shared out anew among {after}" in capsys.readouterr().out
+    whole, resumed = (json.loads((folder / "run.json").read_text()) for folder in (runs / name, run))
+    assert resumed["world_size"] == after
+    for key in ("images_synthesized", "student_steps", "generator_steps"):
+        assert resumed[key] == whole[key]
+    assert all(value.isfinite().all() for value in load_file(run / "student.safetensors").values())
+    assert images_in(run) == images_in(runs / name)
+    assert not [path for path in run.rglob("rank-*") if not path.name.endswith(f"-of-{after}")]
+    assert bool([*(run / "checkpoints").glob("0*")]) == (after == 1)
+
+
+def images_in(run: Path) -> int:
+    """How many images the run's pools have taken, of all ranks and sizes."""
+    return sum(load_manifest(file.parent).count for file in (run / "pool").rglob("manifest.json"))
 
 
 def test_a_batch_that_cannot_be_shared_out() -> None:
