@@ -13,12 +13,11 @@ from dfkd_fast.costs.flops import count_step_flops
 from dfkd_fast.costs.peak import matmul_rate
 from dfkd_fast.costs.work import recipe_work
 from dfkd_fast.data import ImageSet, load_split
-from dfkd_fast.loops.networks import check_teacher
+from dfkd_fast.loops.networks import check_teacher, runtime_of
 from dfkd_fast.loops.train import load_method
 from dfkd_fast.models.factory import ModelInfo, load_model, saved_info
 from dfkd_fast.models.weights import read_weights
 from dfkd_fast.pool.build import check_pool
-from dfkd_fast.runtime import make_runtime
 
 
 def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) -> Projection:
@@ -27,15 +26,7 @@ def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) ->
     The teacher is neither trained nor fetched: weights change no time. Raises UserError for what a run would refuse.
     """
     config.check()
-    runtime = make_runtime(
-        device=config.device,
-        precision=config.precision,
-        channels_last=config.channels_last,
-        threads=config.threads,
-        compilation=config.compile,
-        graphs=config.cuda_graphs,
-        optimizer=config.optim.impl,
-    )
+    runtime = runtime_of(config)
     check_pool(config.pool, runtime)
     test = load_split(config.data, "test", image_size=config.image_size) if config.data else None
     info = teacher_info(config, test)

@@ -134,9 +134,7 @@ class Rehearsal:
         pool = self.pool[size]
         if pool.policy == "append" and len(pool) + len(batch.images) > pool.capacity:
             return
-        slots = pool.add(batch.images, batch.labels, **batch.extras)
-        if size in self.trainer.priorities and batch.deltas is not None:
-            self.trainer.priorities[size].update(slots, batch.deltas[: len(slots)])
+        self.trainer.store(size, batch)
 
 
 def assemble(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime) -> tuple[Method, FrozenNet, nn.Module]:

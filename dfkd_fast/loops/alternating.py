@@ -111,10 +111,7 @@ class AlternatingLoop:
         """One round of one source, into its pool."""
         size = synthesizer.method.info.image_size
         batch = synthesizer.round(epoch, index, on_step)
-        slots = self.pool[size].add(batch.images, batch.labels, **batch.extras)
-        if size in self.trainer.priorities:
-            assert batch.deltas is not None, "a pool with priorities needs those of new images"
-            self.trainer.priorities[size].update(slots, batch.deltas[: len(slots)])
+        self.trainer.store(size, batch)
         self.progress.counts["images_synthesized"] += len(batch.images) * self.runtime.world_size
         self.progress.counts["generator_steps"] += synthesizer.method.config.synthesis_steps
 

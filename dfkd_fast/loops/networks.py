@@ -1,4 +1,4 @@
-"""The networks of a run: the teacher, loaded or trained, and a student that fits it."""
+"""What a run computes on, and its networks: the teacher, loaded or trained, and a student that fits it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,20 @@ from dfkd_fast.methods.base import Method
 from dfkd_fast.models.factory import ModelInfo, load_model, saved_info
 from dfkd_fast.models.weights import read_weights
 from dfkd_fast.rng import seed_phase
-from dfkd_fast.runtime import Runtime
+from dfkd_fast.runtime import Runtime, make_runtime
+
+
+def runtime_of(config: TrainConfig) -> Runtime:
+    """The runtime that a run's settings ask for; raises UserError as `make_runtime` does."""
+    return make_runtime(
+        device=config.device,
+        precision=config.precision,
+        channels_last=config.channels_last,
+        threads=config.threads,
+        compilation=config.compile,
+        graphs=config.cuda_graphs,
+        optimizer=config.optim.impl,
+    )
 
 
 def load_teacher(

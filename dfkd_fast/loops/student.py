@@ -13,7 +13,7 @@ from dfkd_fast.compilation import compiled
 from dfkd_fast.errors import UserError
 from dfkd_fast.loops.steps import make_runner
 from dfkd_fast.loops.synthesis import OnStep
-from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, weighted_sum
+from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, SynthBatch, weighted_sum
 from dfkd_fast.models.taps import TappedNet
 from dfkd_fast.models.teacher import FrozenNet, NetOutput
 from dfkd_fast.optim import OptimizerSpec, set_lr
@@ -52,6 +52,13 @@ class StudentTrainer:
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         self.run_step = make_runner(self.step, runtime)
         self._losses = compiled(self._terms, runtime.compilation)
+
+    def store(self, size: int, made: SynthBatch) -> None:
+        """Put what a round made into the pool of its size, with its priorities where the method has them."""
+        slots = self.pool[size].add(made.images, made.labels, **made.extras)
+        if size in self.priorities:
+            assert made.deltas is not None, "a pool with priorities needs those of new images"
+            self.priorities[size].update(slots, made.deltas[: len(slots)])
 
     def epoch(self, epoch: int, on_step: OnStep) -> None:
         """The method's student steps over the pool as it is now."""

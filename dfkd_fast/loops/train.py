@@ -27,7 +27,7 @@ from dfkd_fast.loops.alternating import AlternatingLoop
 from dfkd_fast.loops.class_vectors import class_vectors
 from dfkd_fast.loops.evaluate import Evaluation, agreement, evaluate
 from dfkd_fast.loops.interrupt import Interrupted, StopSignals, stop_signals
-from dfkd_fast.loops.networks import check_pool_use, check_teacher, load_teacher, make_student
+from dfkd_fast.loops.networks import check_pool_use, check_teacher, load_teacher, make_student, runtime_of
 from dfkd_fast.loops.pools import make_pools
 from dfkd_fast.loops.ranks import checkpoint_folder, checkpoint_to_resume, drop_other_checkpoints, share_of_rank
 from dfkd_fast.loops.run_costs import run_costs
@@ -38,7 +38,7 @@ from dfkd_fast.methods.base import Method, Setup
 from dfkd_fast.models.teacher import FrozenNet, frozen_twin, lower_dtype
 from dfkd_fast.pool.build import check_pool
 from dfkd_fast.rng import seed_phase
-from dfkd_fast.runtime import Runtime, make_runtime
+from dfkd_fast.runtime import Runtime
 from dfkd_fast.visualize import save_grid
 
 
@@ -52,15 +52,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     config.check()
     folder = config.run_folder
     check_folder(folder, resume=resume)
-    runtime = make_runtime(
-        device=config.device,
-        precision=config.precision,
-        channels_last=config.channels_last,
-        threads=config.threads,
-        compilation=config.compile,
-        graphs=config.cuda_graphs,
-        optimizer=config.optim.impl,
-    )
+    runtime = runtime_of(config)
     check_pool(config.pool, runtime)
     lower_dtype(config.teacher_precision, runtime)  # what cannot be had is said before a teacher is trained
     method_class = load_method(config.method_name)
