@@ -57,9 +57,14 @@ class CifarFolder(NamedTuple):
             rows = torch.from_numpy(np.concatenate([batch["data"] for batch in batches]))
             images = rows.view(-1, 3, 32, 32).permute(0, 2, 3, 1).contiguous()
             labels = torch.tensor([label for batch in batches for label in batch[self.layout.labels]])
-            return images, labels, tuple(_read(meta, flag)[self.layout.class_names])
+            class_names = tuple(_read(meta, flag)[self.layout.class_names])
         except KeyError as error:
             raise UserError(f"{flag} {self.path}: not torchvision's CIFAR files (no entry {error})") from error
+        except (TypeError, ValueError, RuntimeError) as error:  # entries of another kind or shape
+            raise UserError(f"{flag} {self.path}: damaged CIFAR files ({error})") from error
+        if len(labels) != len(images):
+            raise UserError(f"{flag} {self.path}: damaged CIFAR files ({len(images)} images, {len(labels)} labels)")
+        return images, labels, class_names
 
 
 def find_cifar(path: Path, *, flag: str) -> CifarFolder | None:

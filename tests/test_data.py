@@ -223,6 +223,22 @@ def test_cifar_files_that_lack_something(tmp_path: Path) -> None:
     assert "no entry 'data'" in message_of(tmp_path / "x")
 
 
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"data": np.zeros((2, 100), np.uint8), "labels": [0, 1]},
+        {"data": np.zeros((2, 3072), np.uint8), "labels": [0]},
+        {"data": np.zeros((2, 3072), np.uint8), "labels": None},
+        {"data": "text", "labels": [0, 1]},
+    ],
+    ids=["short rows", "a label short", "no labels", "no array"],
+)
+def test_damaged_cifar_files(tmp_path: Path, batch: dict[str, object]) -> None:
+    write_cifar10(tmp_path / "x")
+    (tmp_path / "x" / "test_batch").write_bytes(pickle.dumps(batch))
+    assert "damaged CIFAR files" in message_of(tmp_path / "x")
+
+
 def test_known_statistics() -> None:
     assert known_statistics(CIFAR10_CLASSES) == STATISTICS["cifar10"]
     assert known_statistics(["n01440764", "n02102040"]) == STATISTICS["imagenet"]
