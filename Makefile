@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Two workers with one thread each: OpenMP teams that share two cores spin against each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test lint types bench-kernels bench-pool bench-steps bench-methods profile results-digits results-ablations kill-test steady-test gpu-check gpu-packages clean
+.PHONY: setup demo test lint types bench-kernels bench-pool bench-steps bench-methods profile results-digits results-ablations results-precision kill-test steady-test gpu-check gpu-packages clean
 
 setup: $(STAMP)
 
@@ -59,6 +59,14 @@ results-digits: setup
 
 results-ablations: setup
 	$(BIN)/python bench/methods/digits.py --ablations
+
+# The same in fp32 beside the presets' bf16, one seed of all before the next; about four minutes a run.
+results-precision: setup
+	$(BIN)/python bench/methods/digits.py --precision fp32
+
+# The table of methods in README.md, from dfkd_fast/catalog.py.
+readme: setup
+	$(BIN)/python bench/methods/readme.py
 
 # Kill a writer of a pool 200 times at random moments: nothing that it confirmed may be lost.
 kill-test: setup

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from importlib.resources.abc import Traversable
+from typing import Literal, NamedTuple
 
 METHODS: dict[str, str] = {
     "nayer": "dfkd_fast.methods.nayer:Nayer",
@@ -15,6 +16,51 @@ METHODS: dict[str, str] = {
     "cmi": "dfkd_fast.methods.cmi:Cmi",
 }
 """method name -> "module:Class"; the class's config is `<Class>Config` in the same module"""
+
+
+class MethodFacts(NamedTuple):
+    """What `dfkd-fast ls methods` and the README's table say of a method without importing it."""
+
+    title: str
+    """how papers call it"""
+    venue: str
+    """where and when it was published"""
+    paper: str
+    """arXiv id, as in the class"""
+    cifar10: tuple[float, str] | None = None
+    """published top-1 in percent for `CIFAR10_PAIR`, and where; of several recipes the default one's"""
+    digits: float | None = None
+    """our top-1 in percent on digits, mean of three seeds (bench/results/digits.jsonl); None: not measured"""
+    loop: Literal["alternating", "stepwise"] = "alternating"
+    """as in the class"""
+    batchnorm: Literal["yes", "or --bn-weight 0", "no"] = "or --bn-weight 0"
+    """whether the teacher must have BatchNorm layers; the flag gives the term up that reads them"""
+    text: bool = False
+    """whether it takes `--text`: what classes are called, or vectors that stand for it"""
+    real_images: bool = False
+    """whether real images are part of the method: then it is not data-free in the strict sense"""
+    page: str = ""
+    """its page in docs/methods; without it the method's own name"""
+
+
+FACTS: dict[str, MethodFacts] = {
+    "nayer": MethodFacts("NAYER", "CVPR 2024", "arXiv:2310.00258", (95.21, "NAYER T1"), 99.44, text=True),
+    "muse-s": MethodFacts("MUSE-S", "2024", "arXiv:2411.17046", (94.31, "MUSE T2"), 98.89, text=True, page="muse"),
+    "muse": MethodFacts("MUSE", "2024", "arXiv:2411.17046", (94.66, "MUSE T2"), 98.76, text=True),
+    "deepinversion": MethodFacts("DeepInversion", "CVPR 2020", "arXiv:1912.08795", (93.26, "CMI T1"), 97.46),
+    "fast": MethodFacts("Fast-5", "AAAI 2022", "arXiv:2112.06253", (93.63, "SSD-KD T2"), 99.01),
+    "ssdkd": MethodFacts("SSD-KD", "CVPR 2024", "arXiv:2406.07876", (92.92, "SSD-KD T1"), 98.64),
+    "cmi": MethodFacts("CMI", "IJCAI 2021", "arXiv:2105.08584", (94.84, "CMI T1"), 98.21),
+}
+"""method name -> facts, for every method of `METHODS`.
+
+A new method adds its line here; tests/methods/test_facts.py holds it against the class, the presets and the measured
+runs, and says what is missing. `digits` stays None until `make results-digits` has its three seeds. Then `make readme`
+writes the README's table anew.
+"""
+
+CIFAR10_PAIR = "ResNet-34 -> ResNet-18"
+"""the networks of `MethodFacts.cifar10`: every paper has them"""
 
 MODELS: dict[str, tuple[str, str]] = {
     "resnet34": ("dfkd_fast.models.cifar:resnet34", "ResNet-34 for small images, 21.3M parameters"),

@@ -86,7 +86,7 @@ def test_help_of_a_method_shows_the_presets_values(capsys: pytest.CaptureFixture
 def test_ls(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls"]) == 0
     shown = capsys.readouterr().out
-    assert all(text in shown for text in ("methods:", "NAYER: Noisy Layer", "--preset cifar100", "71.72 %", "wrn40_2"))
+    assert all(text in shown for text in ("methods:", "CVPR 2024", "--preset cifar100", "71.72 %", "wrn40_2"))
     assert main(["ls", "kernels"]) == 0
     assert "bn_stat_loss" in capsys.readouterr().out
     assert failure(capsys, "ls", "model").startswith("ls model: did you mean models? choose ")

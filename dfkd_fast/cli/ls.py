@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-from dfkd_fast.catalog import METHODS, MODELS, presets
+from dfkd_fast.catalog import CIFAR10_PAIR, FACTS, METHODS, MODELS, MethodFacts, presets
 from dfkd_fast.errors import unknown
 
 USAGE = """usage: dfkd-fast ls [methods|presets [METHOD ...]|models|kernels]
@@ -52,13 +49,31 @@ def print_table(rows: Iterable[Sequence[str]]) -> None:
 
 
 def list_methods() -> None:
-    """Each method with the first line of its file, which names the paper."""
-    print_table((name, _title(target.partition(":")[0])) for name, target in METHODS.items())
+    """Each method with its paper, what it needs, what we measured and what was published."""
+    head = ("METHOD", "paper", "", "loop", "needs", "digits", "CIFAR-10")
+    print_table([head, *(_method_row(name, FACTS[name]) for name in METHODS)])
+    print("  needs: * not with --bn-weight 0, which gives that term up; text: class names (--text clip) or stand-ins")
+    print("  digits: our top-1, mean of three seeds (docs/results.md)")
+    print(f"  CIFAR-10: the published top-1, {CIFAR10_PAIR}")
+
+
+def needs(facts: MethodFacts) -> str:
+    """What a method cannot do without beside the teacher; a star: there is a flag that does without."""
+    batchnorm = {"yes": "BatchNorm", "or --bn-weight 0": "BatchNorm*", "no": ""}[facts.batchnorm]
+    wanted = (batchnorm, "text" if facts.text else "", "real images" if facts.real_images else "")
+    return ", ".join(filter(None, wanted)) or "nothing"
 
 
 def list_presets(methods: Sequence[str] = tuple(METHODS)) -> None:
-    """Each preset's published results: data set, networks, top-1, hours, source, and what trains them."""
-    print_table(row for method in methods for row in _preset_rows(method))
+    """Each preset's published results: data set, networks, top-1, hours, source, and the flags that train them."""
+    head = ("data", "teacher -> student", "top-1", "time", "source", "flags")
+    for method in methods:
+        rows = list(_preset_rows(method))
+        sources = list(dict.fromkeys(row[4] for row in rows))
+        print(f"dfkd-fast train {method} FLAGS")
+        print_table([head, *((*row[:4], f"[{sources.index(row[4]) + 1}]", row[5]) for row in rows)])
+        for number, source in enumerate(sources, 1):
+            print(f"  [{number}] {source}")
 
 
 def list_models() -> None:
@@ -88,13 +103,10 @@ SECTIONS: dict[str, Callable[[], None]] = {
 }
 
 
-def _title(module: str) -> str:
-    """First line of a module's docstring, read from its source: importing it would import torch."""
-    spec = importlib.util.find_spec(module)
-    assert spec is not None
-    assert spec.origin is not None
-    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
-    return (docstring or "").partition("\n")[0]
+def _method_row(name: str, facts: MethodFacts) -> tuple[str, ...]:
+    digits = "not measured" if facts.digits is None else f"{facts.digits:.1f} %"
+    cifar10 = "{:.2f} % ({})".format(*facts.cifar10) if facts.cifar10 else ""
+    return name, facts.venue, facts.paper.removeprefix("arXiv:"), facts.loop, needs(facts), digits, cifar10
 
 
 def published(method: str, preset: str) -> list[dict[str, Any]]:
@@ -118,5 +130,5 @@ def _preset_rows(method: str) -> Iterable[tuple[str, ...]]:
         for entry in published(method, name):
             top1 = f"{entry['top1']:.2f} %" if "top1" in entry else ""
             hours = f"{entry['hours']:.2f} h" if "hours" in entry else ""
-            command = " ".join(filter(None, (method, "--preset", name, entry.get("flags"))))
-            yield dataset, f"{entry['teacher']} -> {entry['student']}", top1, hours, entry["source"], command
+            flags = " ".join(filter(None, ("--preset", name, entry.get("flags"))))
+            yield dataset, f"{entry['teacher']} -> {entry['student']}", top1, hours, entry["source"], flags

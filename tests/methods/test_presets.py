@@ -148,14 +148,13 @@ def test_images_made(method: str, name: str) -> None:
 def test_ls_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls", "presets", "nayer", "muse"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    first = "cifar10 wrn40_2 -> wrn16_2 94.07 % 6.77 h NAYER tables 1 and 2, A100"
-    assert f"{first} nayer --preset cifar10 --text clip" in lines
+    assert "cifar10 wrn40_2 -> wrn16_2 94.07 % 6.77 h [1] --preset cifar10 --text clip" in lines
+    assert lines[0] == "dfkd-fast train nayer FLAGS"
+    assert "[1] NAYER tables 1 and 2, A100" in lines
     pair = "--teacher tv:resnet50 --student tv:mobilenet_v2 --data-ratio 1"
-    assert (
-        f"imagenet tv:resnet50 -> tv:mobilenet_v2 24.25 % 9.30 h MUSE table 1, A100 muse --preset imagenet {pair}"
-        in lines
-    )
-    assert not [line for line in lines if "fast" in line]
+    assert f"imagenet tv:resnet50 -> tv:mobilenet_v2 24.25 % 9.30 h [3] --preset imagenet {pair}" in lines
+    assert "[3] MUSE table 1, A100" in lines
+    assert not [line for line in lines if "train fast" in line]
     assert main(["ls", "presets", "mouse"]) == 2
     assert capsys.readouterr().err == "dfkd-fast: ls presets mouse: did you mean muse? choose " + METHODS_LISTED
 
