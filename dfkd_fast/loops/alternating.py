@@ -2,98 +2,34 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from torch import Tensor
 
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-
-from dfkd_fast.checkpoint import (
-    PHASES,
-    Checkpoint,
-    load_module,
-    load_optimizer,
-    module_tensors,
-    optimizer_tensors,
-    part_tensors,
-)
-from dfkd_fast.compilation import CLOCK
-from dfkd_fast.loggers import RunLogger
-from dfkd_fast.loops.failures import check_finite, explained
-from dfkd_fast.loops.interrupt import StopSignals
+from dfkd_fast.checkpoint import PHASES
+from dfkd_fast.loops.loop import Loop
 from dfkd_fast.loops.student import StudentTrainer
 from dfkd_fast.loops.synthesis import OnStep, Synthesizer
-from dfkd_fast.methods.base import LossTerms, Method
-from dfkd_fast.pool.multi import MultiPool
-from dfkd_fast.rng import seed_phase
-from dfkd_fast.runtime import Runtime
+from dfkd_fast.methods.base import Method
 
 
-@dataclass(kw_only=True)
-class Progress:
-    """What a run has done and measured so far; part of every checkpoint."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """wall seconds by phase: synthesis, distillation, evaluation; and compile, what was spent on making them fast"""
-    counts: Counter[str] = field(default_factory=Counter)
-    """images_synthesized by all ranks; generator_steps and student_steps, which all take together"""
-    last_evaluation: dict[str, float] = field(default_factory=dict)
-    """top1, top5 and agreement of the newest evaluation"""
-
-    def record(self) -> dict[str, Any]:
-        """As JSON."""
-        return {"seconds": dict(self.seconds), "counts": dict(self.counts), "last_evaluation": self.last_evaluation}
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> Progress:
-        """The inverse of `record`."""
-        return cls(
-            seconds=defaultdict(float, record["seconds"]),
-            counts=Counter(record["counts"]),
-            last_evaluation=record["last_evaluation"],
-        )
-
-
-@dataclass(kw_only=True)
-class AlternatingLoop:
+class AlternatingLoop(Loop):
     """Runs the epochs of a method that alternates between synthesis and distillation.
 
     Either phase may be empty: warm-up epochs only make images, and an epoch without rounds only teaches. All images
     first, then the student, is the schedule whose rounds are all in the warm-up.
     """
 
-    method: Method
-    student: nn.Module
     trainer: StudentTrainer
-    pool: MultiPool
-    runtime: Runtime
-    logger: RunLogger
-    signals: StopSignals
-    seed: int
-    evaluate: Callable[[int], dict[str, float]]
-    """evaluates the deployed student after an epoch; {} where that epoch is not evaluated"""
-    save: Callable[[Checkpoint], None]
-    progress: Progress = field(default_factory=Progress)
-
-    def __post_init__(self) -> None:
-        self.synthesizers = [Synthesizer(source, self.runtime) for source in self.method.sources()]
-        self._scalers = [*(synthesizer.scaler for synthesizer in self.synthesizers), self.trainer.scaler]
 
     def run(self, *, first: tuple[int, str], stop_after: int | None) -> None:
-        """Run from the phase `first` (epoch, phase) to the end, or to the end of epoch number `stop_after`
-        (1-based).
-        """
         config = self.method.config
         for epoch in range(first[0], min(config.epochs, stop_after or config.epochs)):
             if (epoch, PHASES[1]) != first:
                 self._synthesis(epoch)
             if epoch >= config.warmup_epochs:
                 self._distillation(epoch)
+
+    def newest_images(self, source: Method) -> tuple[Tensor, Tensor]:
+        return self.pool[source.info.image_size].newest(source.config.synthesis_batch_size)
 
     def _synthesis(self, epoch: int) -> None:
         rounds = [synthesizer.method.rounds(epoch) for synthesizer in self.synthesizers]
@@ -120,80 +56,5 @@ class AlternatingLoop:
         with self._phase("distillation", epoch, steps) as on_step:
             self.trainer.epoch(epoch, on_step)
             self.progress.counts["student_steps"] += steps
-        with self._timed("evaluation"):
-            result = self.evaluate(epoch)
-        if result:
-            self.progress.last_evaluation = result
-            self.logger.record(epoch=epoch, phase="evaluation", **result)
+        self._evaluation(epoch)
         self._boundary(epoch, "distillation")
-
-    @contextmanager
-    def _phase(self, name: str, epoch: int, steps: int) -> Iterator[OnStep]:
-        """Reseed, time and report one phase; the block gets the function to call after each step."""
-        seed_phase(self.seed, self.runtime.rank, epoch, name)
-        config = self.method.config
-        explain = explained(name, epoch, config, self.runtime)
-        with explain, self._timed(name), self.logger.phase(name, epoch, steps) as meter:
-
-            def on_step(terms: LossTerms, images: int) -> None:
-                meter.step(terms, images)
-                self.signals.check()
-
-            yield on_step
-            check_finite(name, epoch, self._state().values(), config)
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        start, prepared = time.perf_counter(), CLOCK.seconds
-        yield
-        self.runtime.synchronize()
-        preparing = CLOCK.seconds - prepared
-        self.progress.seconds["compile"] += preparing
-        self.progress.seconds[name] += time.perf_counter() - start - preparing
-
-    def _boundary(self, epoch: int, phase: str) -> None:
-        scalers = [scaler.state_dict() for scaler in self._scalers]
-        pool, world_size = self.pool.flush(), self.runtime.world_size
-        record = {"pool": pool, "world_size": world_size, "scalers": scalers, **self.progress.record()}
-        self.save(Checkpoint(epoch=epoch, phase=phase, tensors=self._state(), record=record))
-
-    def _state(self) -> dict[str, Tensor]:
-        """Every tensor of a checkpoint."""
-        tensors = module_tensors("student", self.student) | module_tensors("method", self.method)
-        tensors |= optimizer_tensors("optimizer", self.trainer.optimizer)
-        for size, priorities in self.trainer.priorities.items():
-            tensors |= {f"priorities-{size}/{name}": value for name, value in priorities.state_dict().items()}
-        for name, lasting in self._lasting_optimizers():
-            tensors |= optimizer_tensors(name, lasting)
-        return tensors
-
-    def restore(self, checkpoint: Checkpoint) -> tuple[int, str]:
-        """Take up the state of a checkpoint, in place; returns the phase to run next."""
-        load_module("student", self.student, checkpoint.tensors)
-        # another number of ranks: each has other shares, and draws what depends on them in its next round
-        moved = checkpoint.record["world_size"] != self.runtime.world_size
-        load_module("method", self.method, checkpoint.tensors, fitting=moved)
-        load_optimizer("optimizer", self.trainer.optimizer, checkpoint.tensors)
-        for name, lasting in self._lasting_optimizers():
-            load_optimizer(name, lasting, checkpoint.tensors)
-        for scaler, state in zip(self._scalers, checkpoint.record["scalers"], strict=True):
-            scaler.load_state_dict(state)
-        note = self.pool.restore(checkpoint.record["pool"])
-        if note:
-            self.logger.message(note)
-        for size, priorities in self.trainer.priorities.items():
-            if note:  # images have moved to other slots, and nobody knows which was whose
-                filled = torch.arange(len(self.pool[size]), device=self.runtime.device)
-                priorities.update(filled, torch.ones_like(filled, dtype=torch.float32))
-            else:
-                priorities.load_state_dict(part_tensors(f"priorities-{size}", checkpoint.tensors))
-        self.progress = Progress.from_record(checkpoint.record)
-        if checkpoint.phase == PHASES[0]:
-            return checkpoint.epoch, PHASES[1]
-        return checkpoint.epoch + 1, PHASES[0]
-
-    def _lasting_optimizers(self) -> Iterator[tuple[str, Optimizer]]:
-        """The optimisers of synthesis whose state lasts over the rounds, by their names in a checkpoint."""
-        for synthesizer in self.synthesizers:
-            for lasting in synthesizer.optimizers[1:]:
-                yield f"synthesis_optimizer-{synthesizer.method.info.image_size}", lasting

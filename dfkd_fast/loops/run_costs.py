@@ -5,7 +5,7 @@ from __future__ import annotations
 from dfkd_fast.costs.flops import StepFlops
 from dfkd_fast.costs.peak import matmul_rate
 from dfkd_fast.costs.work import Work
-from dfkd_fast.loops.alternating import Progress
+from dfkd_fast.loops.loop import Progress
 from dfkd_fast.runtime import Runtime
 
 

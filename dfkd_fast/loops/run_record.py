@@ -15,7 +15,7 @@ import torch
 import dfkd_fast
 import dfkd_kernels
 from dfkd_fast.config import TrainConfig, config_hash
-from dfkd_fast.loops.alternating import Progress
+from dfkd_fast.loops.loop import Progress
 from dfkd_fast.runtime import Runtime
 
 

@@ -1,9 +1,10 @@
-"""The distillation phase: the student learns from the teacher on images of the pool."""
+"""Student steps: the student learns from the teacher, on images of the pool or on what a subclass brings."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,52 +23,56 @@ from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.pool.stream import View
 from dfkd_fast.runtime import Runtime
 from dfkd_fast.sampling import ByPriority, EpochShuffle, Sampler
+from dfkd_kernels import PrioritySampler
 
 
-class StudentTrainer:
-    """Runs student epochs: pool read, teacher, student, the method's loss, an optimiser whose learning rate follows a
-    cosine over the epochs after warm-up.
+class StudentSteps:
+    """Runs student steps: teacher, student, the method's loss, an optimiser whose learning rate follows a cosine over
+    the epochs after warm-up. A subclass says where batches come from.
     """
 
-    def __init__(
-        self, student: nn.Module, *, method: Method, teacher: FrozenNet, pool: MultiPool, runtime: Runtime
-    ) -> None:
-        self.student, self.method, self.teacher = student, method, teacher
-        self.pool, self.runtime = pool, runtime
+    def __init__(self, student: nn.Module, *, method: Method, teacher: FrozenNet, runtime: Runtime) -> None:
+        self.student, self.method, self.teacher, self.runtime = student, method, teacher, runtime
         maps = method.student_maps()
         self.tapped = None if maps is None else TappedNet(student, maps=maps)
         self.sources = {source.info.image_size: source for source in method.sources()}
         self.batch_size = sum(source.config.batch_size for source in self.sources.values())
-        opened = {size: source.open_pool(pool[size]) for size, source in self.sources.items()}
-        self.priorities = {size: tree for size, tree in opened.items() if tree is not None}
+        self.priorities: dict[int, PrioritySampler] = {}
         """by image size, where the method has them"""
         config = method.config
         self.crop_scale = config.crop_scale if config.student_crop_scale is None else config.student_crop_scale
-        pad = config.crop_padding if self.crop_scale == 1 else 0
         if not 0 < self.crop_scale <= 1:
             raise UserError(f"--method.student-crop-scale {self.crop_scale}: choose a share above 0 and up to 1")
-        flip = {"on": True, "off": False}.get(config.student_flip, config.flip)
-        self.views = dict.fromkeys(self.sources, View(info=method.info, pad=pad, flip=flip))
+        self.pad = config.crop_padding if self.crop_scale == 1 else 0
+        self.flip = {"on": True, "off": False}.get(config.student_flip, config.flip)
         self.optimizer = student_optimizer(config, student, method.student_side(), runtime)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         self.run_step = make_runner(self.step, runtime)
         self._losses = compiled(self._terms, runtime.compilation)
 
-    def store(self, size: int, made: SynthBatch) -> None:
-        """Put what a round made into the pool of its size, with its priorities where the method has them."""
-        slots = self.pool[size].add(made.images, made.labels, **made.extras)
-        if size in self.priorities:
-            assert made.deltas is not None, "a pool with priorities needs those of new images"
-            self.priorities[size].update(slots, made.deltas[: len(slots)])
-
     def epoch(self, epoch: int, on_step: OnStep) -> None:
-        """The method's student steps over the pool as it is now."""
+        """All of the method's student steps in an epoch."""
+        self.begin_epoch(epoch)
+        self.steps(self.method.student_steps(epoch), on_step)
+        self.end_epoch()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Before an epoch's first step."""
         set_lr(self.optimizer, student_lr(self.method.config, epoch))
         self.student.train()
-        for batches in self.pool.batches(self._samplers(), self.views, self.method.student_steps(epoch)):
-            on_step(self.run_step(None, batches), self.batch_size * self.runtime.world_size)
-        # each rank's BN has seen its own images; one student is saved and seen by the next synthesis
+
+    def steps(self, count: int, on_step: OnStep) -> None:
+        """So many steps."""
+        for inputs in self.inputs(count):
+            on_step(self.run_step(None, *inputs), self.batch_size * self.runtime.world_size)
+
+    def end_epoch(self) -> None:
+        """After its last: each rank's BN has seen its own images; one student is saved and seen by synthesis."""
         self.runtime.average([value for value in self.student.buffers() if value.is_floating_point()])
+
+    def inputs(self, count: int) -> Iterator[tuple[Any, ...]]:
+        """What each of `count` steps is given from outside."""
+        raise NotImplementedError
 
     def step(self, batches: Mapping[int, PoolBatch]) -> LossTerms:
         """One step on a batch of each image size. Returns the detached terms, means over all images."""
@@ -103,6 +108,31 @@ class StudentTrainer:
             name: torch.stack([share * part[name] for share, part in zip(shares, parts, strict=True)]).sum()
             for name in parts[0]
         }
+
+
+class StudentTrainer(StudentSteps):
+    """Student steps on batches of the pool."""
+
+    def __init__(
+        self, student: nn.Module, *, method: Method, teacher: FrozenNet, pool: MultiPool, runtime: Runtime
+    ) -> None:
+        super().__init__(student, method=method, teacher=teacher, runtime=runtime)
+        self.pool = pool
+        opened = {size: source.open_pool(pool[size]) for size, source in self.sources.items()}
+        self.priorities = {size: tree for size, tree in opened.items() if tree is not None}
+        self.views = dict.fromkeys(self.sources, View(info=method.info, pad=self.pad, flip=self.flip))
+
+    def store(self, size: int, made: SynthBatch) -> None:
+        """Put what a round made into the pool of its size, with its priorities where the method has them."""
+        slots = self.pool[size].add(made.images, made.labels, **made.extras)
+        if size in self.priorities:
+            assert made.deltas is not None, "a pool with priorities needs those of new images"
+            self.priorities[size].update(slots, made.deltas[: len(slots)])
+
+    def inputs(self, count: int) -> Iterator[tuple[dict[int, PoolBatch]]]:
+        """Batches of the pool as it is now."""
+        for batches in self.pool.batches(self._samplers(), self.views, count):
+            yield (batches,)
 
     def _samplers(self) -> dict[int, Sampler]:
         samplers: dict[int, Sampler] = {}

@@ -12,7 +12,7 @@ from dfkd_fast.compilation import compiled
 from dfkd_fast.loops.failures import diverged
 from dfkd_fast.loops.steps import make_runner
 from dfkd_fast.methods.base import LossTerms, Method, SynthBatch, weighted_sum
-from dfkd_fast.optim import reset_state, scale_lr
+from dfkd_fast.optim import OptimizerSpec, reset_state, scale_lr
 from dfkd_fast.runtime import Runtime
 
 OnStep = Callable[[LossTerms, int], None]
@@ -27,34 +27,42 @@ class Synthesizer:
 
     def __init__(self, method: Method, runtime: Runtime) -> None:
         self.method, self.runtime = method, runtime
-        specs = [spec for spec in (method.synthesis_optimizer(), method.lasting_optimizer()) if spec is not None]
-        self.optimizers = [spec.build(runtime.optimizer, capturable=runtime.graphs) for spec in specs]
-        """the round's own, and the one whose state lasts, if the method has one"""
+        self.optimizer = self._build(method.synthesis_optimizer())
+        """the round's own, whose state is reset"""
+        self.lasting_optimizer = self._build(method.lasting_optimizer())
+        """the one whose state lasts; a method has one of them, or both"""
+        self.optimizers = [part for part in (self.optimizer, self.lasting_optimizer) if part is not None]
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         self.best_loss = torch.full((), torch.inf, device=runtime.device, dtype=runtime.master_dtype)
         self.best_images: Tensor | None = None
         self.run_step = make_runner(self.step, runtime)
         self._forward = compiled(method.synthesis_step, runtime.compilation)
 
-    @property
-    def optimizer(self) -> Optimizer:
-        """The round's own."""
-        return self.optimizers[0]
-
     def round(self, epoch: int, index: int, on_step: OnStep) -> SynthBatch:
-        """One round: `synthesis_steps` steps; what the step of the lowest loss (in the last stage) made goes to the
-        pool.
+        """One round, and what it leaves to the pool: by default what the step of the lowest loss (in the last stage)
+        made.
         """
+        self.steps(epoch, index, on_step)
+        if self.best_images is None or not self.best_loss.isfinite():
+            raise diverged("synthesis", epoch, self.method.config)
+        return self.finish()
+
+    def steps(self, epoch: int, index: int, on_step: OnStep) -> None:
+        """The steps of a round alone, `synthesis_steps` of them: nothing waits for the device."""
         self.method.begin_round(epoch, index)
         for stage, steps in enumerate(self.method.stages()):
-            reset_state(self.optimizer)
+            if self.optimizer is not None:
+                reset_state(self.optimizer)
             self.best_loss.fill_(torch.inf)
             self.method.begin_stage(stage)
             for step in range(steps):
-                scale_lr(self.optimizer, self.method.lr_scale(step, steps))
+                if self.optimizer is not None:
+                    scale_lr(self.optimizer, self.method.lr_scale(step, steps))
                 on_step(self.run_step(self.method.step_variant()), self.method.config.synthesis_batch_size)
-        if self.best_images is None or not self.best_loss.isfinite():
-            raise diverged("synthesis", epoch, self.method.config)
+
+    def finish(self) -> SynthBatch:
+        """What a round whose steps are done leaves."""
+        assert self.best_images is not None, "no step has been made"
         with torch.no_grad(), self.runtime.autocast():
             return self.method.end_round(self.best_images)
 
@@ -72,6 +80,9 @@ class Synthesizer:
         self.scaler.update()
         self.method.end_step()
         return {name: term.detach() for name, term in terms.items()}
+
+    def _build(self, spec: OptimizerSpec | None) -> Optimizer | None:
+        return None if spec is None else spec.build(self.runtime.optimizer, capturable=self.runtime.graphs)
 
     def _keep_best(self, loss: Tensor, images: Tensor) -> None:
         if self.best_images is None:

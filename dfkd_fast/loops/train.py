@@ -194,7 +194,7 @@ class Run:
         sources = self.method.sources()
         for source in sources if columns else ():
             size = source.info.image_size
-            images, labels = self.pool[size].newest(source.config.synthesis_batch_size)
+            images, labels = self.loop.newest_images(source)
             path = stem.with_name(f"{stem.name}{'' if len(sources) == 1 else f'-{size}'}.png")
             save_grid(path, images, labels, num_classes=source.info.num_classes, per_class=columns)
 

@@ -148,8 +148,10 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def synthesis_optimizer(self) -> OptimizerSpec:
-        """What a round optimises. Built once; its state is reset in place at the start of each stage."""
+    def synthesis_optimizer(self) -> OptimizerSpec | None:
+        """What a round optimises. Built once; its state is reset in place at the start of each stage. None: nothing
+        starts anew, `lasting_optimizer` has it all.
+        """
         raise NotImplementedError
 
     def lasting_optimizer(self) -> OptimizerSpec | None:
