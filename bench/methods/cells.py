@@ -58,16 +58,20 @@ class Cell:
     variant: str
     """what is changed, a key of `ABLATIONS`; empty: nothing"""
     seed: int
+    precision: str = ""
+    """of teacher, synthesis and student; empty: as the preset has it"""
 
     @property
     def title(self) -> str:
-        """The method as tables call it, with its variant."""
-        return " ".join(filter(None, (TITLES.get(self.method, self.method), self.variant)))
+        """The method as tables call it, with its variant and, where it is not the preset's, its precision."""
+        where = f"in {self.precision}" if self.precision else ""
+        return " ".join(filter(None, (TITLES.get(self.method, self.method), self.variant, where)))
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What the variant changes."""
-        return ABLATIONS[self.method][self.variant] if self.variant else ()
+        """What the variant changes, and the precision."""
+        variant = ABLATIONS[self.method][self.variant] if self.variant else ()
+        return (*variant, "--precision", self.precision) if self.precision else variant
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -122,13 +126,14 @@ class Recipe:
     @property
     def folder_name(self) -> str:
         """Where the run lies in the cache: readable, and another for another hash."""
-        variant = self.cell.variant.replace(" ", "-")
-        return "-".join(filter(None, (self.cell.method, variant, f"s{self.cell.seed}", self.run_hash)))
+        cell = self.cell
+        variant = cell.variant.replace(" ", "-")
+        return "-".join(filter(None, (cell.method, variant, cell.precision, f"s{cell.seed}", self.run_hash)))
 
 
-def method_cells(methods: list[str], seeds: list[int]) -> list[Cell]:
-    """Every method as its preset has it; a seed of all before the next seed."""
-    return [Cell(method, "", seed) for seed in seeds for method in methods]
+def method_cells(methods: list[str], seeds: list[int], precision: str = "") -> list[Cell]:
+    """Every method as its preset has it, or in another precision; a seed of all before the next seed."""
+    return [Cell(method, "", seed, precision) for seed in seeds for method in methods]
 
 
 def ablation_cells(methods: list[str], seeds: list[int]) -> list[Cell]:

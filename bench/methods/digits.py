@@ -1,10 +1,11 @@
 """`make results-digits`: every method on digits over three seeds, as a table in docs/results.md.
 
-Runs `dfkd-fast train METHOD --preset digits --seed S --threads 1` for each method and seed, or with --ablations for
-each variant that leaves a part of a method out. Each run has a folder in the cache, named by a hash of everything that
-its numbers depend on: a finished run is never made again, one that was stopped (Ctrl-C, a crash) goes on where it
-stopped. Every finished run adds a line to the results file, from which the table is made; where seeds are missing it
-says how many there are, or "not measured".
+Runs `dfkd-fast train METHOD --preset digits --seed S --threads 1` for each method and seed; with --ablations each
+variant that leaves a part of a method out, with --precision each method in another precision, for a table that compares
+it with the presets'. Each run has a folder in the cache, named by a hash of everything that its numbers depend on: a
+finished run is never made again, one that was stopped (Ctrl-C, a crash) goes on where it stopped. Every finished run
+adds a line to the results file, from which the table is made; where seeds are missing it says how many there are, or
+"not measured".
 """
 
 from __future__ import annotations
@@ -13,21 +14,22 @@ import argparse
 import signal
 from pathlib import Path
 
-from cells import ABLATIONS, Recipe, ablation_cells, method_cells
+from cells import ABLATIONS, Cell, Recipe, ablation_cells, method_cells
+from precision import precision_table
 from runs import Runner, read_lines
 from table import table, write_between
 
 from dfkd_fast.catalog import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
+SEEDS = [0, 1, 2]
 
 
 def main() -> int:
     """Make the runs that are missing, then the table; the exit status is 1 where a run is missing still."""
     options = _options()
     methods = [name for name in METHODS if name in options.methods]
-    make_cells = ablation_cells if options.ablations else method_cells
-    cells = make_cells(methods, options.seeds)
+    cells = _cells(methods, options.seeds, options)
     runner = Runner(options.cache, options.results, jobs=options.jobs)
     if options.list:
         for recipe in map(Recipe.of, cells):
@@ -38,18 +40,33 @@ def main() -> int:
         complete = options.table_only or runner.run(cells)
     except KeyboardInterrupt:  # while a teacher trained; runs are stopped behind a step, see Runner
         return 128 + signal.SIGINT
-    whole = make_cells(list(METHODS), [0, 1, 2])  # whatever was selected: the page has all
-    text = table(whole, read_lines(options.results))
+    name, text = _table(options)
     print(text)
-    write_between(options.page, "ablations" if options.ablations else "digits", text)
+    write_between(options.page, name, text)
     return 0 if complete else 1
+
+
+def _cells(methods: list[str], seeds: list[int], options: argparse.Namespace) -> list[Cell]:
+    if options.ablations:
+        return ablation_cells(methods, seeds)
+    return method_cells(methods, seeds, options.precision or "")
+
+
+def _table(options: argparse.Namespace) -> tuple[str, str]:
+    """Where on the page it stands, and the table: of all methods and seeds, whatever was selected."""
+    methods, lines = list(METHODS), read_lines(options.results)
+    if options.precision:
+        return "precision", precision_table(methods, SEEDS, lines, options.precision)
+    return "ablations" if options.ablations else "digits", table(_cells(methods, SEEDS, options), lines)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED")
-    parser.add_argument("--ablations", action="store_true", help=f"the variants of {', '.join(ABLATIONS)}")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, metavar="SEED")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--ablations", action="store_true", help=f"the variants of {', '.join(ABLATIONS)}")
+    what.add_argument("--precision", choices=("fp32", "fp16"), help="every method in this precision, against bf16")
     parser.add_argument("--jobs", type=int, default=1, help="runs beside each other; each takes one thread")
     parser.add_argument("--list", action="store_true", help="only say which runs there are, finished or missing")
     parser.add_argument("--table-only", action="store_true", help="make no run, only the table")

@@ -24,13 +24,18 @@ def table(cells: Sequence[Cell], lines: Sequence[Line]) -> str:
     """
     rows: dict[tuple[str, str], list[Line | None]] = {}
     titles: dict[tuple[str, str], str] = {}
-    newest = {line["recipe_hash"]: line for line in lines}
+    known = newest(lines)
     for cell in cells:
         titles[cell.method, cell.variant] = cell.title
-        rows.setdefault((cell.method, cell.variant), []).append(newest.get(Recipe.of(cell).recipe_hash))
+        rows.setdefault((cell.method, cell.variant), []).append(known.get(Recipe.of(cell).recipe_hash))
     used = [line for found in rows.values() for line in found if line]
     text = "\n".join([HEAD, *(_row(titles[key], found) for key, found in rows.items())])
-    return f"{text}\n\n{_origin(used)}" if used else text
+    return f"{text}\n\n{origin(used)}" if used else text
+
+
+def newest(lines: Sequence[Line]) -> dict[str, Line]:
+    """The last line of each recipe, by its hash."""
+    return {line["recipe_hash"]: line for line in lines}
 
 
 def write_between(file: Path, name: str, text: str) -> None:
@@ -72,7 +77,7 @@ def _count(lines: Sequence[Line], key: str) -> str:
     return f"{fmean(line[key] for line in lines):,.0f}"
 
 
-def _origin(lines: Sequence[Line]) -> str:
+def origin(lines: Sequence[Line]) -> str:
     """Where the figures come from, of all lines together."""
     seeds = sorted({line["seed"] for line in lines})
     processors = ", ".join(sorted({f"{line['processor']}, {line['device']}" for line in lines}))

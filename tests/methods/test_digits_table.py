@@ -24,7 +24,7 @@ from dfkd_fast.models.factory import load_model
 
 ROOT = Path(__file__).parent.parent.parent
 BENCH = ROOT / "bench" / "methods"
-PARTS = ("cells", "runs", "table", "digits")
+PARTS = ("cells", "runs", "table", "precision", "digits")
 
 
 @pytest.fixture
@@ -113,6 +113,7 @@ def test_hashes_tell_apart_what_computes_something_else(
     others = [cells.Recipe.of(cells.Cell("nayer", "", 1)), cells.Recipe.of(cells.Cell("muse", "", 0))]
     others.append(cells.Recipe(base.cell, replace(base.config, method=replace(base.config.method, bn_weight=9.0))))
     others += map(cells.Recipe.of, cells.ablation_cells(["nayer"], [0])[1:])
+    others += map(cells.Recipe.of, cells.method_cells(["nayer"], [0], "fp32"))
     assert len({recipe.recipe_hash for recipe in (base, *others)}) == 1 + len(others)
     monkeypatch.setattr(cells.sklearn, "__version__", "0.0")
     newer = cells.Recipe.of(base.cell)
@@ -184,6 +185,30 @@ def test_table(bench: dict[str, ModuleType], tmp_path: Path) -> None:
     assert page.read_text() == f"before\n<!-- digits -->\n{text}\n<!-- /digits -->\nafter\n"
     with pytest.raises(SystemExit, match="no <!-- ablations -->"):
         bench["table"].write_between(page, "ablations", text)
+
+
+def test_precision_table(bench: dict[str, ModuleType]) -> None:
+    """Against figures computed by hand; a run that was not computed in bf16 is no bf16 run, whatever it asked for."""
+    make, lines = bench["cells"].method_cells, []
+    fp32 = {"precision": "fp32", "distillation_seconds": 120.4}
+    for method, bf16_top1, fp32_top1 in (
+        ("fast", (0.95, 0.96, 0.97), (0.96, 0.97, 0.98)),
+        ("muse", (0.9,) * 3, (1,) * 3),
+    ):
+        lines += [line_of(bench, cell, top1) for cell, top1 in zip(make([method], [0, 1, 2]), bf16_top1, strict=True)]
+        cells = make([method], [0, 1, 2], "fp32")
+        lines += [line_of(bench, cell, top1) | fp32 for cell, top1 in zip(cells, fp32_top1, strict=True)]
+    lines += [line_of(bench, cell, 0.5) | {"precision": "fp32"} for cell in make(["cmi"], [0])]
+    text = bench["precision"].precision_table(["fast", "muse", "cmi"], [0, 1, 2], lines, "fp32")
+    spread = "96.00 % (95.00 to 97.00) | 97.00 % (96.00 to 98.00)"
+    assert f"| Fast-5 | {spread} | +1.00 | yes | 99.00 % and 99.00 % | 2.00 |" in text
+    assert "| +10.00 | no |" in text
+    assert "| CMI | not measured | not measured |" in text
+    # variances 1, 1, 0, 0; two means of three: sqrt(0.5 * 2 / 3)
+    assert "over all methods and both precisions, is 0.71 points. 1 of 2 differences" in text
+    assert (
+        "within two standard errors (1.15 points); their mean is +5.50 points, with a standard error of 0.41." in text
+    )
 
 
 def test_the_page_has_a_row_for_each_method(bench: dict[str, ModuleType]) -> None:
