@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfkd_fast.catalog import MODELS
+from dfkd_fast.catalog import FACTS, MODELS
 from dfkd_fast.config import TrainConfig
-from dfkd_fast.data import ImageSet, load_split
-from dfkd_fast.errors import UserError
+from dfkd_fast.data import load_split
+from dfkd_fast.errors import UserError, one_of
+from dfkd_fast.image_stream import LabelledImages
 from dfkd_fast.loops.evaluate import check_fit
 from dfkd_fast.loops.teacher import cached_teacher
 from dfkd_fast.methods.base import Method
@@ -35,7 +36,7 @@ def runtime_of(config: TrainConfig) -> Runtime:
 
 
 def load_teacher(
-    config: TrainConfig, test: ImageSet | None, runtime: Runtime, *, on_step: Callable[[], None]
+    config: TrainConfig, test: LabelledImages | None, runtime: Runtime, *, on_step: Callable[[], None]
 ) -> tuple[nn.Module, ModelInfo]:
     """The teacher that the config names: trained on the spot (`--train-teacher`), from a checkpoint, or published
     weights.
@@ -69,17 +70,26 @@ def load_teacher(
 
 
 def check_teacher(
-    teacher: nn.Module, info: ModelInfo, method: type[Method], config: TrainConfig, test: ImageSet | None
+    teacher: nn.Module, info: ModelInfo, method: type[Method], config: TrainConfig, test: LabelledImages | None
 ) -> None:
     """Raise UserError where teacher, data and method do not fit, before anything is written."""
-    has_batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in teacher.modules())
-    if method.needs_batchnorm and not has_batchnorm:
+    bn_weight = getattr(config.method, "bn_weight", None)
+    matches = method.needs_batchnorm if bn_weight is None else bn_weight != 0
+    if matches and not any(map(_has_statistics, teacher.modules())):
+        flag = "" if bn_weight is None else "give --method.bn-weight 0, "
+        others = [name for name, facts in FACTS.items() if facts.batchnorm == "no"]
+        without = f", or a method that needs none: {one_of(others)}" if others else ""
         raise UserError(
             f"--teacher {config.teacher}: {config.method_name} matches BatchNorm statistics and this network has none; "
-            "choose a teacher with BatchNorm"
+            f"{flag}choose a teacher with BatchNorm{without}"
         )
     if test is not None:
         check_fit(test, info, "--data")
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    """Whether a frozen network hands out batch moments of this layer."""
+    return isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and module.running_mean is not None
 
 
 def check_pool_use(config: TrainConfig, method: Method, world_size: int = 1) -> None:

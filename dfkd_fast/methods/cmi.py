@@ -104,6 +104,8 @@ class Cmi(Method):
         self.global_view = Augment(setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
         self.local_view = Augment(setup.info, flip=config.flip, crop_scale=config.local_scale)
         self.feature_maps = tuple(f"{name}:input" for name in config.feature_layers) or self.teacher.norm_inputs
+        if not self.feature_maps:
+            raise UserError("--method.feature-layers: missing; the teacher has no BatchNorm layers, which stand for it")
         try:
             self.teacher.prepare(self.feature_maps)
             width = description_width(self.teacher, self.feature_maps)
@@ -138,10 +140,9 @@ class Cmi(Method):
         images = self.generator()
         view = self.global_view(images)
         teacher = self.teacher(view, maps=self.feature_maps)
-        terms = {
-            "ce": label_ce(teacher.logits, self.labels),
-            "bn": bn_stat_loss(teacher.moments, self.teacher.targets),
-        }
+        terms = {"ce": label_ce(teacher.logits, self.labels)}
+        if self.config.bn_weight:
+            terms["bn"] = bn_stat_loss(teacher.moments, self.teacher.targets)
         if self.adversarial:
             terms["adv"] = disagreement(self._student[0](view), teacher.logits)
         if self.config.contrastive_weight:

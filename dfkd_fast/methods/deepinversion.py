@@ -105,7 +105,7 @@ class DeepInversion(Method):
             if not 0 <= value < limit:
                 raise UserError(f"--method.{flag} {value}: choose from 0 to {limit - 1}")
         weights = torch.ones(len(setup.teacher.targets))
-        weights[0] = config.first_bn_weight
+        weights[:1] = config.first_bn_weight
         # none of these is saved: no round goes on with the pixels of another
         self.register_buffer("bn_weights", weights, persistent=False)
         self.register_buffer("pixels", torch.zeros(size, setup.info.in_chans, side, side), persistent=False)
@@ -147,10 +147,9 @@ class DeepInversion(Method):
         pixels = F.avg_pool2d(self.pixels, 2) if self.low_res else self.pixels
         view = jitter(pixels, reach=self.config.jitter >> self.low_res, flip=self.config.jitter_flip)
         teacher = self.teacher(view)
-        terms = {
-            "ce": label_ce(teacher.logits, self.labels),
-            "bn": bn_stat_loss(teacher.moments, self.teacher.targets, weights=self.bn_weights),  # R_feature
-        }
+        terms = {"ce": label_ce(teacher.logits, self.labels)}
+        if self.config.bn_weight:  # R_feature
+            terms["bn"] = bn_stat_loss(teacher.moments, self.teacher.targets, weights=self.bn_weights)
         if self.adversarial:  # R_compete
             terms["adv"] = competition(self._student[0](view), teacher.logits, clamp=self.config.adv_clamp)
         for name in ("tv_l1", "tv_l2", "l2"):  # R_prior

@@ -22,8 +22,8 @@ def describe(output: NetOutput) -> Tensor:
 
 def description_width(net: FrozenNet, maps: Sequence[str]) -> int:
     """D of `describe` for these maps, found by looking at one image. Raises ValueError for a map that is not there."""
-    mean, _ = net.targets[0]
-    probe = mean.new_zeros(1, net.info.in_chans, net.info.image_size, net.info.image_size)
+    like = next(net.net.parameters())
+    probe = like.new_zeros(1, net.info.in_chans, net.info.image_size, net.info.image_size)
     return describe(net(probe, maps=maps, moments=False)).shape[1]
 
 

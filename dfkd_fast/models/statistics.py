@@ -15,7 +15,8 @@ class PoolStatistics(nn.Module):
 
     Fast (Fang et al., AAAI 2022) and NAYER: a batch need not have the running statistics by itself, only together with
     what the pool already holds. Until the first `update` the momentum is 0, which is the plain loss; it is a tensor on
-    the device, so that a captured step sees the change. `targets`: (running_mean, running_var) per layer.
+    the device, so that a captured step sees the change. `targets`: (running_mean, running_var) per layer; none for a
+    teacher without BatchNorm, whose loss is the empty sum, 0.
     """
 
     weight: Tensor
@@ -34,6 +35,8 @@ class PoolStatistics(nn.Module):
         """Sum over layers of the L2 norms of the mixed mean and variance differences -> scalar. Remembers the batch's
         own.
         """
+        if not self.targets:
+            return self.weight.new_zeros(())
         with torch.no_grad():
             torch.cat([layer.mean() for layer in moments], out=self.batch[0])
             torch.cat([layer.var() for layer in moments], out=self.batch[1])
