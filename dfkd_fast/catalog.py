@@ -26,7 +26,7 @@ class MethodFacts(NamedTuple):
     venue: str
     """where and when it was published"""
     paper: str
-    """arXiv id, as in the class"""
+    """as in the class: the arXiv id, or where else it is found"""
     cifar10: tuple[float, str] | None = None
     """published top-1 in percent for `CIFAR10_PAIR`, and where; of several recipes the default one's"""
     digits: float | None = None
@@ -42,6 +42,11 @@ class MethodFacts(NamedTuple):
     page: str = ""
     """its page in docs/methods; without it the method's own name"""
 
+
+    @property
+    def arxiv(self) -> str:
+        """The number of its arXiv id; empty where it has none."""
+        return self.paper.removeprefix("arXiv:") if self.paper.startswith("arXiv:") else ""
 
 FACTS: dict[str, MethodFacts] = {
     "nayer": MethodFacts("NAYER", "CVPR 2024", "arXiv:2310.00258", (95.21, "NAYER T1"), 99.44, text=True),

@@ -23,8 +23,8 @@ def methods_table() -> str:
 def _row(name: str) -> str:
     facts = FACTS[name]
     title = f"[{facts.title}](docs/methods/{facts.page or name}.md)"
-    number = facts.paper.removeprefix("arXiv:")
-    paper = f"{facts.venue}, [{number}](https://arxiv.org/abs/{number})"
+    number = facts.arxiv
+    paper = f"{facts.venue}, [{number}](https://arxiv.org/abs/{number})" if number else facts.venue
     digits = "not measured" if facts.digits is None else f"{facts.digits:.1f} %"
     cifar10 = "{:.2f} % ({})".format(*facts.cifar10) if facts.cifar10 else ""
     needed = needs(facts).replace("*", r"\*")

@@ -106,7 +106,7 @@ SECTIONS: dict[str, Callable[[], None]] = {
 def _method_row(name: str, facts: MethodFacts) -> tuple[str, ...]:
     digits = "not measured" if facts.digits is None else f"{facts.digits:.1f} %"
     cifar10 = "{:.2f} % ({})".format(*facts.cifar10) if facts.cifar10 else ""
-    return name, facts.venue, facts.paper.removeprefix("arXiv:"), facts.loop, needs(facts), digits, cifar10
+    return name, facts.venue, facts.arxiv, facts.loop, needs(facts), digits, cifar10
 
 
 def published(method: str, preset: str) -> list[dict[str, Any]]:

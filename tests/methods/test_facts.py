@@ -89,7 +89,7 @@ def test_ls_methods(capsys: pytest.CaptureFixture[str]) -> None:
     assert head.split() == ["METHOD", "paper", "loop", "needs", "digits", "CIFAR-10"]
     for (name, facts), line in zip(FACTS.items(), lines, strict=False):
         digits = "not measured" if facts.digits is None else f"{facts.digits:.1f} %"
-        for cell in (name, facts.venue, facts.paper.removeprefix("arXiv:"), facts.loop, needs(facts), digits):
-            assert f" {cell} " in f"{line} "
+        for cell in (name, facts.venue, facts.arxiv, facts.loop, needs(facts), digits):
+            assert f" {cell} " in f"{line}  "
     assert max(map(len, [head, *lines])) <= 120
     assert "ResNet-34 -> ResNet-18" in lines[-1]
