@@ -42,11 +42,11 @@ class MethodFacts(NamedTuple):
     page: str = ""
     """its page in docs/methods; without it the method's own name"""
 
-
     @property
     def arxiv(self) -> str:
         """The number of its arXiv id; empty where it has none."""
         return self.paper.removeprefix("arXiv:") if self.paper.startswith("arXiv:") else ""
+
 
 FACTS: dict[str, MethodFacts] = {
     "nayer": MethodFacts("NAYER", "CVPR 2024", "arXiv:2310.00258", (95.21, "NAYER T1"), 99.44, text=True),
