@@ -20,6 +20,7 @@ from dfkd_fast.loops.pools import make_pools
 from dfkd_fast.loops.student import StudentTrainer
 from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.loops.train import load_method, make_method
+from dfkd_fast.loops.trainers import make_trainer
 from dfkd_fast.methods.base import LossTerms, Method, SynthBatch
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.teacher import FrozenNet
@@ -64,7 +65,7 @@ class Rehearsal:
         self.method, teacher, student = assemble(config, info, runtime)
         check_pool_use(config, self.method)
         self.pool, _ = make_pools(config.pool, folder, method=self.method, runtime=runtime)
-        self.trainer = StudentTrainer(student, method=self.method, teacher=teacher, pool=self.pool, runtime=runtime)
+        self.trainer = make_trainer(student, method=self.method, teacher=teacher, pool=self.pool, runtime=runtime)
         self.synthesizers = [Synthesizer(source, runtime) for source in self.method.sources()]
 
     def measure(self, window: Window) -> Timings:
@@ -97,6 +98,9 @@ class Rehearsal:
         for stage, kind in enumerate(kinds):
             timings.synthesis[kind] = watch.spread(stage)
         timings.warmup += watch.warmup_seconds
+        if source.loop == "stepwise":  # a round is its steps
+            timings.round[kinds[-1]] = 0.0
+            return
         self.fill(source, batch)
         costs = [self._round_cost(synthesizer, window, warmup=warmup) for _ in range(2)]
         steps = sum(timings.synthesis[kind].median for kind in kinds)
@@ -114,9 +118,11 @@ class Rehearsal:
             self.trainer.epoch(probe_epoch(self.method, warmup=False), _ignore)
 
     def fill(self, source: Method, batch: SynthBatch) -> None:
-        """Fill a source's pool with copies of a batch, for two student batches, or as far as it goes with room left for
-        a few rounds.
+        """Fill a source's pool, where it has one, with copies of a batch, for two student batches, or as far as it goes
+        with room left for a few rounds.
         """
+        if source.loop == "stepwise":
+            return
         pool, batch_size = self.pool[source.info.image_size], len(batch.images)
         while len(pool) < min(2 * source.config.batch_size, pool.capacity - 5 * batch_size):
             self._add(source, batch)
@@ -134,6 +140,7 @@ class Rehearsal:
         pool = self.pool[size]
         if pool.policy == "append" and len(pool) + len(batch.images) > pool.capacity:
             return
+        assert isinstance(self.trainer, StudentTrainer), "a method with a pool"
         self.trainer.store(size, batch)
 
 

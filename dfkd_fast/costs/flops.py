@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dfkd_fast.costs.work import SynthesisKind, Work, probe_epoch, stage_kinds
 from dfkd_fast.generators.upsample_conv import UpsampleConv2d
 from dfkd_fast.methods.base import Method, Setup, SynthBatch, weighted_sum
+from dfkd_fast.methods.stepwise import StepwiseMethod
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.taps import TappedNet
 from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_twin
@@ -136,7 +137,9 @@ def _count_student(method: Method, setup: Setup, student: Callable[[Tensor], Any
     batch = PoolBatch(made.images, made.labels, torch.arange(len(made.images)), made.extras)
     with FlopCounterMode(display=False) as counter:
         with torch.no_grad():
-            teacher = setup.teacher(batch.images, moments=False)
+            if isinstance(method, StepwiseMethod):
+                batch = batch._replace(images=method.fresh_images())
+            teacher = setup.teacher(batch.images, maps=method.teacher_maps, moments=False)
         out = student(batch.images)
         answer = out if isinstance(out, NetOutput) else NetOutput(out)
         weighted_sum(method.student_loss(batch, teacher, answer), method.config).backward()

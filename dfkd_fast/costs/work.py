@@ -29,7 +29,7 @@ class Work:
     rounds: Counter[SynthesisKind] = field(default_factory=Counter)
     """synthesis rounds, each under the kind of its last stage"""
     images: int = 0
-    """images synthesised, also those that a full pool drops"""
+    """images synthesised for the student, also those that a full pool drops"""
     student_steps: int = 0
     student_epochs: int = 0
 
@@ -46,10 +46,13 @@ def recipe_work(method: Method, epochs: int | None = None) -> Work:
             for kind, steps in stage_kinds(source, warmup=epoch < config.warmup_epochs):
                 work.synthesis_steps[kind] += rounds * steps
             work.rounds[kind] += rounds
-            work.images += rounds * source.config.synthesis_batch_size
+            if method.loop == "alternating":
+                work.images += rounds * source.config.synthesis_batch_size
         if epoch >= config.warmup_epochs:
             work.student_steps += method.student_steps(epoch)
             work.student_epochs += 1
+            if method.loop == "stepwise":
+                work.images += method.student_steps(epoch) * config.batch_size
     work.synthesis_steps, work.rounds = +work.synthesis_steps, +work.rounds  # without those that never come
     return work
 

@@ -91,6 +91,18 @@ def make_decoder(in_features: int, image_size: int, *, width: int = 128, in_chan
     )
 
 
+def make_large_decoder(in_features: int, image_size: int, *, width: int = 256, in_chans: int = 3) -> Decoder:
+    """CMI's LargeGenerator, which DAFL, ZSKT and DFQ have there: a stem of 256 x (H/4)^2 with BN, blocks of 128 and 64.
+
+    `width` stands for the 256. Above 64 px, where nothing is published, it is `make_decoder`'s deep one of half the
+    width.
+    """
+    if image_size > 64:
+        return make_decoder(in_features, image_size, width=width // 2, in_chans=in_chans)
+    blocks = ((True, width // 2), (True, width // 4))
+    return Decoder(in_features, image_size, stem_channels=width, stem_norm=True, blocks=blocks, in_chans=in_chans)
+
+
 def make_spatial_decoder(
     latent_channels: int, image_size: int, *, width: int = 128, in_chans: int = 3
 ) -> SpatialDecoder:

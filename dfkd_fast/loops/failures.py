@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dfkd_fast.errors import UserError
 from dfkd_fast.methods.base import MethodConfig
+from dfkd_fast.methods.stepwise import StepwiseConfig
 from dfkd_fast.runtime import Runtime
 
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
@@ -64,10 +65,13 @@ def is_compile_failure(error: Exception) -> bool:
 
 
 def rate_setting(phase: str, config: MethodConfig) -> str:
-    """The flag, with its value, of the learning rate of a phase."""
-    names = ("generator_lr", "image_lr") if phase == "synthesis" else ("student_lr",)
-    name = next(name for name in names if hasattr(config, name))
-    return f"--method.{name.replace('_', '-')} {getattr(config, name)}"
+    """The flag, with its value, of the learning rate of a phase; of both rates where generator and student take
+    turns.
+    """
+    names = [name for name in ("generator_lr", "image_lr") if hasattr(config, name)][: phase == "synthesis"]
+    if phase != "synthesis":
+        names = ["student_lr", *(["generator_lr"] if isinstance(config, StepwiseConfig) else [])]
+    return " or ".join(f"--method.{name.replace('_', '-')} {getattr(config, name)}" for name in names)
 
 
 def check_finite(phase: str, epoch: int, state: Iterable[Tensor], config: MethodConfig) -> None:

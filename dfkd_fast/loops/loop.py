@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,9 @@ class Progress:
 @dataclass(kw_only=True)
 class Loop:
     """A run's epochs; a subclass says in what order their steps come."""
+
+    image_phases: ClassVar[Sequence[str]] = PHASES[:1]
+    """the phases that make images"""
 
     method: Method
     student: nn.Module

@@ -98,7 +98,7 @@ def check_pool_use(config: TrainConfig, method: Method, world_size: int = 1) -> 
     `method` has one rank's share of the recipe, and `--pool.capacity` counts the images of all of `world_size`.
     """
     warmup = config.method.warmup_epochs
-    for source in method.sources():
+    for source in method.sources() if method.loop == "alternating" else ():
         if not any(source.rounds(epoch) for epoch in range(warmup + 1)):
             raise UserError(
                 f"--method.warmup-epochs {warmup}: no synthesis round before the student's first step; "

@@ -10,11 +10,17 @@ from dfkd_fast.pool.build import make_pool
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.runtime import Runtime
 
+_DEFAULTS = vars(PoolConfig())
+
 
 def make_pools(config: PoolConfig, folder: Path, *, method: Method, runtime: Runtime) -> tuple[MultiPool, list[str]]:
     """Empty pools with their journals in `folder`, each in one of its own where there are several, and a line about
-    each.
+    each; no pool for a method that makes every student batch anew, which then is the line.
     """
+    if method.loop == "stepwise":
+        idle = [f"--pool.{name.replace('_', '-')}" for name, value in vars(config).items() if value != _DEFAULTS[name]]
+        without = f"; {', '.join(idle)}: without effect" if idle else ""
+        return MultiPool({}), [f"no pool: each student batch is made anew{without}"]
     sources, pools, lines = method.sources(), {}, []
     for source in sources:
         size = source.info.image_size

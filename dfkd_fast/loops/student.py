@@ -35,6 +35,8 @@ class StudentSteps:
         self.student, self.method, self.teacher, self.runtime = student, method, teacher, runtime
         maps = method.student_maps()
         self.tapped = None if maps is None else TappedNet(student, maps=maps)
+        if method.teacher_maps:
+            teacher.prepare(method.teacher_maps)
         self.sources = {source.info.image_size: source for source in method.sources()}
         self.batch_size = sum(source.config.batch_size for source in self.sources.values())
         self.priorities: dict[int, PrioritySampler] = {}
@@ -71,13 +73,17 @@ class StudentSteps:
         self.runtime.average([value for value in self.student.buffers() if value.is_floating_point()])
 
     def inputs(self, count: int) -> Iterator[tuple[Any, ...]]:
-        """What each of `count` steps is given from outside."""
+        """What each of `count` steps is given from outside, on the host."""
         raise NotImplementedError
 
-    def step(self, batches: Mapping[int, PoolBatch]) -> LossTerms:
+    def batches(self, *inputs: Any) -> Mapping[int, PoolBatch]:
+        """A step's batch of each image size, from its inputs. Part of the step, which may be captured."""
+        raise NotImplementedError
+
+    def step(self, *inputs: Any) -> LossTerms:
         """One step on a batch of each image size. Returns the detached terms, means over all images."""
         self.optimizer.zero_grad()
-        parts = [self._losses(batch) for batch in batches.values()]
+        parts = [self._losses(batch) for batch in self.batches(*inputs).values()]
         terms = parts[0] if len(parts) == 1 else self._mean(parts)
         self.scaler.scale(weighted_sum(terms, self.method.config)).backward()
         self._average_gradients()
@@ -98,7 +104,7 @@ class StudentSteps:
             batch = batch._replace(images=resized_crop(batch.images, boxes))
         with self.runtime.autocast():
             with torch.no_grad():
-                teacher = self.teacher(batch.images, moments=False)
+                teacher = self.teacher(batch.images, maps=self.method.teacher_maps, moments=False)
             student = NetOutput(self.student(batch.images)) if self.tapped is None else self.tapped(batch.images)
             return self.method.student_loss(batch, teacher, student)
 
@@ -133,6 +139,10 @@ class StudentTrainer(StudentSteps):
         """Batches of the pool as it is now."""
         for batches in self.pool.batches(self._samplers(), self.views, count):
             yield (batches,)
+
+    def batches(self, *inputs: Any) -> Mapping[int, PoolBatch]:
+        found: Mapping[int, PoolBatch] = inputs[0]
+        return found
 
     def _samplers(self) -> dict[int, Sampler]:
         samplers: dict[int, Sampler] = {}

@@ -27,19 +27,23 @@ from dfkd_fast.loops.alternating import AlternatingLoop
 from dfkd_fast.loops.class_vectors import class_vectors
 from dfkd_fast.loops.evaluate import Evaluation, agreement, evaluate
 from dfkd_fast.loops.interrupt import Interrupted, StopSignals, stop_signals
+from dfkd_fast.loops.loop import Loop
 from dfkd_fast.loops.networks import check_pool_use, check_teacher, load_teacher, make_student, runtime_of
 from dfkd_fast.loops.pools import make_pools
 from dfkd_fast.loops.ranks import checkpoint_folder, checkpoint_to_resume, drop_other_checkpoints, share_of_rank
 from dfkd_fast.loops.run_costs import run_costs
 from dfkd_fast.loops.run_folder import check_folder, claim_folder
 from dfkd_fast.loops.run_record import write_run_record
-from dfkd_fast.loops.student import StudentTrainer
+from dfkd_fast.loops.stepwise import StepwiseLoop
+from dfkd_fast.loops.trainers import make_trainer
 from dfkd_fast.methods.base import Method, Setup
 from dfkd_fast.models.teacher import FrozenNet, frozen_twin, lower_dtype
 from dfkd_fast.pool.build import check_pool
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.runtime import Runtime
 from dfkd_fast.visualize import save_grid
+
+LOOPS: dict[str, type[Loop]] = {"alternating": AlternatingLoop, "stepwise": StepwiseLoop}
 
 
 def train(config: TrainConfig, *, resume: bool = False) -> Path:
@@ -135,10 +139,10 @@ class Run:
         for line in pool_lines:
             self.logger.message(line)
         self.teacher_evaluation = self._evaluate_teacher()
-        self.loop = AlternatingLoop(
+        self.loop = LOOPS[method.loop](
             method=self.method,
             student=student,
-            trainer=StudentTrainer(student, method=self.method, teacher=teacher, pool=self.pool, runtime=runtime),
+            trainer=make_trainer(student, method=method, teacher=teacher, pool=self.pool, runtime=runtime),
             pool=self.pool,
             runtime=runtime,
             logger=self.logger,
@@ -185,7 +189,8 @@ class Run:
         if self.runtime.is_main:
             drop_other_checkpoints(self.folder, self.runtime.world_size)
         self.pool.release(oldest_record(checkpoints)["pool"])
-        if checkpoint.phase == PHASES[0] and (last or number & (number - 1) == 0):  # epochs 1, 2, 4, 8, ...
+        made = checkpoint.phase in self.loop.image_phases
+        if made and (last or number & (number - 1) == 0):  # epochs 1, 2, 4, 8, ...
             self.save_images(self.folder / "images" / f"epoch-{number:04d}")
 
     def save_images(self, stem: Path) -> None:

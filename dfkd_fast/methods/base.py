@@ -122,6 +122,8 @@ class Method(nn.Module):
     """whether the student takes part in the steps of this round; set by `begin_round`"""
     pool_policy: Policy = "append"
     """what the pool does when it is full, unless --pool.policy says otherwise"""
+    teacher_maps: Sequence[str] = ()
+    """modules of the teacher whose maps `student_loss` reads"""
 
     config: MethodConfig
     info: ModelInfo

@@ -1,0 +1,130 @@
+"""What the methods of the stepwise loop share: one generator that lives as long as the run, and no pool.
+
+After each few of its steps the student learns from images that the generator makes on the spot, each of which is seen
+once. Values are those of CMI's authors (Fang et al., IJCAI 2021, arXiv:2105.08584), whose re-implementations of DAFL,
+ZSKT and DFQ most published tables quote; docs/methods/stepwise.md has them with their source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dfkd_fast.augment import Augment
+from dfkd_fast.generators.decoder import make_large_decoder
+from dfkd_fast.losses.kd import kd_kl
+from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
+from dfkd_fast.models.teacher import NetOutput
+from dfkd_fast.optim import OptimizerSpec
+from dfkd_fast.pool.pool import PoolBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepwiseConfig(MethodConfig):
+    """What DAFL, ZSKT and DFQ have in common; defaults are the benchmark's."""
+
+    epochs: int = 200
+    """epochs in all"""
+    warmup_epochs: int = 0
+    """first epochs, in which only the generator learns"""
+    synthesis_batch_size: int = 256
+    """images in one generator step (global)"""
+    synthesis_steps: int = 1
+    """generator steps in one round"""
+    student_steps: int = 400
+    """student steps in one epoch (release: ep_steps)"""
+    student_steps_per_round: int = 5
+    """student steps after each round of generator steps (release: kd_steps)"""
+    keep: Literal["best", "last"] = "last"
+    """of a round of several generator steps, whose images are shown in the image grids"""
+    student_lr: float = 0.1
+    """peak learning rate of the student's SGD"""
+    student_lr_min: float = 0.0
+    """learning rate at the end of the cosine"""
+    kd_temperature: float = 1.0
+    """temperature of the distillation loss (release: 1, whatever its T says)"""
+    crop_padding: int = 0
+    """zero padding of a random crop in pixels (release: no augmentation)"""
+    flip: bool = False
+    """random horizontal flips (release: no augmentation)"""
+    generator_lr: float = 1e-3
+    """Adam's learning rate for the generator (release: lr_g)"""
+    latent_dim: int = 256
+    """size of a latent (release: nz)"""
+    generator_width: int = 256
+    """channels of the generator's stem; its blocks have a half and a quarter"""
+    sampling: Literal["eval", "train"] = "eval"
+    """BatchNorm mode of the generator while it makes the student's images; eval: CMI's repository, train: Fast's"""
+
+
+class StepwiseMethod(Method):
+    """A method without a pool. A subclass says what its generator minimises, in `losses`."""
+
+    loop = "stepwise"
+
+    reads_moments = False
+    """whether `losses` reads the teacher's BN moments"""
+
+    config: StepwiseConfig
+    labels: Tensor
+
+    def __init__(self, config: StepwiseConfig, setup: Setup) -> None:
+        super().__init__()
+        self.config, self.info, self.teacher = config, setup.info, setup.teacher
+        self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
+        self.generator = make_large_decoder(
+            config.latent_dim, setup.info.image_size, width=config.generator_width, in_chans=setup.info.in_chans
+        )
+        self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
+        self.register_buffer("labels", torch.zeros(config.synthesis_batch_size, dtype=torch.int64), persistent=False)
+
+    def rounds(self, epoch: int) -> int:
+        return -(-self.config.student_steps // self.config.student_steps_per_round)
+
+    def synthesis_optimizer(self) -> None:
+        """Nothing starts anew with a round."""
+
+    def lasting_optimizer(self) -> OptimizerSpec:
+        groups = [{"params": list(self.generator.parameters()), "lr": self.config.generator_lr}]
+        return OptimizerSpec(kind="adam", groups=groups, betas=(0.5, 0.999))
+
+    def begin_round(self, epoch: int, index: int) -> None:
+        self.adversarial = epoch >= self.config.warmup_epochs
+
+    def synthesis_step(self) -> tuple[Tensor, LossTerms]:
+        images = self.generate(self.config.synthesis_batch_size)
+        view = self.augment(images)
+        teacher = self.teacher(view, moments=self.reads_moments)
+        self.labels.copy_(teacher.logits.argmax(dim=1))
+        return images, self.losses(view, teacher)
+
+    def losses(self, view: Tensor, teacher: NetOutput) -> LossTerms:
+        """The generator's loss terms on a view (B, C, H, W), which the teacher takes for `labels`."""
+        raise NotImplementedError
+
+    def generate(self, count: int) -> Tensor:
+        """So many images (B, C, H, W) in [0, 1], of new latents from N(0, 1)."""
+        weight = self.generator.stem.weight
+        return self.generator(torch.randn(count, self.config.latent_dim, dtype=weight.dtype, device=weight.device))
+
+    def fresh_images(self) -> Tensor:
+        """What the student sees in one step, (B, C, H, W) in [0, 1]. The loop calls it without gradients, the method in
+        the mode that `config.sampling` names. A pure function, so that it can be captured with the student's step.
+        """
+        return self.generate(self.config.batch_size)
+
+    def end_round(self, best_images: Tensor) -> SynthBatch:
+        return SynthBatch(best_images, self.labels)
+
+    def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
+        return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}
+
+    def disagreement(self, view: Tensor, teacher: NetOutput) -> Tensor:
+        """Minus KL(teacher || student), mean over the batch: the generator looks for images on which they differ.
+
+        By the student itself. Two released codes hand the teacher over in its place, so that the term is always zero.
+        """
+        return -kd_kl(self._student[0](view), teacher.logits, 1.0)
