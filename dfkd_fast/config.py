@@ -32,7 +32,17 @@ M = TypeVar("M")
 
 CONFIG_FILE = "config.toml"  # the merged config in a run folder
 
-FREE = ("stop_after_epoch", "threads", "run_dir", "log.", "checkpoint.", "compile", "cuda_graphs", "optim.")
+FREE = (
+    "stop_after_epoch",
+    "threads",
+    "run_dir",
+    "log.",
+    "checkpoint.",
+    "compile",
+    "cuda_graphs",
+    "optim.",
+    "eval.workers",
+)
 """keys, or their beginnings, of what a resumed run may change: none of it touches what the run computes, though it may
 add up in another order
 """
@@ -43,6 +53,8 @@ _LATER = {
     "method.is_weighted_loss": "True",
     "method.student_crop_scale": "None",
     "method.student_flip": "same",
+    "eval.decoder": "auto",
+    "eval.resize": "None",
 }
 """settings that are younger than recorded runs, with the value that those had: that one is left out of the hash"""
 
@@ -62,6 +74,7 @@ _LEAST = {
     **{f"{section}.{key}": least for section in ("recipe", "teacher_recipe") for key, least in _RECIPE_LEAST.items()},
     **dict.fromkeys(("image_size", "threads", "stop_after_epoch", "pool.capacity", "log.every"), 1),
     **dict.fromkeys(("checkpoint.every", "checkpoint.keep", "eval.batch_size", "batch_size"), 1),
+    **dict.fromkeys(("eval.workers", "eval.resize", "workers", "resize"), 1),
     **dict.fromkeys(("seed", "eval.every", "log.images_per_class", "pool.prefetch"), 0),
     "num_classes": 2,
 }

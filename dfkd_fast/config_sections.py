@@ -56,6 +56,16 @@ class EvalConfig:
     """evaluate every so many epochs, and after the last; 0: only after the last"""
     batch_size: int = 512
     """images per evaluation step"""
+    decoder: Literal["auto", "dali", "pil"] = "auto"
+    """what decodes test images: NVIDIA DALI (pip install dfkd-fast[dali]) or Pillow; auto: Pillow, once, where they
+    fit into 1 GiB, else DALI, or Pillow without it, for each evaluation
+    """
+    workers: int | None = None
+    """threads that decode; without it one for each core, up to 16"""
+    resize: int | None = None
+    """pixels that the short side is scaled to before the middle square is cut out; without it 8/7 of the network's size
+    from 96 pixels on (256 for 224), and that size below
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -18,31 +17,16 @@ from torch import Tensor
 from dfkd_fast.cifar_files import CifarFolder, find_cifar
 from dfkd_fast.errors import UserError
 from dfkd_fast.image_files import ImageFiles, Split, decode, find_images
-
-
-class Statistics(NamedTuple):
-    """Mean and standard deviation of each channel, for pixels in [0, 1]."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-STATISTICS = {
-    "cifar10": Statistics((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "cifar100": Statistics((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-    "imagenet": Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "tiny-imagenet": Statistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
-"""what the field's teachers are normalised with; any other data set's are computed from its training images"""
-
-_CIFAR10_CLASSES = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"}
-_SOME_CIFAR100_CLASSES = {"aquarium_fish", "lawn_mower", "maple_tree", "pickup_truck", "worm"}
-_WORDNET_ID = re.compile(r"n\d{8}")
+from dfkd_fast.image_statistics import Statistics, compute_statistics, known_statistics
+from dfkd_fast.image_stream import Decoding, ImageStream, make_decoder
 
 _SAMPLED = 2000
 """training images that unknown statistics are computed from: enough for two digits, cheap to decode for a test split"""
 _HELD_OUT = 0.3
 """share of each digit's scans that is the test split"""
+IN_MEMORY = 2**30
+"""bytes of decoded test images above which they are decoded anew for each evaluation"""
+_DECODED_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -77,9 +61,14 @@ class ImageSet:
         """Side of the square images in pixels."""
         return self.images.shape[1]
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int, rows: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, H, W, C) uint8 and labels (B,) in their order; the last batch may be smaller."""
-        yield from zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True)
+        part = slice(None) if rows is None else slice(rows.start, rows.stop)
+        yield from zip(self.images[part].split(batch_size), self.labels[part].split(batch_size), strict=True)
+
+    def resident(self, device: torch.device) -> ImageSet:
+        """The same set with its images on the device, uploaded once and not for each evaluation, if they are few."""
+        return replace(self, images=self.images.to(device)) if self.images.nbytes <= IN_MEMORY else self
 
 
 def load_split(source: str | Path, split: Split, *, image_size: int | None = None, flag: str = "--data") -> ImageSet:
@@ -101,12 +90,56 @@ def load_split(source: str | Path, split: Split, *, image_size: int | None = Non
         found = _cifar(cifar, split, flag)
     else:
         found = _image_files(path, split, image_size, flag)
-    if len(found.class_names) < 2:
-        raise UserError(f"{flag} {source}: one class ({found.class_names[0]}); expected <class>/*.jpg for each class")
+    _check_classes(found.class_names, source, flag)
     images = _resized(found.images, image_size)
-    name = "digits" if str(source) == "digits" else path.resolve().name.partition(".")[0]
+    name = "digits" if str(source) == "digits" else _name(path)
     digest = _digest(images, found.labels, found.class_names)
     return ImageSet(name, images, found.labels, found.class_names, *found.statistics, digest)
+
+
+def open_test(
+    source: str | Path,
+    *,
+    image_size: int | None = None,
+    decoding: Decoding,
+    device: torch.device,
+    in_memory: float = IN_MEMORY,
+    flag: str = "--data",
+) -> ImageSet | ImageStream:
+    """The test split, for evaluation: as `load_split` reads it or, where image files would take more than `in_memory`
+    bytes, a stream that decodes them anew each time.
+
+    Large images are cut as `evaluation_resize` says, unless `decoding` says otherwise. Raises UserError as `load_split`
+    does, and for a decoder that is asked for and cannot be had.
+    """
+    path = Path(source)
+    if str(source) == "digits" or not path.exists() or find_cifar(path, flag=flag) is not None:
+        decoding.check_needless(str(source))
+        return load_split(source, "test", image_size=image_size, flag=flag)
+    files = find_images(path, "test", flag=flag)
+    _check_classes(files.class_names, source, flag)
+    count, resize = len(files.names), decoding.short_side(image_size)
+    large = count * 3 * (image_size or 0) ** 2 > in_memory
+    decoder = make_decoder(files, image_size, decoding, device, large=large, flag=flag)
+    if decoder is not None and image_size is not None and large:
+        return ImageStream(_name(path), files, *_statistics(path, files, image_size, flag), image_size, decoder)
+    if decoder is None:
+        workers = decoding.workers
+        images = decode(files, range(count), image_size=image_size, resize=resize, workers=workers, flag=flag)
+    else:
+        images = torch.cat([batch.cpu() for batch in decoder.batches(range(count), _DECODED_AT_ONCE)])
+    labels, statistics = torch.tensor(files.labels), _statistics(path, files, image_size, flag, images)
+    digest = _digest(images, labels, files.class_names)
+    return ImageSet(_name(path), images, labels, files.class_names, *statistics, digest)
+
+
+def _check_classes(class_names: Sequence[str], source: str | Path, flag: str) -> None:
+    if len(class_names) < 2:
+        raise UserError(f"{flag} {source}: one class ({class_names[0]}); expected <class>/*.jpg for each class")
+
+
+def _name(path: Path) -> str:
+    return path.resolve().name.partition(".")[0]
 
 
 class _Found(NamedTuple):
@@ -145,14 +178,30 @@ def _cifar(folder: CifarFolder, split: Split, flag: str) -> _Found:
 def _image_files(path: Path, split: Split, image_size: int | None, flag: str) -> _Found:
     files = find_images(path, split, flag=flag)
     images = decode(files, range(len(files.names)), image_size=image_size, flag=flag)
+    train = files if split == "train" else None
+    statistics = _statistics(path, files, image_size, flag, images, train)
+    return _Found(images, torch.tensor(files.labels), files.class_names, statistics)
+
+
+def _statistics(
+    path: Path,
+    files: ImageFiles,
+    image_size: int | None,
+    flag: str,
+    images: Tensor | None = None,
+    train: ImageFiles | None = None,
+) -> Statistics:
+    """The known ones, else those of the training files; `images`: the decoded `files`, where they are."""
     statistics = known_statistics(files.class_names)
     if statistics is None:
-        train = files if split == "train" else _train_files(path, files, flag)
+        train = train or _train_files(path, files, flag)
         indices = np.linspace(0, len(train.names) - 1, min(_SAMPLED, len(train.names))).round().astype(int).tolist()
-        is_same = train.names == files.names
-        sample = images[indices] if is_same else decode(train, indices, image_size=image_size, flag=flag)
+        if images is not None and train.names == files.names:
+            sample = images[indices]
+        else:
+            sample = decode(train, indices, image_size=image_size, flag=flag)
         statistics = compute_statistics(sample)
-    return _Found(images, torch.tensor(files.labels), files.class_names, statistics)
+    return statistics
 
 
 def _train_files(path: Path, test: ImageFiles, flag: str) -> ImageFiles:
@@ -160,32 +209,6 @@ def _train_files(path: Path, test: ImageFiles, flag: str) -> ImageFiles:
     with contextlib.suppress(UserError):
         return find_images(path, "train", flag=flag)
     return test
-
-
-def known_statistics(class_names: Sequence[str]) -> Statistics | None:
-    """The field's statistics for a data set that its class names give away; None for any other."""
-    names = set(class_names)
-    if names == _CIFAR10_CLASSES:
-        return STATISTICS["cifar10"]
-    if len(names) == 100 and names >= _SOME_CIFAR100_CLASSES:
-        return STATISTICS["cifar100"]
-    if all(_WORDNET_ID.fullmatch(name) for name in names):
-        return STATISTICS["tiny-imagenet" if len(names) == 200 else "imagenet"]
-    return None
-
-
-def compute_statistics(images: Tensor) -> Statistics:
-    """Mean and standard deviation (at least one grey level) of each channel over all pixels of (N, H, W, C) uint8."""
-    total = torch.zeros(images.shape[-1], dtype=torch.int64)
-    squares = torch.zeros_like(total)
-    for pixels in images.flatten(0, 2).split(1 << 20):
-        values = pixels.long()
-        total += values.sum(0)
-        squares += values.square().sum(0)
-    count = images[..., 0].numel()
-    mean = total.double() / count
-    std = (squares.double() / count - mean.square()).sqrt().clamp_min(1.0)
-    return Statistics(tuple((mean / 255).tolist()), tuple((std / 255).tolist()))
 
 
 def _resized(images: Tensor, size: int | None) -> Tensor:

@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dfkd_fast.errors import UserError, one_of
@@ -120,26 +120,29 @@ def _below_split(source: Path, paths: dict[Parts, str], split: Split, flag: str)
     return {path[1:]: name for path, name in paths.items() if path[0] == agreeing[0]}
 
 
-def decode(files: ImageFiles, indices: Sequence[int], *, image_size: int | None, flag: str) -> Tensor:
+def decode(
+    files: ImageFiles,
+    indices: Sequence[int],
+    *,
+    image_size: int | None,
+    flag: str,
+    resize: int | None = None,
+    workers: int | None = None,
+) -> Tensor:
     """Decode the files at `indices` into (N, H, W, 3) uint8 RGB, in that order.
 
-    With `image_size` the short side is scaled to it and the middle square kept; without it all must be equal squares.
-    Raises UserError naming the first file that is damaged or has another size.
+    With `image_size` the short side is scaled to it, or to `resize`, and the middle square kept; without it all must be
+    equal squares. Raises UserError naming the first file that is damaged or has another size.
     """
 
     def load(job: tuple[int, bytes | Path]) -> tuple[int, np.ndarray]:
         position, content = job
-        try:
-            with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:
-                return position, np.asarray(_fitted(image, image_size))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
-            name = files.names[indices[position]]
-            raise UserError(f"{flag} {files.source}: {name} cannot be decoded ({reason})") from error
+        with opened_image(content, f"{flag} {files.source}: {files.names[indices[position]]}") as image:
+            return position, fitted(image, image_size, resize)
 
     images: np.ndarray | None = None
     jobs = _contents(files, indices, flag)
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         while ahead := list(itertools.islice(jobs, _IN_FLIGHT)):
             for position, pixels in pool.map(load, ahead):
                 if images is None:
@@ -182,8 +185,40 @@ def _opened(path: Path, flag: str) -> Iterator[tarfile.TarFile]:
         raise UserError(f"{flag} {path}: not a readable tar ({reason})") from error
 
 
-def _fitted(image: Image.Image, image_size: int | None) -> Image.Image:
+@contextlib.contextmanager
+def opened_image(content: bytes | Path, what: str) -> Iterator[Image.Image]:
+    """An image file for decoding; whatever is wrong with it becomes a UserError that begins with `what`."""
+    try:
+        with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:
+            yield image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f"{what} cannot be decoded ({reason})") from error
+
+
+def fitted(image: Image.Image, image_size: int | None, resize: int | None) -> np.ndarray:
+    """(S, S, 3) uint8 RGB: what `middle_square` keeps, scaled to `image_size` with a filter that averages."""
     image = image.convert("RGB")
-    if image_size is None or image.size == (image_size, image_size):
-        return image
-    return ImageOps.fit(image, (image_size, image_size), method=Image.Resampling.BILINEAR)
+    if image_size is not None and image.size != (image_size, image_size):
+        box = middle_square(*image.size, image_size, resize)
+        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(image)
+
+
+def middle_square(width: int, height: int, size: int, resize: int | None) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of what an image of `size` pixels a side is made from.
+
+    The middle square; with `resize` what lies in the middle `size` pixels once the short side is scaled to `resize`,
+    both sizes rounded as torchvision's Resize and CenterCrop do. An image of `size` x `size` is taken whole.
+    """
+    if resize is None or (width, height) == (size, size):
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        return left, top, left + side, top + side
+    short = min(width, height)
+    across, down = (int(resize * side / short) for side in (width, height))
+    left, top = round((across - size) / 2), round((down - size) / 2)
+    x, y = width / across, height / down
+    return left * x, top * y, (left + size) * x, (top + size) * y

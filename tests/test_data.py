@@ -13,8 +13,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from dfkd_fast.data import STATISTICS, compute_statistics, known_statistics, load_split
+from dfkd_fast.data import load_split
 from dfkd_fast.errors import UserError
+from dfkd_fast.image_statistics import STATISTICS, compute_statistics, known_statistics
 
 CLASSES = ("ant", "bee", "cow")
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

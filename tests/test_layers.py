@@ -31,6 +31,7 @@ LAYERS: dict[str, int] = {
     ),
     **dict.fromkeys(["models", "generators", "augment", "pool", "text", "text_encoders", "class_names"], 2),
     **dict.fromkeys(["methods", "data", "image_files", "cifar_files"], 3),
+    **dict.fromkeys(["image_statistics", "image_stream", "image_decoders", "image_decoder_dali"], 3),
     **dict.fromkeys(["checkpoint", "meters", "console", "loggers", "visualize", "costs"], 3),
     "loops": 4,
     "benchmark": 5,
@@ -50,7 +51,10 @@ NEIGHBOURS: dict[str, set[str]] = {
     "class_names": {"models"},
     "loggers": {"console", "meters"},
     "costs": {"methods"},
-    "data": {"image_files", "cifar_files"},
+    "data": {"image_files", "cifar_files", "image_statistics", "image_stream"},
+    "image_stream": {"image_files", "image_decoders", "image_decoder_dali"},
+    "image_decoder_dali": {"image_files", "image_decoders"},
+    "image_decoders": {"image_files"},
     "cifar_files": {"image_files"},
 }
 

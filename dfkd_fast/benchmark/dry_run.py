@@ -12,7 +12,8 @@ from dfkd_fast.config import TrainConfig
 from dfkd_fast.costs.flops import count_step_flops
 from dfkd_fast.costs.peak import matmul_rate
 from dfkd_fast.costs.work import recipe_work
-from dfkd_fast.data import ImageSet, load_split
+from dfkd_fast.image_stream import LabelledImages
+from dfkd_fast.loops.evaluate import evaluation_images
 from dfkd_fast.loops.networks import check_teacher, runtime_of
 from dfkd_fast.loops.train import load_method
 from dfkd_fast.models.factory import ModelInfo, load_model, saved_info
@@ -28,7 +29,7 @@ def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) ->
     config.check()
     runtime = runtime_of(config)
     check_pool(config.pool, runtime)
-    test = load_split(config.data, "test", image_size=config.image_size) if config.data else None
+    test = evaluation_images(config, runtime)
     info = teacher_info(config, test)
     cuda = runtime.device.type == "cuda"
     show(
@@ -44,7 +45,7 @@ def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) ->
     return projection
 
 
-def teacher_info(config: TrainConfig[Any], test: ImageSet | None) -> ModelInfo:
+def teacher_info(config: TrainConfig[Any], test: LabelledImages | None) -> ModelInfo:
     """What the teacher would say of itself: from its checkpoint, the flags, the data, or its library."""
     known: dict[str, Any] = {}
     if test is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dfkd_fast.config import Hardware, check_values
 from dfkd_fast.config_sources import load_run
@@ -15,8 +15,9 @@ from dfkd_fast.flags import from_flags, parse
 if TYPE_CHECKING:
     from torch import nn
 
-    from dfkd_fast.data import ImageSet
+    from dfkd_fast.image_stream import LabelledImages
     from dfkd_fast.models.factory import ModelInfo
+    from dfkd_fast.runtime import Runtime
 
 USAGE = """usage: dfkd-fast eval RUN --data DATA [flags]
        dfkd-fast eval FILE --data DATA [--student NAME] [flags]
@@ -39,6 +40,12 @@ class EvalOptions(Hardware):
     """pixels per side, where the file does not say"""
     batch_size: int = 512
     """images per step"""
+    decoder: Literal["auto", "dali", "pil"] = "auto"
+    """what decodes the images, as train's --eval.decoder"""
+    workers: int | None = None
+    """threads that decode; without it one for each core, up to 16"""
+    resize: int | None = None
+    """pixels that the short side is scaled to before the middle square is cut out, as train's --eval.resize"""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -57,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
     runtime = make_runtime(
         device=options.device, precision=options.precision, channels_last=options.channels_last, threads=options.threads
     )
-    model, info, test = load(file, data, options)
+    model, info, test = load(file, data, options, runtime)
     found = evaluate(runtime.place(model), test, info=info, runtime=runtime, batch_size=options.batch_size)
     print(f"{file}: {info.name} on {len(test)} images of {test.name}")
     print(f"top-1 {found.top1:.4f} | top-5 {found.top5:.4f}")
@@ -79,16 +86,18 @@ def find_student(target: Path, data: str | None) -> tuple[Path, str]:
     return file, data
 
 
-def load(file: Path, data: str, options: EvalOptions) -> tuple[nn.Module, ModelInfo, ImageSet]:
+def load(file: Path, data: str, options: EvalOptions, runtime: Runtime) -> tuple[nn.Module, ModelInfo, LabelledImages]:
     """The network in a file and the test images at its size."""
     from dfkd_fast.checkpoint import load_network
-    from dfkd_fast.data import load_split
+    from dfkd_fast.data import open_test
+    from dfkd_fast.image_stream import Decoding
     from dfkd_fast.models.factory import load_model
 
+    decoding = Decoding(decoder=options.decoder, workers=options.workers, resize=options.resize, flags="--")
     if options.student is None:
         model, info = load_network(file, flag="eval")
-        return model, info, load_split(data, "test", image_size=info.image_size)
-    test = load_split(data, "test", image_size=options.image_size)
+        return model, info, open_test(data, image_size=info.image_size, decoding=decoding, device=runtime.device)
+    test = open_test(data, image_size=options.image_size, decoding=decoding, device=runtime.device)
     model, info = load_model(
         options.student,
         num_classes=test.num_classes,

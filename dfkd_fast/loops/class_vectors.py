@@ -7,14 +7,14 @@ from torch import Tensor
 
 from dfkd_fast.class_names import read_class_names, spoken_names
 from dfkd_fast.config import TrainConfig
-from dfkd_fast.data import ImageSet
 from dfkd_fast.errors import UserError, one_of
+from dfkd_fast.image_stream import LabelledImages
 from dfkd_fast.methods.base import Method
 from dfkd_fast.text import label_embeddings, origin
 
 
 def class_vectors(
-    config: TrainConfig, method: type[Method], num_classes: int, test: ImageSet | None
+    config: TrainConfig, method: type[Method], num_classes: int, test: LabelledImages | None
 ) -> tuple[Tensor, str]:
     """Embeddings (K, D) for `--text`, and where they are from; (K, 0) for a method that does not ask.
 

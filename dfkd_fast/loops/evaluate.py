@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from dfkd_fast.data import ImageSet
+from dfkd_fast.config import TrainConfig
+from dfkd_fast.data import IN_MEMORY, open_test
 from dfkd_fast.errors import UserError
+from dfkd_fast.image_stream import Decoding, LabelledImages
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.runtime import Runtime
 from dfkd_kernels import gather_augment
@@ -33,26 +36,31 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     model: Callable[[Tensor], Tensor],
-    images: ImageSet,
+    images: LabelledImages,
     *,
     info: ModelInfo,
     runtime: Runtime,
     batch_size: int = 512,
+    shared: bool = False,
     flag: str = "--data",
 ) -> Evaluation:
     """Classify every image once, without augmentation, in the runtime's precision.
+
+    With `shared` all ranks call this and each classifies its share of the images; the result is that of all. Else the
+    rank does it alone.
 
     `model` maps normalised images (B, C, H, W) to logits (B, K); a module is put into evaluation mode meanwhile. Every
     batch has the same shape (the last one repeats an image, which is not counted) and nothing waits for the device
     before the end. Raises UserError, naming `flag`, where classes or sizes of images and network differ.
     """
     check_fit(images, info, flag)
-    batch_size = min(batch_size, len(images))
+    rows = _share(len(images), runtime) if shared else range(len(images))
+    batch_size = max(1, min(batch_size, len(rows)))
     indices = torch.arange(batch_size, device=runtime.device)
     still = indices.new_zeros(batch_size, 2), torch.zeros_like(indices, dtype=torch.bool)
-    top = []
+    top, done = indices.new_zeros(len(images), min(5, info.num_classes)), rows.start
     with _evaluating(model):
-        for pixels, _ in images.batches(batch_size):
+        for pixels, _ in images.batches(batch_size, rows):
             view = gather_augment(
                 _on_device(pixels, runtime),
                 indices.clamp_max(len(pixels) - 1),
@@ -65,8 +73,28 @@ def evaluate(
             )
             with runtime.autocast():
                 logits = model(view)
-            top.append(logits.topk(min(5, info.num_classes)).indices)
-    return _summarised(torch.cat(top)[: len(images)].cpu(), images)
+            top[done : done + len(pixels)] = logits.topk(top.shape[1]).indices[: len(pixels)]
+            done += len(pixels)
+    assert done == rows.stop, f"{images.name}: {done - rows.start} of {len(rows)} images came"
+    return _summarised((runtime.all_reduce(top) if shared else top).cpu(), images)
+
+
+def evaluation_images(config: TrainConfig, runtime: Runtime) -> LabelledImages | None:
+    """The images that a run evaluates on; None without `--data`.
+
+    A run that trains its teacher keeps them in memory: the training images, of which there are more, are there, too.
+    """
+    if not config.data:
+        return None
+    choice = config.eval
+    found = open_test(
+        config.data,
+        image_size=config.image_size,
+        decoding=Decoding(decoder=choice.decoder, workers=choice.workers, resize=choice.resize),
+        device=runtime.device,
+        in_memory=math.inf if config.train_teacher else IN_MEMORY,
+    )
+    return found.resident(runtime.device)
 
 
 def agreement(first: Evaluation, second: Evaluation) -> float:
@@ -74,7 +102,7 @@ def agreement(first: Evaluation, second: Evaluation) -> float:
     return (first.predictions == second.predictions).double().mean().item()
 
 
-def check_fit(images: ImageSet, info: ModelInfo, flag: str) -> None:
+def check_fit(images: LabelledImages, info: ModelInfo, flag: str) -> None:
     """Raise UserError, naming `flag`, where classes or sizes of images and network differ."""
     if images.num_classes != info.num_classes:
         raise UserError(f"{flag} {images.name}: {images.num_classes} classes, but {info.name} knows {info.num_classes}")
@@ -83,8 +111,14 @@ def check_fit(images: ImageSet, info: ModelInfo, flag: str) -> None:
         raise UserError(f"{flag} {images.name}: {sizes}; give --image-size {info.image_size}")
 
 
+def _share(count: int, runtime: Runtime) -> range:
+    """The images of this rank: equal shares, in order."""
+    rank, ranks = runtime.rank, runtime.world_size
+    return range(rank * count // ranks, (rank + 1) * count // ranks)
+
+
 def _on_device(pixels: Tensor, runtime: Runtime) -> Tensor:
-    if runtime.device.type == "cpu":
+    if pixels.device == runtime.device or runtime.device.type == "cpu":
         return pixels
     return pixels.pin_memory().to(runtime.device, non_blocking=True)  # a copy from pageable memory would wait
 
@@ -102,7 +136,7 @@ def _evaluating(model: object) -> Iterator[None]:
             part.training = True
 
 
-def _summarised(top: Tensor, images: ImageSet) -> Evaluation:
+def _summarised(top: Tensor, images: LabelledImages) -> Evaluation:
     """`top` (N, k) int64: the classes of the highest logits, best first."""
     hits = top == images.labels[:, None]
     counts = torch.bincount(images.labels, minlength=images.num_classes)

@@ -22,6 +22,7 @@ from dfkd_fast.checkpoint import load_network, save_network
 from dfkd_fast.console import Console, ConsoleKind, count, duration, make_console
 from dfkd_fast.data import ImageSet
 from dfkd_fast.errors import UserError
+from dfkd_fast.image_stream import LabelledImages
 from dfkd_fast.loops.evaluate import Evaluation, evaluate
 from dfkd_fast.meters import Meter
 from dfkd_fast.models.factory import ModelInfo, load_model
@@ -37,7 +38,7 @@ def train_teacher(
     recipe: TeacherRecipe,
     model_name: str,
     train: ImageSet,
-    test: ImageSet | None,
+    test: LabelledImages | None,
     *,
     runtime: Runtime,
     console: ConsoleKind = "auto",
@@ -67,7 +68,7 @@ def cached_teacher(
     recipe: TeacherRecipe,
     model_name: str,
     train: ImageSet,
-    test: ImageSet | None,
+    test: LabelledImages | None,
     *,
     runtime: Runtime,
     console: ConsoleKind = "auto",
@@ -195,7 +196,7 @@ def _fresh_network(recipe: TeacherRecipe, model_name: str, train: ImageSet) -> t
     )
 
 
-def _check_splits(train: ImageSet, test: ImageSet | None) -> None:
+def _check_splits(train: ImageSet, test: LabelledImages | None) -> None:
     if test is None:
         return
     if test.digest == train.digest:

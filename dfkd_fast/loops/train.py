@@ -21,11 +21,11 @@ from dfkd_fast.checkpoint import (
 from dfkd_fast.config import TrainConfig
 from dfkd_fast.costs.flops import count_step_flops
 from dfkd_fast.costs.work import recipe_work
-from dfkd_fast.data import ImageSet, load_split
+from dfkd_fast.image_stream import LabelledImages
 from dfkd_fast.loggers import RunLogger
 from dfkd_fast.loops.alternating import AlternatingLoop
 from dfkd_fast.loops.class_vectors import class_vectors
-from dfkd_fast.loops.evaluate import Evaluation, agreement, evaluate
+from dfkd_fast.loops.evaluate import Evaluation, agreement, evaluate, evaluation_images
 from dfkd_fast.loops.interrupt import Interrupted, StopSignals, stop_signals
 from dfkd_fast.loops.loop import Loop
 from dfkd_fast.loops.networks import check_pool_use, check_teacher, load_teacher, make_student, runtime_of
@@ -60,7 +60,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     check_pool(config.pool, runtime)
     lower_dtype(config.teacher_precision, runtime)  # what cannot be had is said before a teacher is trained
     method_class = load_method(config.method_name)
-    test = load_split(config.data, "test", image_size=config.image_size) if config.data else None
+    test = evaluation_images(config, runtime)
     if config.train_teacher and test is not None:
         class_vectors(config, method_class, test.num_classes, test)  # what cannot be had is said before the training
     with stop_signals() as signals:
@@ -98,7 +98,7 @@ def make_method(
     method_class: type[Method],
     teacher: FrozenNet,
     student: nn.Module,
-    test: ImageSet | None,
+    test: LabelledImages | None,
     runtime: Runtime,
 ) -> Method:
     """The method on its networks, on the device, with this rank's share of the recipe; the same on every rank."""
@@ -120,7 +120,7 @@ class Run:
         teacher: FrozenNet,
         student: nn.Module,
         method: Method,
-        test: ImageSet | None,
+        test: LabelledImages | None,
         signals: StopSignals,
     ) -> None:
         self.config, self.runtime, self.teacher, self.test = config, runtime, teacher, test
@@ -172,8 +172,9 @@ class Run:
         if self.test is None or self.teacher_evaluation is None or not due:
             return {}
         deployed = self.method.deploy(self.loop.student)
+        batch_size = self.config.eval.batch_size
         found = evaluate(
-            deployed, self.test, info=self.student_info, runtime=self.runtime, batch_size=self.config.eval.batch_size
+            deployed, self.test, info=self.student_info, runtime=self.runtime, batch_size=batch_size, shared=True
         )
         return {"top1": found.top1, "top5": found.top5, "agreement": agreement(found, self.teacher_evaluation)}
 
@@ -239,6 +240,5 @@ class Run:
             self.logger.message("no --data: the student is not evaluated")
             return None
         batch_size = self.config.eval.batch_size
-        return evaluate(
-            self.teacher.logits, self.test, info=self.teacher.info, runtime=self.runtime, batch_size=batch_size
-        )
+        model, info = self.teacher.logits, self.teacher.info
+        return evaluate(model, self.test, info=info, runtime=self.runtime, batch_size=batch_size, shared=True)

@@ -122,14 +122,14 @@ class DaliStream:
             self._pipeline.release_outputs()
 
 
-def import_dali() -> Any:
-    """The package nvidia.dali. Raises UserError where it is missing."""
+def import_dali(flag: str = "--pool.stream dali") -> Any:
+    """The package nvidia.dali. Raises UserError, naming what asks for it, where it is missing."""
     try:
         importlib.import_module("nvidia.dali.fn")
         return importlib.import_module("nvidia.dali")
     except ImportError as error:
         hint = "pip install 'dfkd-fast[dali]'"
-        raise UserError(f"--pool.stream dali: NVIDIA DALI is missing ({error}); {hint}") from None
+        raise UserError(f"{flag}: NVIDIA DALI is missing ({error}); {hint}") from None
 
 
 def _build(view: View, runtime: Runtime, shape: tuple[int, ...], depth: int) -> Any:

@@ -1,0 +1,161 @@
+"""Test images that are decoded anew for each evaluation: any number of them in the memory of a few batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from dfkd_fast.errors import UserError
+from dfkd_fast.image_decoders import Decoder, FileReader, PilDecoder
+from dfkd_fast.image_files import ImageFiles
+
+DecoderChoice = Literal["auto", "dali", "pil"]
+
+
+class LabelledImages(Protocol):
+    """What evaluation asks of a set of images, decoded or not."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def image_size(self) -> int: ...
+    def __len__(self) -> int: ...
+
+    def batches(self, batch_size: int, rows: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (B, H, W, C) uint8, on whichever device, and labels (B,) of `rows` (without it all) in their order;
+        the last batch may be smaller.
+        """
+
+    def resident(self, device: torch.device) -> LabelledImages:
+        """The same set with its images on the device, where they are decoded and few."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How test images are decoded: the settings of `--eval` that say so."""
+
+    decoder: DecoderChoice = "auto"
+    workers: int | None = None
+    resize: int | None = None
+    flags: str = "--eval."
+    """how the flags of these settings begin"""
+
+    @property
+    def asked(self) -> str:
+        """The decoder's flag, as an error names it."""
+        return f"{self.flags}decoder {self.decoder}"
+
+    def short_side(self, image_size: int | None) -> int | None:
+        """What the short side is scaled to before the middle `image_size` pixels are cut out; None: to those.
+
+        Without `resize` large images lose a sixteenth at each edge, as the field evaluates them (256 pixels for 224);
+        small ones, below 96 pixels, lose nothing. Raises UserError where `resize` is below the image.
+        """
+        if image_size is None:
+            return None
+        if self.resize is None:
+            return round(image_size * 8 / 7) if image_size >= 96 else None
+        if self.resize < image_size:
+            raise UserError(f"{self.flags}resize {self.resize}: choose {image_size}, the image's side, or more")
+        return self.resize
+
+    def check_needless(self, source: str) -> None:
+        """Raise UserError where a decoder is asked for and `source` holds no encoded images."""
+        if self.decoder != "auto":
+            raise UserError(f"{self.asked}: {source} is no folder or tar of image files; choose auto")
+
+
+@dataclass(frozen=True)
+class ImageStream:
+    """One split of a data set in its files. What it has in common with a decoded one: `LabelledImages`."""
+
+    name: str
+    files: ImageFiles = field(repr=False)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+    decoder: Decoder = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.files.names)
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64."""
+        return torch.tensor(self.files.labels)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """K names; labels are indices into them."""
+        return self.files.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+    @property
+    def digest(self) -> str:
+        """Hash of the files' names: nobody has read the images."""
+        return sha256("\n".join((str(self.image_size), *self.files.names)).encode()).hexdigest()
+
+    def batches(self, batch_size: int, rows: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (B, S, S, 3) uint8, on the device that has decoded them, and labels (B,) of `rows` in their order."""
+        rows = range(len(self)) if rows is None else rows
+        labels = self.labels[rows.start : rows.stop].split(batch_size)
+        yield from zip(self.decoder.batches(rows, batch_size), labels, strict=True)
+
+    def resident(self, device: torch.device) -> ImageStream:
+        """Itself: it is nowhere as a whole."""
+        return self
+
+
+def make_decoder(
+    files: ImageFiles, image_size: int | None, decoding: Decoding, device: torch.device, *, large: bool, flag: str
+) -> Decoder | None:
+    """What decodes `files` in any order; None where they are better decoded once, front to back, into memory.
+
+    `auto` streams `large` sets, by DALI if it is installed and else, which it says, by PIL. Raises UserError for a
+    decoder that is asked for and cannot be had.
+    """
+    resize = decoding.short_side(image_size)
+    if decoding.decoder != "dali" and not large:
+        return None
+    reader = FileReader.open(files)
+    if decoding.decoder == "dali" and (reader is None or image_size is None):
+        missing = "unpack the tar, or decompress it" if reader is None else "give --image-size"
+        raise UserError(f"{decoding.asked}: {missing}; or choose pil")
+    if reader is None or image_size is None:
+        return None
+    workers = decoding.workers or min(16, os.cpu_count() or 1)
+    if decoding.decoder != "pil":
+        from dfkd_fast.image_decoder_dali import DaliDecoder
+        from dfkd_fast.pool.stream_dali import import_dali
+
+        try:
+            import_dali(decoding.asked)
+        except UserError as missing:
+            if decoding.decoder == "dali":
+                raise
+            print(f"{missing}; Pillow decodes {len(files.names):,} images")
+        else:
+            return DaliDecoder(reader, image_size, resize, device=device, workers=workers, flag=flag)
+    return PilDecoder(reader, image_size, resize, workers=workers, flag=flag)
