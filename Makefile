@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Two workers with one thread each: OpenMP teams that share two cores spin against each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test lint types bench-kernels bench-pool bench-steps bench-methods profile results-digits results-ablations results-precision kill-test steady-test gpu-check gpu-packages clean
+.PHONY: setup demo test lint types bench-kernels bench-pool bench-steps bench-methods bench-evaluation profile results-digits results-ablations results-precision kill-test steady-test gpu-check gpu-packages clean
 
 setup: $(STAMP)
 
@@ -47,6 +47,10 @@ bench-steps: setup
 # Hours of each method's recipe: ours, the baseline's, the published, the floor; bench/results/methods-<device>.jsonl and .png.
 bench-methods: setup
 	$(BIN)/dfkd-fast bench methods
+
+# What decodes test images fastest, DALI or Pillow (DALI: pip install -e ".[dali]"); bench/results/evaluation-cpu.jsonl.
+bench-evaluation: setup
+	OMP_NUM_THREADS=1 $(BIN)/python bench/evaluation.py
 
 # Where the time of a step goes: a trace and a table by phase and kernel, in bench/results/profile-<device>/.
 profile: setup
