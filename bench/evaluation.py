@@ -79,11 +79,9 @@ def main() -> None:
     }
     with options.results.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
-    print(
-        f"DALI {line['dali_per_cpu_second']:.0f}, Pillow {line['pil_per_cpu_second']:.0f} images per second of "
-        f"processor time: {line['dali_over_pil']:.2f} times; at most {apart.max()} grey levels apart, {apart.float().mean():.2f} "
-        "in the mean"
-    )
+    speeds = ", ".join(f"{name} {line[f'{name}_per_cpu_second']:.0f}" for name in CHOICES)
+    print(f"images per second of processor time: {speeds}, {line['dali_over_pil']:.2f} times")
+    print(f"at most {apart.max()} grey levels apart, {apart.float().mean():.2f} in the mean")
 
 
 if __name__ == "__main__":
