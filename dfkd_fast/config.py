@@ -55,6 +55,9 @@ _LATER = {
     "method.student_flip": "same",
     "eval.decoder": "auto",
     "eval.resize": "None",
+    "method.student_lr_steps": "()",
+    "collected": "None",
+    "collected_share": "1.0",
 }
 """settings that are younger than recorded runs, with the value that those had: that one is left out of the hash"""
 
@@ -65,6 +68,8 @@ _RECIPE_LEAST = {
 _LEAST = {
     **dict.fromkeys(("method.epochs", "method.batch_size", "method.synthesis_steps", "method.student_steps"), 1),
     **dict.fromkeys(("method.noise_features", "method.generator_width", "method.latent_dim"), 1),
+    **dict.fromkeys(("method.synthetic_images", "method.inflation"), 1),
+    **dict.fromkeys(("method.discriminator_lr", "method.frequency_momentum", "method.blend_threshold"), 0),
     **dict.fromkeys(("method.head_features", "method.num_negatives"), 1),
     **dict.fromkeys(("method.image_lr", "method.lr_warmup_steps"), 0),
     **dict.fromkeys(("method.warmup_epochs", "method.warmup_rounds", "method.rounds", "method.generator_life"), 0),
@@ -80,7 +85,7 @@ _LEAST = {
 }
 """the least value of a setting, whichever config has it"""
 
-_ABOVE_ZERO = ("method.kd_temperature", "method.contrastive_temperature")
+_ABOVE_ZERO = ("method.kd_temperature", "method.contrastive_temperature", "collected_share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +110,11 @@ class TrainConfig(Hardware, Generic[M]):
     """how --train-teacher trains"""
     student: str = ""
     """network to distil into"""
+    collected: str | None = None
+    """real images that take part in the training, for a method that is not strictly data-free (hidfd): `digits`, or the
+    path of a training split"""
+    collected_share: float = 1.0
+    """share of each class of --collected that is taken"""
     text: str = "orthogonal"
     """class vectors, for methods that take them: clip, sbert, class-index, orthogonal, one-hot, class-centre, or a
     .safetensors file (K, D); also written --label-embeddings"""
@@ -172,6 +182,8 @@ class TrainConfig(Hardware, Generic[M]):
             raise UserError(
                 f"--method.warmup-epochs {warmup}: choose fewer than --method.epochs {epochs}, or no student is trained"
             )
+        if self.collected_share > 1:
+            raise UserError(f"--collected-share {self.collected_share}: choose a share above 0 and up to 1")
         if self.train_teacher and self.teacher_weights is not None:
             raise UserError("--train-teacher: leave it out where --teacher-weights brings a trained one")
         if self.train_teacher and self.data is None:

@@ -21,7 +21,7 @@ from dfkd_fast.loops.student import StudentTrainer
 from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.loops.train import load_method, make_method
 from dfkd_fast.loops.trainers import make_trainer
-from dfkd_fast.methods.base import LossTerms, Method, SynthBatch
+from dfkd_fast.methods.base import CollectedImages, LossTerms, Method, SynthBatch
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.teacher import FrozenNet
 from dfkd_fast.rng import seed_phase
@@ -91,6 +91,7 @@ class Rehearsal:
     def _measure_round(self, synthesizer: Synthesizer, window: Window, timings: Timings, *, warmup: bool) -> None:
         source = synthesizer.method
         kinds = [kind for kind, _ in stage_kinds(source, warmup=warmup)]
+        window = replace(window, steps=window.steps * source.turns)
         epoch, watch = probe_epoch(self.method, warmup=warmup), Watch(window, self.runtime)
         with _answering(source, "stages", (window.total,) * len(kinds)):
             watch.start()
@@ -147,7 +148,7 @@ class Rehearsal:
 def assemble(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime) -> tuple[Method, FrozenNet, nn.Module]:
     """A run's method, teacher and student, on random weights: they change no time.
 
-    Class vectors are made up, of about the width that an encoder's have, so that none is needed.
+    Class vectors are made up, of about the width that an encoder's have, and so are collected images: none is needed.
     """
     method_class = load_method(config.method_name)
     if method_class.text_sources and config.text not in (CENTRES, "one-hot"):
@@ -160,7 +161,8 @@ def assemble(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime) -> tup
     settle(model, info)
     settle(student, info)
     teacher = FrozenNet(model, info, runtime, precision=config.teacher_precision)
-    return make_method(config, method_class, teacher, student, None, runtime), teacher, student
+    collected = CollectedImages.noise(info) if method_class.needs_data else None
+    return make_method(config, method_class, teacher, student, None, runtime, collected), teacher, student
 
 
 @torch.no_grad()

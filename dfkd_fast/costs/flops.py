@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dfkd_fast.costs.work import SynthesisKind, Work, probe_epoch, stage_kinds
 from dfkd_fast.generators.upsample_conv import UpsampleConv2d
-from dfkd_fast.methods.base import Method, Setup, SynthBatch, weighted_sum
+from dfkd_fast.methods.base import CollectedImages, Method, Setup, SynthBatch, weighted_sum
 from dfkd_fast.methods.stepwise import StepwiseMethod
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.taps import TappedNet
@@ -65,7 +65,8 @@ def count_step_flops(method: Method, info: ModelInfo, *, teacher: str, student: 
         learner = _network(student, info)
         frozen = FrozenNet(_network(teacher, info), info, runtime)
         embeddings = torch.randn(info.num_classes, _EMBEDDING if type(method).text_sources else 0)
-        setup = Setup(frozen, frozen_twin(learner), info, embeddings)
+        collected = CollectedImages.noise(info) if method.needs_data else None
+        setup = Setup(frozen, frozen_twin(learner), info, embeddings, collected=collected)
         few, more = (_count(method, setup, learner, runtime, batch) for batch in batches)
     return StepFlops(
         synthesis={
@@ -123,12 +124,16 @@ def _count_round(
     source.begin_round(probe_epoch(method, warmup=warmup), 0)
     for kind, _ in stage_kinds(source, warmup=warmup):
         source.begin_stage(kind.stage)
-        with FlopCounterMode(display=False) as counter:
-            images, terms = source.synthesis_step()
-            weighted_sum(terms, source.config).backward()
-        source.keep_best(torch.tensor(True))
-        source.end_step()
-        found[kind] = (len(images), counter.get_total_flops())
+        flops = 0.0
+        for step in range(source.turns):
+            source.begin_step(step)
+            with FlopCounterMode(display=False) as counter:
+                images, terms = source.synthesis_step()
+                weighted_sum(terms, source.config).backward()
+            source.keep_best(torch.tensor(True))
+            source.end_step()
+            flops += counter.get_total_flops() / source.turns
+        found[kind] = (len(images), flops)
     with torch.no_grad():
         return source.end_round(images.detach())
 

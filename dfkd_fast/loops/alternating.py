@@ -8,7 +8,7 @@ from dfkd_fast.checkpoint import PHASES
 from dfkd_fast.loops.loop import Loop
 from dfkd_fast.loops.student import StudentTrainer
 from dfkd_fast.loops.synthesis import OnStep, Synthesizer
-from dfkd_fast.methods.base import Method
+from dfkd_fast.methods.base import Method, SynthBatch
 
 
 class AlternatingLoop(Loop):
@@ -36,20 +36,33 @@ class AlternatingLoop(Loop):
         if not any(rounds):
             return
         steps = sum(n * part.method.config.synthesis_steps for n, part in zip(rounds, self.synthesizers, strict=True))
+        ready = epoch + 1 == self.method.config.warmup_epochs
+        steps += sum(part.method.fill_batches() for part in self.synthesizers) if ready else 0
         with self._phase("synthesis", epoch, steps) as on_step:
             self.method.train()
             for synthesizer, count in zip(self.synthesizers, rounds, strict=True):
                 for index in range(count):
                     self._round(synthesizer, epoch, index, on_step)
+                if self.method.synchronized:
+                    self.runtime.average([value for value in self.method.buffers() if value.is_floating_point()])
+                if ready:
+                    self._fill(synthesizer, on_step)
         self._boundary(epoch, "synthesis")
 
     def _round(self, synthesizer: Synthesizer, epoch: int, index: int, on_step: OnStep) -> None:
         """One round of one source, into its pool."""
-        size = synthesizer.method.info.image_size
-        batch = synthesizer.round(epoch, index, on_step)
-        self.trainer.store(size, batch)
-        self.progress.counts["images_synthesized"] += len(batch.images) * self.runtime.world_size
+        self._store(synthesizer, synthesizer.round(epoch, index, on_step))
         self.progress.counts["generator_steps"] += synthesizer.method.config.synthesis_steps
+
+    def _fill(self, synthesizer: Synthesizer, on_step: OnStep) -> None:
+        """What a source adds to its pool before the student starts."""
+        for batch in synthesizer.fill():
+            self._store(synthesizer, batch)
+            on_step({}, len(batch.images))
+
+    def _store(self, synthesizer: Synthesizer, batch: SynthBatch) -> None:
+        self.trainer.store(synthesizer.method.info.image_size, batch)
+        self.progress.counts["images_synthesized"] += len(batch.images) * self.runtime.world_size
 
     def _distillation(self, epoch: int) -> None:
         steps = self.method.student_steps(epoch)

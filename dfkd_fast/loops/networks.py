@@ -1,22 +1,26 @@
-"""What a run computes on, and its networks: the teacher, loaded or trained, and a student that fits it."""
+"""What a run computes on, its networks (the teacher, loaded or trained, and a student that fits it), and its method."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from dfkd_fast.catalog import FACTS, MODELS
+from dfkd_fast.catalog import FACTS, METHODS, MODELS
 from dfkd_fast.config import TrainConfig
 from dfkd_fast.data import load_split
 from dfkd_fast.errors import UserError, one_of
 from dfkd_fast.image_stream import LabelledImages
+from dfkd_fast.loops.class_vectors import class_vectors
 from dfkd_fast.loops.evaluate import check_fit
+from dfkd_fast.loops.ranks import share_of_rank
 from dfkd_fast.loops.teacher import cached_teacher
-from dfkd_fast.methods.base import Method
+from dfkd_fast.methods.base import CollectedImages, Method, Setup
 from dfkd_fast.models.factory import ModelInfo, load_model, saved_info
+from dfkd_fast.models.teacher import FrozenNet, frozen_twin
 from dfkd_fast.models.weights import read_weights
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.runtime import Runtime, make_runtime
@@ -126,3 +130,27 @@ def make_student(config: TrainConfig, info: ModelInfo, runtime: Runtime) -> nn.M
         flag="--student",
     )
     return runtime.place(student.to(torch.float32))
+
+
+def load_method(name: str) -> type[Method]:
+    """The method's class, imported when it is first needed."""
+    module, _, cls = METHODS[name].partition(":")
+    return getattr(importlib.import_module(module), cls)
+
+
+def make_method(
+    config: TrainConfig,
+    method_class: type[Method],
+    teacher: FrozenNet,
+    student: nn.Module,
+    test: LabelledImages | None,
+    runtime: Runtime,
+    collected: CollectedImages | None = None,
+) -> Method:
+    """The method on its networks, on the device, with this rank's share of the recipe; the same on every rank."""
+    embeddings, text = class_vectors(config, method_class, teacher.info.num_classes, test)
+    seed_phase(config.seed, 0, 0, "method")
+    share = share_of_rank(config.method, runtime.world_size)
+    method = method_class(share, Setup(teacher, frozen_twin(student), teacher.info, embeddings, text, collected))
+    runtime.place(method)
+    return method

@@ -16,7 +16,7 @@ from dfkd_fast.runtime import Runtime
 C = TypeVar("C", bound=MethodConfig)
 
 BATCHES = ("synthesis_batch_size", "batch_size")
-BUDGETS = ("full_images", "image_budget", "buffer_size")
+BUDGETS = ("full_images", "image_budget", "buffer_size", "synthetic_images")
 
 
 def share_of_rank(config: C, world_size: int) -> C:

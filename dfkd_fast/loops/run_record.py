@@ -27,10 +27,11 @@ def write_run_record(
     *,
     teacher_top1: float | None,
     complete: bool,
+    collected: int,
     costs: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Write run.json and return it. Seconds are wall time by phase; what was not evaluated is null, not 0. `costs`:
-    what `run_costs` found.
+    """Write run.json and return it. Seconds are wall time by phase; what was not evaluated is null, not 0.
+    `collected`: how many real images took part. `costs`: what `run_costs` found.
     """
     seconds, counts = progress.seconds, progress.counts
     last = progress.last_evaluation
@@ -41,6 +42,8 @@ def write_run_record(
         "teacher": config.teacher,
         "student": config.student,
         "seed": config.seed,
+        "data_free": not collected,
+        "collected_images": collected,
         "top1_last": last.get("top1"),
         "top5_last": last.get("top5"),
         "teacher_top1": teacher_top1,

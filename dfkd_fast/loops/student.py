@@ -70,7 +70,10 @@ class StudentSteps:
 
     def end_epoch(self) -> None:
         """After its last: each rank's BN has seen its own images; one student is saved and seen by synthesis."""
-        self.runtime.average([value for value in self.student.buffers() if value.is_floating_point()])
+        side = self.method.student_side()
+        learning = [self.student] if side is None else [self.student, side]
+        buffers = [value for module in learning for value in module.buffers()]
+        self.runtime.average([value for value in buffers if value.is_floating_point()])
 
     def inputs(self, count: int) -> Iterator[tuple[Any, ...]]:
         """What each of `count` steps is given from outside, on the host."""
@@ -174,12 +177,15 @@ def student_optimizer(
 def student_lr(config: MethodConfig, epoch: int) -> float:
     """The student's learning rate in an epoch (0-based): one value per epoch, from the end of the warm-up on.
 
-    Linear over `student_ramp_epochs`, then a cosine from `student_lr` to `student_lr_min` over the rest.
+    Linear over `student_ramp_epochs`, then a cosine from `student_lr` to `student_lr_min` over the rest, or a tenth
+    of it for each of `student_lr_steps` that has passed.
     """
     ramp = config.student_ramp_epochs
     distilled = epoch - config.warmup_epochs
     if distilled < ramp:
         return config.student_lr * (distilled + 1) / ramp
+    if config.student_lr_steps:
+        return config.student_lr * 0.1 ** sum(distilled >= step for step in config.student_lr_steps)
     progress = (distilled - ramp) / (config.epochs - config.warmup_epochs - ramp)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return config.student_lr_min + (config.student_lr - config.student_lr_min) * cosine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ class Synthesizer:
             self.best_loss.fill_(torch.inf)
             self.method.begin_stage(stage)
             for step in range(steps):
+                self.method.begin_step(step)
                 if self.optimizer is not None:
                     scale_lr(self.optimizer, self.method.lr_scale(step, steps))
                 on_step(self.run_step(self.method.step_variant()), self.method.config.synthesis_batch_size)
@@ -74,12 +75,27 @@ class Synthesizer:
             images, terms = self._forward()
         loss = weighted_sum(terms, self.method.config)
         self.scaler.scale(loss).backward()
+        if self.method.synchronized:
+            self.runtime.average(self._gradients())
         self._keep_best(loss.detach(), images.detach())
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
         self.method.end_step()
         return {name: term.detach() for name, term in terms.items()}
+
+    def fill(self) -> Iterator[SynthBatch]:
+        """What goes into the pool once the warm-up's rounds are over, batch by batch."""
+        for index in range(self.method.fill_batches()):
+            with torch.no_grad(), self.runtime.autocast():
+                batch = self.method.fill(index)
+            yield batch
+
+    def _gradients(self) -> list[Tensor]:
+        learning = [
+            value for optimizer in self.optimizers for group in optimizer.param_groups for value in group["params"]
+        ]
+        return [value.grad for value in learning if value.grad is not None]
 
     def _build(self, spec: OptimizerSpec | None) -> Optimizer | None:
         return None if spec is None else spec.build(self.runtime.optimizer, capturable=self.runtime.graphs)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
-from dfkd_fast.catalog import METHODS
 from dfkd_fast.checkpoint import (
     PHASES,
     Checkpoint,
@@ -21,25 +19,34 @@ from dfkd_fast.checkpoint import (
 from dfkd_fast.config import TrainConfig
 from dfkd_fast.costs.flops import count_step_flops
 from dfkd_fast.costs.work import recipe_work
+from dfkd_fast.data import ImageSet
 from dfkd_fast.image_stream import LabelledImages
 from dfkd_fast.loggers import RunLogger
 from dfkd_fast.loops.alternating import AlternatingLoop
 from dfkd_fast.loops.class_vectors import class_vectors
+from dfkd_fast.loops.collected import load_collected, rank_part
 from dfkd_fast.loops.evaluate import Evaluation, agreement, evaluate, evaluation_images
 from dfkd_fast.loops.interrupt import Interrupted, StopSignals, stop_signals
 from dfkd_fast.loops.loop import Loop
-from dfkd_fast.loops.networks import check_pool_use, check_teacher, load_teacher, make_student, runtime_of
+from dfkd_fast.loops.networks import (
+    check_pool_use,
+    check_teacher,
+    load_method,
+    load_teacher,
+    make_method,
+    make_student,
+    runtime_of,
+)
 from dfkd_fast.loops.pools import make_pools
-from dfkd_fast.loops.ranks import checkpoint_folder, checkpoint_to_resume, drop_other_checkpoints, share_of_rank
+from dfkd_fast.loops.ranks import checkpoint_folder, checkpoint_to_resume, drop_other_checkpoints
 from dfkd_fast.loops.run_costs import run_costs
 from dfkd_fast.loops.run_folder import check_folder, claim_folder
 from dfkd_fast.loops.run_record import write_run_record
 from dfkd_fast.loops.stepwise import StepwiseLoop
 from dfkd_fast.loops.trainers import make_trainer
-from dfkd_fast.methods.base import Method, Setup
-from dfkd_fast.models.teacher import FrozenNet, frozen_twin, lower_dtype
+from dfkd_fast.methods.base import Method
+from dfkd_fast.models.teacher import FrozenNet, lower_dtype
 from dfkd_fast.pool.build import check_pool
-from dfkd_fast.rng import seed_phase
 from dfkd_fast.runtime import Runtime
 from dfkd_fast.visualize import save_grid
 
@@ -61,6 +68,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     lower_dtype(config.teacher_precision, runtime)  # what cannot be had is said before a teacher is trained
     method_class = load_method(config.method_name)
     test = evaluation_images(config, runtime)
+    collected = load_collected(config, method_class, test)
     if config.train_teacher and test is not None:
         class_vectors(config, method_class, test.num_classes, test)  # what cannot be had is said before the training
     with stop_signals() as signals:
@@ -69,7 +77,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         check_teacher(model, info, method_class, config, test)
         teacher = FrozenNet(model, info, runtime, precision=config.teacher_precision)
         student = make_student(config, info, runtime)
-        method = make_method(config, method_class, teacher, student, test, runtime)
+        real = rank_part(collected, info, runtime)
+        method = make_method(config, method_class, teacher, student, test, runtime, real)
         check_pool_use(config, method, runtime.world_size)
         signals.check()
         runtime.barrier()  # every rank has found the folder free
@@ -77,7 +86,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
             claim_folder(folder, config)
         runtime.barrier()
         try:
-            with closing(Run(config, runtime, teacher, student, method, test, signals)) as run:
+            with closing(Run(config, runtime, teacher, student, method, test, signals, collected)) as run:
                 run.execute(checkpoint_to_resume(folder, runtime) if resume else None)
         except Interrupted as stop:
             stop.run_dir = folder
@@ -85,29 +94,6 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         except OSError as error:
             raise disk_error(error, folder) from error
     return folder
-
-
-def load_method(name: str) -> type[Method]:
-    """The method's class, imported when it is first needed."""
-    module, _, cls = METHODS[name].partition(":")
-    return getattr(importlib.import_module(module), cls)
-
-
-def make_method(
-    config: TrainConfig,
-    method_class: type[Method],
-    teacher: FrozenNet,
-    student: nn.Module,
-    test: LabelledImages | None,
-    runtime: Runtime,
-) -> Method:
-    """The method on its networks, on the device, with this rank's share of the recipe; the same on every rank."""
-    embeddings, text = class_vectors(config, method_class, teacher.info.num_classes, test)
-    seed_phase(config.seed, 0, 0, "method")
-    share = share_of_rank(config.method, runtime.world_size)
-    method = method_class(share, Setup(teacher, frozen_twin(student), teacher.info, embeddings, text))
-    runtime.place(method)
-    return method
 
 
 class Run:
@@ -122,10 +108,11 @@ class Run:
         method: Method,
         test: LabelledImages | None,
         signals: StopSignals,
+        collected: ImageSet | None = None,
     ) -> None:
-        self.config, self.runtime, self.teacher, self.test = config, runtime, teacher, test
+        self.config, self.runtime, self.teacher, self.test, self.collected = config, runtime, teacher, test, collected
         self.method, self.folder, info = method, config.run_folder, teacher.info
-        self.student_info = replace(info, name=config.student)
+        self.student_info = replace(info, name=method.deployed_name(config.student))
         # before anything is spent: a network that cannot be counted is no surprise at the end
         self.step_flops = count_step_flops(method, info, teacher=config.teacher, student=config.student)
         self.pool, pool_lines = make_pools(config.pool, self.folder / "pool", method=method, runtime=runtime)
@@ -136,6 +123,9 @@ class Run:
             log_every=config.log.every,
             gpus=runtime.world_size if runtime.device.type == "cuda" else 0,
         )
+        if collected is not None:
+            real = f"{len(collected)} real images of {collected.name}"
+            self.logger.message(f"not strictly data-free: {config.method_name} also learns from {real}")
         for line in pool_lines:
             self.logger.message(line)
         self.teacher_evaluation = self._evaluate_teacher()
@@ -220,6 +210,7 @@ class Run:
             self.loop.progress,
             teacher_top1=teacher_top1,
             complete=complete,
+            collected=0 if self.collected is None else len(self.collected),
             costs=costs,
         )
         self.logger.close()

@@ -7,99 +7,22 @@ logging, the pool.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Hashable, Sequence
+from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
+from dfkd_fast.methods.exchange import CollectedImages as CollectedImages
+from dfkd_fast.methods.exchange import LossTerms as LossTerms
+from dfkd_fast.methods.exchange import Setup as Setup
+from dfkd_fast.methods.exchange import SynthBatch as SynthBatch
+from dfkd_fast.methods.recipe import MethodConfig as MethodConfig
+from dfkd_fast.methods.recipe import weighted_sum as weighted_sum
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.models.teacher import FrozenNet, NetOutput
+from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.optim import OptimizerSpec
 from dfkd_fast.pool.pool import Policy, Pool, PoolBatch
 from dfkd_kernels import PrioritySampler
-
-LossTerms = dict[str, Tensor]
-"""scalar loss terms by name; term `x` is weighted by the config's `x_weight`"""
-
-_NO_EXTRAS: Mapping[str, Tensor] = MappingProxyType({})
-
-
-class SynthBatch(NamedTuple):
-    """What one synthesis round leaves to the pool."""
-
-    images: Tensor
-    """(B, C, H, W) in [0, 1], not normalised"""
-    labels: Tensor
-    """(B,) int64, the class each image was made for, or is counted as"""
-    extras: Mapping[str, Tensor] = _NO_EXTRAS
-    """further (B, ...) tensors to keep with the images; a student batch has them under the same names"""
-    deltas: Tensor | None = None
-    """(B,) first priorities of the images, where the method's pool has priorities"""
-
-
-class Setup(NamedTuple):
-    """What a method is given to build itself from."""
-
-    teacher: FrozenNet
-    student: nn.Module
-    """the student's frozen twin: shares its storage, eval, no weight gradients"""
-    info: ModelInfo
-    """what teacher and student agree on: classes, image size, mean and std"""
-    label_embeddings: Tensor
-    """(K, D), what a class is called (`--text`)"""
-    text: str = "file"
-    """where they are from, a name of `text.SOURCES`; `file`: of unknown origin"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodConfig:
-    """The recipe: everything that a paper's table of hyper-parameters lists. Each method's defaults are its released
-    values.
-    """
-
-    epochs: int = 220
-    """epochs in all, warm-up included"""
-    warmup_epochs: int = 20
-    """first epochs, which only fill the pool"""
-    synthesis_batch_size: int = 256
-    """images made in one synthesis round (global)"""
-    synthesis_steps: int = 10
-    """generator steps in one round"""
-    keep: Literal["best", "last"] = "best"
-    """what a round leaves to the pool: what the step of the lowest loss made, or the last step"""
-    batch_size: int = 256
-    """images in one student step (global)"""
-    student_steps: int = 400
-    """student steps in one epoch"""
-    student_optimizer: Literal["sgd", "adamw"] = "sgd"
-    """what trains the student"""
-    student_lr: float = 0.2
-    """the student's peak learning rate"""
-    student_lr_min: float = 2e-4
-    """learning rate at the end of the cosine (paper: eta_min)"""
-    student_ramp_epochs: int = 0
-    """first distilled epochs, over which the learning rate rises linearly to its peak; the cosine follows"""
-    student_momentum: float = 0.9
-    """momentum of SGD, or AdamW's first beta"""
-    student_weight_decay: float = 1e-4
-    """weight decay of the student's optimiser"""
-    kd_temperature: float = 20.0
-    """temperature of the distillation loss (paper: T)"""
-    kd_weight: float = 1.0
-    """weight of the distillation loss"""
-    crop_padding: int = 4
-    """zero padding of the random crop in pixels, for synthesis and for the student"""
-    crop_scale: float = 1.0
-    """smallest share of an image's area in a random resized crop, which below 1 replaces the padded crop"""
-    student_crop_scale: float | None = None
-    """the same for the student alone; without it the student has what synthesis has"""
-    flip: bool = True
-    """random horizontal flips, for synthesis and for the student; off for images with a side (digits)"""
-    student_flip: Literal["same", "on", "off"] = "same"
-    """the same for the student alone; same: as in synthesis"""
 
 
 class Method(nn.Module):
@@ -114,6 +37,10 @@ class Method(nn.Module):
     """True where real images are part of the method: then it is not data-free in the strict sense"""
     needs_batchnorm: ClassVar[bool] = True
     """whether the method matches the teacher's BatchNorm statistics"""
+    synchronized: ClassVar[bool] = False
+    """one generator for all ranks: gradients are averaged in each step, buffers after the rounds; else one for each"""
+    turns: ClassVar[int] = 1
+    """steps in turn, unlike each other, that make one iteration (a GAN: 2); what a step costs is their mean"""
     text_sources: ClassVar[Sequence[str]] = ()
     """values of `--text` that the method takes; none: it does not ask what classes are called"""
     paper: ClassVar[str]
@@ -181,6 +108,9 @@ class Method(nn.Module):
     def begin_stage(self, stage: int) -> None:
         """Host code before the first step of stage `stage` (0-based): another resolution, say. Nothing by default."""
 
+    def begin_step(self, step: int) -> None:
+        """Host code before step `step` (0-based) of a stage: whose turn it is, say. Nothing by default."""
+
     def synthesis_step(self) -> tuple[Tensor, LossTerms]:
         """Images (B, C, H, W) in [0, 1] and the loss terms of one step.
 
@@ -211,6 +141,16 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
+    def fill_batches(self) -> int:
+        """Batches that go into the pool once the warm-up's rounds are over, without steps: what a generator makes when
+        it has learnt, real images. None by default.
+        """
+        return 0
+
+    def fill(self, index: int) -> SynthBatch:
+        """Batch `index` (0-based) of them, of `synthesis_batch_size` images. Without gradients."""
+        raise NotImplementedError
+
     def student_steps(self, epoch: int) -> int:
         """Student steps in this epoch."""
         return self.config.student_steps
@@ -236,15 +176,11 @@ class Method(nn.Module):
         """The network that is saved and evaluated: the student itself unless the method adds to it."""
         return student
 
+    def deployed_name(self, student: str) -> str:
+        """What `load_model` calls that network, where the student's own name is `student`."""
+        return student
+
     def pool_capacity(self) -> int:
         """Images that the whole recipe puts into the pool."""
         rounds = sum(self.rounds(epoch) for epoch in range(self.config.epochs))
         return rounds * self.config.synthesis_batch_size
-
-
-def weighted_sum(terms: LossTerms, config: MethodConfig) -> Tensor:
-    """The loss: the sum over terms `x` of `config.x_weight` times the term. A term without a weight is an error."""
-    missing = [name for name in terms if not hasattr(config, f"{name}_weight")]
-    if missing:
-        raise AttributeError(f"{type(config).__name__} has no {', '.join(f'{name}_weight' for name in missing)}")
-    return torch.stack([getattr(config, f"{name}_weight") * term for name, term in terms.items()]).sum()

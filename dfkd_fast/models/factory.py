@@ -6,7 +6,7 @@ import difflib
 import importlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,9 @@ def load_model(
 
     Raises UserError that names `flag` or `<flag>-weights`: for an unknown name, a value that is not to be had, weights
     that do not fit or cannot be read, and published weights that are missing, out of reach or made for other classes.
+    `SPEC+sharedD` and `SPEC+sharedDxS` are students on a teacher's classifier (models/shared_classifier.py).
     """
+    full, (spec, _, shared) = spec, spec.partition("+")
     stored = read_weights(weights, flag=f"{flag}-weights") if weights is not None else Weights({}, {})
     saved = saved_info(stored)
     order = _Order(
@@ -109,8 +111,13 @@ def load_model(
         model, info = _own(order)
     else:
         raise unknown(flag, spec, [*MODELS, "tv:NAME", "timm:NAME"])
+    if shared:
+        from dfkd_fast.models.shared_classifier import SharedForm, share_classifier  # which is made of this file's
+
+        model = share_classifier(model, SharedForm.parse(shared, f"{flag} {full}"), info)
+        info = replace(info, name=full)
     if weights is not None:
-        load_weights(model, stored.tensors, name=spec, path=weights, flag=f"{flag}-weights")
+        load_weights(model, stored.tensors, name=full, path=weights, flag=f"{flag}-weights")
     return model, info
 
 

@@ -49,6 +49,8 @@ class FrozenNet:
         placed = copy.deepcopy(model).to(runtime.device)
         dtype = lower_dtype(precision, runtime)
         self.net = freeze_teacher(placed, dtype=dtype, channels_last=runtime.channels_last)
+        path = getattr(self.net, "classifier", None)  # no other kind of frozen network has one to share
+        self._classifier = None if path is None else copy.deepcopy(model.get_submodule(path)).to(runtime.device)
 
     def __call__(self, view: Tensor, *, maps: Sequence[str] = (), moments: bool = True) -> NetOutput:
         """Views (B, C, H, W), normalised -> NetOutput. `moments=False` skips the statistics (the student phase needs
@@ -87,6 +89,19 @@ class FrozenNet:
                 "activation maps need; choose another network, or give that term the weight 0"
             )
         return weights.detach()
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """A frozen copy of its linear classifier, in the precision that the network was given in.
+
+        Raises UserError as `class_weights` does.
+        """
+        if not isinstance(self._classifier, nn.Linear):
+            raise UserError(
+                f"--teacher {self.info.name}: its classifier is not one linear layer on pooled features, which could "
+                "be shared; choose another network"
+            )
+        return copy.deepcopy(self._classifier).requires_grad_(False)
 
     @property
     def norm_inputs(self) -> tuple[str, ...]:

@@ -45,6 +45,7 @@ class FrozenTeacher(nn.Module):
     Attributes:
         report: one line for each place where freezing or fusing did not apply, with the reason.
         class_weights: the classifier's weight (K, D), if it is one Linear on the pooled features; else None.
+        classifier: that layer's path in the network; else None.
     """
 
     def __init__(
@@ -73,12 +74,16 @@ class FrozenTeacher(nn.Module):
         return tuple(path + INPUT for path in self._plan.norms)
 
     @property
+    def classifier(self) -> str | None:
+        """Its path, or None."""
+        return None if self._plan is None else self._plan.classifier
+
+    @property
     def class_weights(self) -> Tensor | None:
         """(K, D), or None."""
-        path = None if self._plan is None else self._plan.classifier
-        if path is None:
+        if self.classifier is None:
             return None
-        weight: Tensor = self.body.get_submodule(path).weight  # type: ignore[assignment]
+        weight: Tensor = self.body.get_submodule(self.classifier).weight  # type: ignore[assignment]
         return weight
 
     def prepare(self, *, maps: Sequence[str] = (), moments: bool = True) -> None:

@@ -1,0 +1,69 @@
+"""What every method's table of hyper-parameters has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dfkd_fast.methods.exchange import LossTerms
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """The recipe: everything that a paper's table of hyper-parameters lists. Each method's defaults are its released
+    values.
+    """
+
+    epochs: int = 220
+    """epochs in all, warm-up included"""
+    warmup_epochs: int = 20
+    """first epochs, which only fill the pool"""
+    synthesis_batch_size: int = 256
+    """images made in one synthesis round (global)"""
+    synthesis_steps: int = 10
+    """generator steps in one round"""
+    keep: Literal["best", "last"] = "best"
+    """what a round leaves to the pool: what the step of the lowest loss made, or the last step"""
+    batch_size: int = 256
+    """images in one student step (global)"""
+    student_steps: int = 400
+    """student steps in one epoch"""
+    student_optimizer: Literal["sgd", "adamw"] = "sgd"
+    """what trains the student"""
+    student_lr: float = 0.2
+    """the student's peak learning rate"""
+    student_lr_min: float = 2e-4
+    """learning rate at the end of the cosine (paper: eta_min)"""
+    student_ramp_epochs: int = 0
+    """first distilled epochs, over which the learning rate rises linearly to its peak; the cosine follows"""
+    student_lr_steps: tuple[int, ...] = ()
+    """distilled epochs after which the learning rate is divided by 10; with any of them there is no cosine"""
+    student_momentum: float = 0.9
+    """momentum of SGD, or AdamW's first beta"""
+    student_weight_decay: float = 1e-4
+    """weight decay of the student's optimiser"""
+    kd_temperature: float = 20.0
+    """temperature of the distillation loss (paper: T)"""
+    kd_weight: float = 1.0
+    """weight of the distillation loss"""
+    crop_padding: int = 4
+    """zero padding of the random crop in pixels, for synthesis and for the student"""
+    crop_scale: float = 1.0
+    """smallest share of an image's area in a random resized crop, which below 1 replaces the padded crop"""
+    student_crop_scale: float | None = None
+    """the same for the student alone; without it the student has what synthesis has"""
+    flip: bool = True
+    """random horizontal flips, for synthesis and for the student; off for images with a side (digits)"""
+    student_flip: Literal["same", "on", "off"] = "same"
+    """the same for the student alone; same: as in synthesis"""
+
+
+def weighted_sum(terms: LossTerms, config: MethodConfig) -> Tensor:
+    """The loss: the sum over terms `x` of `config.x_weight` times the term. A term without a weight is an error."""
+    missing = [name for name in terms if not hasattr(config, f"{name}_weight")]
+    if missing:
+        raise AttributeError(f"{type(config).__name__} has no {', '.join(f'{name}_weight' for name in missing)}")
+    return torch.stack([getattr(config, f"{name}_weight") * term for name, term in terms.items()]).sum()

@@ -1,0 +1,143 @@
+"""A student without a classifier of its own: its features, brought into the teacher's shape, go to the teacher's.
+
+HiDFD (Tang et al., AAAI 2025, arXiv:2412.13525) distils features alone and deploys student, projector and the teacher's
+classifier. The projector is SimKD's (Chen et al., CVPR 2022, arXiv:2203.14001), which HiDFD's release uses.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dfkd_fast.errors import UserError
+from dfkd_fast.losses.adcgan import feature_distance
+from dfkd_fast.models.factory import ModelInfo
+from dfkd_fast.models.taps import TappedNet
+from dfkd_fast.models.teacher import FrozenNet, NetOutput
+
+_FORM = re.compile(r"shared(\d+)(?:x(\d+))?")
+_SHRINK = 2  # the projector's inner width is the teacher's over this
+
+
+class SharedForm(NamedTuple):
+    """How a student reads the teacher's classifier; its text is what stands behind `STUDENT+` in a network's name."""
+
+    width: int
+    """features that the classifier reads"""
+    side: int | None = None
+    """pixels per side, at most, of the maps that a projector brings to that width; None: no projector"""
+
+    def __str__(self) -> str:
+        return f"shared{self.width}" if self.side is None else f"shared{self.width}x{self.side}"
+
+    @classmethod
+    def parse(cls, text: str, flag: str) -> SharedForm:
+        """The inverse of `str`. Raises UserError, naming `flag`, for any other text."""
+        match = _FORM.fullmatch(text)
+        if match is None:
+            raise UserError(f"{flag}: +{text} is no form of a shared classifier; choose +sharedD or +sharedDxS")
+        return cls(int(match[1]), int(match[2]) if match[2] else None)
+
+
+class Projector(nn.Module):
+    """SimKD's: 1x1, 3x3 and 1x1 convolutions, each with BN and ReLU. Maps (B, C, h, w) -> (B, width, s, s).
+
+    Maps larger than `side` are first pooled to it, as the teacher's own are that small.
+    """
+
+    def __init__(self, channels: int, width: int, side: int) -> None:
+        super().__init__()
+        inner = max(1, width // _SHRINK)
+        self.side = side
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, inner, 1, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.ReLU(),
+            nn.Conv2d(inner, inner, 3, padding=1, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.ReLU(),
+            nn.Conv2d(inner, width, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        projected: Tensor = self.layers(pooled_to(maps, self.side))
+        return projected
+
+
+class SharedClassifierNet(nn.Module):
+    """Normalised images (B, C, H, W) -> logits (B, K): student's features, projector if any, teacher's classifier."""
+
+    def __init__(self, student: nn.Module, projector: nn.Module, classifier: nn.Linear) -> None:
+        super().__init__()
+        training = student.training
+        self.body = TappedNet(student.eval())
+        student.train(training)
+        self.projector, self.classifier = projector, classifier
+
+    def forward(self, view: Tensor) -> Tensor:
+        maps = self.projector(self.body(view).features)
+        logits: Tensor = self.classifier(maps.mean((2, 3)))
+        return logits
+
+
+def share_classifier(student: nn.Module, form: SharedForm, info: ModelInfo) -> SharedClassifierNet:
+    """A network of that form around a student, to be filled from a file."""
+    training = student.training
+    channels = TappedNet(student.eval()).width(info)
+    student.train(training)
+    projector: nn.Module = nn.Identity() if form.side is None else Projector(channels, form.width, form.side)
+    return SharedClassifierNet(student, projector, nn.Linear(form.width, info.num_classes))
+
+
+class ClassifierSharing(nn.Module):
+    """What a student learns that is to read a teacher's classifier: features like the teacher's.
+
+    With `projects` its last feature map, through a projector, is compared with the teacher's (SimKD, HiDFD's release);
+    else its pooled features as they are (HiDFD, Eq. 14), which must then be as many.
+    Raises UserError where they are not, or a network has no linear classifier on pooled features.
+    """
+
+    def __init__(self, student: nn.Module, teacher: FrozenNet, info: ModelInfo, *, projects: bool) -> None:
+        super().__init__()
+        self._classifier = (teacher.classifier,)  # the teacher's: not trained, and not saved here
+        view = next(student.parameters()).new_zeros(1, info.in_chans, info.image_size, info.image_size)
+        with torch.no_grad():
+            own, target = TappedNet(student)(view).features, teacher(view, moments=False).features
+        assert own is not None, "a network that has been tapped"
+        assert target is not None, "a network with a classifier on pooled features"
+        (_, channels, *_), (_, width, *_) = own.shape, target.shape
+        if not projects and channels != width:
+            raise UserError(
+                f"--method.alignment pooled: the student has {channels} features, the teacher {width}; choose simkd"
+            )
+        side = min(own.shape[-1], target.shape[-1]) if projects else None
+        self.form = SharedForm(width, side)
+        self.projector: nn.Module = nn.Identity() if side is None else Projector(channels, width, side)
+
+    def loss(self, student: NetOutput, teacher: NetOutput) -> Tensor:
+        """Scalar, in at least float32."""
+        if self.form.side is None:
+            return feature_distance(student.pooled(), teacher.pooled())
+        assert teacher.features is not None, "a network with a classifier on pooled features"
+        return map_distance(self.projector(student.features), teacher.features)
+
+    def deploy(self, student: nn.Module) -> SharedClassifierNet:
+        """The network that uses it: student and projector as they are now, and the classifier."""
+        return SharedClassifierNet(student, self.projector, self._classifier[0])
+
+
+def map_distance(projected: Tensor, target: Tensor) -> Tensor:
+    """Mean squared difference of two stacks of maps (B, D, h, w), the target pooled to the other's size -> scalar."""
+    dtype = torch.promote_types(projected.dtype, torch.float32)
+    return F.mse_loss(projected.to(dtype), pooled_to(target, projected.shape[-1]).to(dtype))
+
+
+def pooled_to(maps: Tensor, side: int) -> Tensor:
+    """Maps (B, C, h, w), averaged over cells to `side` a side where they are larger."""
+    return F.adaptive_avg_pool2d(maps, side) if maps.shape[-1] > side else maps
