@@ -71,7 +71,16 @@ def compiled(function: Callable[P, R], mode: Compile) -> Callable[P, R]:
     if mode == "off":
         return function
     CLOCK.listen()
+    trace_gradients()
     return torch.compile(function, mode=_MODES[mode], dynamic=False)
+
+
+def trace_gradients() -> None:
+    """Let torch.compile take `torch.autograd.grad` into its graph (Grad-CAM); by default it would stop there."""
+    import torch._dynamo
+
+    if hasattr(torch._dynamo.config, "trace_autograd_ops"):
+        torch._dynamo.config.trace_autograd_ops = True
 
 
 def keep_compile_caches() -> None:

@@ -144,8 +144,9 @@ def _count_student(method: Method, setup: Setup, student: Callable[[Tensor], Any
         with torch.no_grad():
             if isinstance(method, StepwiseMethod):
                 batch = batch._replace(images=method.fresh_images())
-            teacher = setup.teacher(batch.images, maps=method.teacher_maps, moments=False)
-        out = student(batch.images)
+            view = method.student_view(batch)
+        teacher = setup.teacher.answer(view, maps=method.teacher_maps, gradients=method.teacher_gradients)
+        out = student(view)
         answer = out if isinstance(out, NetOutput) else NetOutput(out)
         weighted_sum(method.student_loss(batch, teacher, answer), method.config).backward()
     return counter.get_total_flops()

@@ -66,7 +66,7 @@ class StudentSteps:
     def steps(self, count: int, on_step: OnStep) -> None:
         """So many steps."""
         for inputs in self.inputs(count):
-            on_step(self.run_step(None, *inputs), self.batch_size * self.runtime.world_size)
+            on_step(self.run_step(self.method.student_variant(), *inputs), self.batch_size * self.runtime.world_size)
 
     def end_epoch(self) -> None:
         """After its last: each rank's BN has seen its own images; one student is saved and seen by synthesis."""
@@ -107,8 +107,9 @@ class StudentSteps:
             batch = batch._replace(images=resized_crop(batch.images, boxes))
         with self.runtime.autocast():
             with torch.no_grad():
-                teacher = self.teacher(batch.images, maps=self.method.teacher_maps, moments=False)
-            student = NetOutput(self.student(batch.images)) if self.tapped is None else self.tapped(batch.images)
+                view = self.method.student_view(batch)
+            teacher = self.teacher.answer(view, maps=self.method.teacher_maps, gradients=self.method.teacher_gradients)
+            student = NetOutput(self.student(view)) if self.tapped is None else self.tapped(view)
             return self.method.student_loss(batch, teacher, student)
 
     def _mean(self, parts: list[LossTerms]) -> LossTerms:

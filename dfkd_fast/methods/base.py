@@ -51,6 +51,8 @@ class Method(nn.Module):
     """what the pool does when it is full, unless --pool.policy says otherwise"""
     teacher_maps: Sequence[str] = ()
     """modules of the teacher whose maps `student_loss` reads"""
+    teacher_gradients = False
+    """whether `student_loss` takes gradients of the teacher's logits with respect to these maps"""
 
     config: MethodConfig
     info: ModelInfo
@@ -167,6 +169,16 @@ class Method(nn.Module):
         default.
         """
         return None
+
+    def student_variant(self) -> Hashable:
+        """Called before each student step: what of Python's state it depends on, as `step_variant`. May draw it."""
+        return None
+
+    def student_view(self, batch: PoolBatch) -> Tensor:
+        """What teacher and student see of a batch (B, C, H, W), normalised: the pool's images, unless the method makes
+        others of its extras. On the device, without gradients, under the autocast of the step.
+        """
+        return batch.images
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         """Loss terms of one student step on a batch from the pool."""

@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.teacher import NetOutput
-from dfkd_kernels.freeze.patterns import find_features
+from dfkd_kernels.freeze.patterns import find_classifier, find_features
+from dfkd_kernels.freeze.rewrite import INPUT
 
 
 class TappedNet(nn.Module):
@@ -20,19 +21,35 @@ class TappedNet(nn.Module):
     It runs the given network itself, rewritten by torch.fx: parameters, buffers and mode are the network's own, and
     gradients flow through everything that is handed out. Frozen networks have `FrozenNet`; this is for the student.
 
-    `maps` are module paths (`layer1`). Trace a network in the mode it will run in: dropout as a function keeps it.
+    `maps` are module paths (`layer1`), or `layer1:input` for what a module reads. Trace a network in the mode it will
+    run in: dropout as a function keeps it.
     Raises UserError, naming `flag`, where torch.fx cannot trace the network, or it has no feature map or such a module.
     """
 
     def __init__(self, model: nn.Module, *, maps: Sequence[str] = (), name: str = "", flag: str = "--student") -> None:
         super().__init__()
         self.model, self.maps = model, tuple(maps)
-        self._run = _rewrite(model, self.maps, f"{flag} {name or type(model).__name__}")
+        self._called = f"{flag} {name or type(model).__name__}"
+        self._run, self._classifier = _rewrite(model, self.maps, self._called)
 
     def forward(self, view: Tensor) -> NetOutput:
         """Normalised images (B, C, H, W) -> logits (B, K), features (B, D, h, w), maps."""
         logits, features, found = self._run(self.model, view)
         return NetOutput(logits, features, found)
+
+    @property
+    def class_weights(self) -> Tensor:
+        """The classifier's weight (K, D) as it is now, without a graph: what class activation maps are made of.
+
+        Raises UserError where the classifier is anything but one Linear on the pooled features.
+        """
+        if self._classifier is None:
+            raise UserError(
+                f"{self._called}: its classifier is not one linear layer on pooled features, which class activation "
+                "maps need; choose another network"
+            )
+        weight: Tensor = self.model.get_submodule(self._classifier).weight  # type: ignore[assignment]
+        return weight.detach()
 
     def width(self, info: ModelInfo) -> int:
         """Channels of the feature map, for images of `info`'s size. The network must be in evaluation mode."""
@@ -44,7 +61,7 @@ class TappedNet(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Traces into blocks but not into layers, and remembers each module's output."""
+    """Traces into blocks but not into layers, and remembers what each module reads and gives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,11 +73,15 @@ class _Tracer(fx.Tracer):
         out = super().call_module(m, forward, args, kwargs)
         if isinstance(out, fx.Proxy):
             self.places[self.path_of_module(m)] = out.node
+        if args and isinstance(args[0], fx.Proxy):
+            self.places[self.path_of_module(m) + INPUT] = args[0].node
         return out
 
 
-def _rewrite(model: nn.Module, maps: tuple[str, ...], name: str) -> Callable[..., Any]:
-    """The network's forward as `run(model, view) -> (logits, features, maps)`."""
+def _rewrite(model: nn.Module, maps: tuple[str, ...], name: str) -> tuple[Callable[..., Any], str | None]:
+    """The network's forward as `run(model, view) -> (logits, features, maps)`, and the path of its linear classifier,
+    if it has one.
+    """
     tracer = _Tracer()
     try:
         graph = tracer.trace(model)
@@ -71,12 +92,14 @@ def _rewrite(model: nn.Module, maps: tuple[str, ...], name: str) -> Callable[...
         ) from error
     output = next(node for node in graph.nodes if node.op == "output")
     logits = output.args[0]
-    features = find_features(logits, dict(model.named_modules())) if isinstance(logits, fx.Node) else None
+    modules = dict(model.named_modules())
+    features = find_features(logits, modules) if isinstance(logits, fx.Node) else None
     if features is None:
         raise UserError(f"{name}: has no feature map that is pooled into its logits; choose another network")
     unknown = [path for path in maps if path not in tracer.places]
     if unknown:
-        blocks = ", ".join(path for path in tracer.places if "." not in path)
+        blocks = ", ".join(path for path in tracer.places if not {".", ":"} & set(path))
         raise UserError(f"{name}: has no module {unknown[0]} with one output; choose from {blocks}")
+    classifier = find_classifier(logits, features, modules)
     output.args = ((logits, features, {path: tracer.places[path] for path in maps}),)
-    return type(fx.GraphModule(model, graph)).forward
+    return type(fx.GraphModule(model, graph)).forward, classifier

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo
+from dfkd_fast.models.stages import stage_ends
 from dfkd_fast.runtime import Runtime
 from dfkd_kernels import Moments, freeze_teacher
 
@@ -46,6 +47,9 @@ class FrozenNet:
     def __init__(self, model: nn.Module, info: ModelInfo, runtime: Runtime, *, precision: str = "same") -> None:
         """`precision` bf16 or fp16 computes it in that where the run itself computes in float32; same: as the run."""
         self.info = info
+        self._stages = stage_ends(model)
+        # torch.compile takes no new leaves: what a graph must start from is this zero
+        self._anchor = torch.zeros((), device=runtime.device, requires_grad=True)
         placed = copy.deepcopy(model).to(runtime.device)
         dtype = lower_dtype(precision, runtime)
         self.net = freeze_teacher(placed, dtype=dtype, channels_last=runtime.channels_last)
@@ -62,10 +66,37 @@ class FrozenNet:
         logits, features, found = self.net(view, moments=moments)
         return NetOutput(logits, features, _NO_MAPS, found)
 
+    def answer(self, view: Tensor, *, maps: Sequence[str] = (), gradients: bool = False) -> NetOutput:
+        """What a student learns from: logits, features and `maps`; with `gradients` there is a graph from the maps to
+        the logits, so that Grad-CAM can ask how much each counts.
+        """
+        if gradients:
+            return self(view.detach() + self._anchor, maps=maps, moments=False)
+        with torch.no_grad():
+            return self(view, maps=maps, moments=False)
+
     def prepare(self, maps: Sequence[str]) -> None:
         """Get ready to hand out these maps: a call does so by itself, except in a step that is compiled."""
         for moments in (True, False):
             self.net.prepare(maps=tuple(maps), moments=moments)
+
+    def stage_maps(self, count: int) -> tuple[str, ...]:
+        """Names for `maps` of the ends of the first stages, `count` of them or as many as there are. Raises UserError
+        where the network has none.
+        """
+        maps = tuple(self._first_held(names) for names in self._stages[:count])
+        if count and not maps:
+            raise UserError(f"--teacher {self.info.name}: no stages of convolutions found; choose another network")
+        return maps
+
+    def _first_held(self, names: Sequence[str]) -> str:
+        for name in names:
+            try:
+                self.net.prepare(maps=(name,))
+            except ValueError:  # fusion has taken it away
+                continue
+            return name
+        raise UserError(f"--teacher {self.info.name}: has no map {' or '.join(names)}; choose another network")
 
     def logits(self, view: Tensor) -> Tensor:
         """Logits (B, K) alone, for evaluation."""

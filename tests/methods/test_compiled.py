@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from test_contract import Assembled, every_method, teacher_file, tiny  # noqa: F401 - a fixture
 
+from dfkd_fast.compilation import trace_gradients
 from dfkd_fast.rng import seed_phase
 
 LAST = 2  # the epoch in which every term takes part
@@ -30,6 +31,7 @@ def test_one_graph(name: str, teacher_file: Path, tmp_path: Path) -> None:  # no
     config = tiny(name, teacher_file, tmp_path / "run")
     expected = losses(Assembled(config, tmp_path / "plain"))
     run = Assembled(config, tmp_path / "compiled")
+    trace_gradients()
     whole: Any = functools.partial(torch.compile, backend="eager", fullgraph=True, dynamic=False)
     for synthesizer in run.synthesizers:
         synthesizer._forward = whole(synthesizer.method.synthesis_step)

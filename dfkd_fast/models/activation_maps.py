@@ -1,0 +1,54 @@
+"""Teacher and student by where they see a class: the activation maps of their stages, side by side."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dfkd_fast.errors import UserError
+from dfkd_fast.losses.cam_consistency import Weighting, cam_distance, class_maps, grad_cams
+from dfkd_fast.models.stages import stage_ends
+from dfkd_fast.models.taps import TappedNet
+from dfkd_fast.models.teacher import FrozenNet, NetOutput
+
+
+class CamPair:
+    """How far the activation maps of a student are from its teacher's (mSARC, in SpaceshipNet and MSARC).
+
+    Compares the first `stages` stages by Grad-CAM, as many as both networks have, and the last feature maps by the maps
+    of all classes. `teacher_maps` and `student_maps` are what the networks' outputs must hold, the teacher's with a
+    graph. Not an nn.Module: it owns nothing. Raises UserError for networks without stages or a linear classifier.
+    """
+
+    def __init__(self, teacher: FrozenNet, student: nn.Module, stages: int) -> None:
+        """`student` is seen as it learns: its frozen twin, which shares its storage, will do."""
+        ends = stage_ends(student)[:stages]
+        if stages and not ends:
+            raise UserError("--student: no stages of convolutions found, whose activation maps are compared")
+        pairs = list(zip(teacher.stage_maps(stages), (names[0] for names in ends), strict=False))
+        self.teacher_maps = tuple(of_teacher for of_teacher, _ in pairs)
+        self.student_maps = tuple(of_student for _, of_student in pairs)
+        self._student = TappedNet(student, maps=self.student_maps)
+        self._teacher_weights, _ = teacher.class_weights, self._student.class_weights  # both there, or say so now
+        if self.teacher_maps:
+            teacher.prepare(self.teacher_maps)
+
+    def __call__(
+        self, teacher: NetOutput, student: NetOutput, *, weighting: Weighting = "gradient", relu: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Mean squared distance of the class maps, and the sum of those of the stages' Grad-CAMs, both scalars.
+
+        The class of both networks' Grad-CAM is the one that the teacher predicts. Gradients flow to the student's
+        features and maps; its classifier's weights are constants, as all of the teacher is.
+        """
+        with torch.no_grad():
+            expected = class_maps(teacher.features, self._teacher_weights)
+        deep = cam_distance(class_maps(student.features, self._student.class_weights), expected)
+        if not self.teacher_maps:
+            return deep, torch.zeros_like(deep)
+        classes = teacher.logits.detach().argmax(1)
+        seen, wanted = (
+            grad_cams(out.logits, [out.maps[name] for name in names], classes, weighting=weighting, relu=relu)
+            for out, names in ((student, self.student_maps), (teacher, self.teacher_maps))
+        )
+        return deep, torch.stack([cam_distance(*pair) for pair in zip(seen, wanted, strict=True)]).sum()
