@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Two workers with one thread each: OpenMP teams that share two cores spin against each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test lint types bench-kernels bench-pool bench-steps bench-methods bench-evaluation profile results-digits results-ablations results-precision kill-test steady-test gpu-check gpu-packages clean
+.PHONY: setup demo test lint types bench-kernels bench-pool bench-steps bench-methods bench-evaluation dry-run-check profile results-digits results-ablations results-precision kill-test steady-test gpu-check gpu-packages clean
 
 setup: $(STAMP)
 
@@ -51,6 +51,11 @@ bench-methods: setup
 # What decodes test images fastest, DALI or Pillow (DALI: pip install -e ".[dali]"); bench/results/evaluation-cpu.jsonl.
 bench-evaluation: setup
 	OMP_NUM_THREADS=1 $(BIN)/python bench/evaluation.py
+
+# What --dry-run foretells of a run of five minutes, and what it then takes; bench/results/dry-run-<device>.jsonl. On an
+# idle machine.
+dry-run-check: setup
+	OMP_NUM_THREADS=1 $(BIN)/python bench/dry_run_check.py
 
 # Where the time of a step goes: a trace and a table by phase and kernel, in bench/results/profile-<device>/.
 profile: setup

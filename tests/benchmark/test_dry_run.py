@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -89,3 +90,33 @@ def test_foretells_a_run(tmp_path: Path) -> None:
         assert spent[f"{phase.name}_flops"] == phase.flops
         measured = spent[f"{phase.name}_flops"] / spent[f"{phase.name}_seconds"] / spent["matmul_flops_per_second"]
         assert spent[f"{phase.name}_mfu"] == pytest.approx(measured)
+
+
+def test_the_check_compares_what_both_say(tmp_path: Path, monkeypatch) -> None:
+    """`make dry-run-check` on next to nothing; whether it is met is another matter, so the seconds are set."""
+    path = Path(__file__).parents[2] / "bench" / "dry_run_check.py"
+    spec = importlib.util.spec_from_file_location("dry_run_check", path)
+    check = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(check)  # type: ignore[union-attr]
+    arguments = [
+        "nayer",
+        "--preset",
+        "digits",
+        *TINY,
+        "--warmup-rounds",
+        "1",
+        "--rounds",
+        "1",
+        "--generator-width",
+        "16",
+    ]
+    monkeypatch.chdir(tmp_path)
+    projected = check.foretell(arguments)
+    assert projected["synthesis"]["steps"] == 9
+    spent = {"evaluation_seconds": 1.0}
+    for factor, met in ((1.1, True), (1.3, False)):
+        spent["distillation_seconds"] = projected["distillation"]["seconds"] * factor
+        spent["synthesis_seconds"] = projected["synthesis"]["seconds"] * factor
+        line = check.compare(arguments, projected, spent)
+        assert line["ratio"] == pytest.approx(1 / factor)
+        assert line["met"] is met
