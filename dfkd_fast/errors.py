@@ -12,6 +12,10 @@ class UserError(ValueError):
     """
 
 
+class LostRank(UserError):  # noqa: N818 - what is lost, not who erred
+    """Another of a run's processes has ended, or does not answer. What is on the disk is whole."""
+
+
 def one_of(choices: Iterable[str]) -> str:
     """Word a list of choices: `a, b or c`."""
     *rest, last = [str(choice) for choice in choices]

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from dfkd_fast import process_group
 from dfkd_fast.compilation import Compile, keep_compile_caches
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.optim import OptimizerChoice, check_optimizer
@@ -82,7 +83,7 @@ class Runtime:
     def all_reduce(self, value: Tensor) -> Tensor:
         """Sum over ranks; the value itself at world size 1."""
         if self.world_size > 1:
-            torch.distributed.all_reduce(value)
+            process_group.all_reduce(value)
         return value
 
     def average(self, values: Sequence[Tensor]) -> None:
@@ -96,16 +97,17 @@ class Runtime:
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world_size > 1:
-            torch.distributed.barrier()
+            process_group.barrier()
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """The main rank runs the block before the others do: it makes what they then find."""
-        if not self.is_main:
-            self.barrier()
+        """The main rank runs the block before the others do, for hours if need be: it makes what they then find."""
+        patient = process_group.patient_group() if self.world_size > 1 else None
+        if patient is not None and not self.is_main:
+            process_group.barrier(patient)
         yield
-        if self.is_main:
-            self.barrier()
+        if patient is not None and self.is_main:
+            process_group.barrier(patient)
 
     def synchronize(self) -> None:
         """Wait for the device, before a clock is read."""
@@ -162,7 +164,7 @@ def make_runtime(
     else:
         keep_freed_memory()
     check_optimizer(optimizer, chosen)
-    rank, world_size = _join_ranks(chosen)
+    rank, world_size = process_group.join(chosen)
     return Runtime(
         device=chosen,
         rank=rank,
@@ -195,20 +197,12 @@ def keep_freed_memory() -> bool:
     return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
-def _join_ranks(device: torch.device) -> tuple[int, int]:
-    """Rank and number of the processes that torchrun has started, joined over gloo or NCCL; (0, 1) without it."""
-    if not torch.distributed.is_available() or not (
-        torch.distributed.is_initialized() or torch.distributed.is_torchelastic_launched()
-    ):
-        return 0, 1
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-
 def _pick_device(device: str) -> torch.device:
     local_rank = os.environ.get("LOCAL_RANK")
     if device in ("auto", "cuda") and local_rank is not None and torch.cuda.is_available():
+        gpus = torch.cuda.device_count()
+        if int(local_rank) >= gpus:
+            raise UserError(f"--device {device}: process {local_rank} of this machine has no GPU; start at most {gpus}")
         torch.cuda.set_device(int(local_rank))
         return torch.device("cuda", int(local_rank))
     if device == "auto":

@@ -21,6 +21,7 @@ LAYERS: dict[str, int] = {
             "flags",
             "recipes",
             "runtime",
+            "process_group",
             "optim",
             "losses",
             "sampling",
@@ -41,7 +42,7 @@ LAYERS: dict[str, int] = {
 # Within one layer a package may use these neighbours; the arrows must not close a circle (checked below).
 NEIGHBOURS: dict[str, set[str]] = {
     "config": {"config_sections", "flags", "recipes"},
-    "runtime": {"compilation", "optim"},
+    "runtime": {"compilation", "optim", "process_group"},
     "config_sources": {"config", "flags"},
     "pool": {"augment", "models"},
     "augment": {"models"},

@@ -32,15 +32,18 @@ def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) ->
     test = evaluation_images(config, runtime)
     info = teacher_info(config, test)
     cuda = runtime.device.type == "cuda"
-    show(
+    ranks = f"{runtime.world_size} x " if runtime.world_size > 1 else ""
+    heading = (
         f"dry run: {config.method_name}, {config.teacher} -> {config.student}, {info.image_size} px, "
-        f"{info.num_classes} classes, {runtime.describe()}, {runtime.precision}"
+        f"{info.num_classes} classes, {ranks}{runtime.describe()}, {runtime.precision}"
     )
+    if runtime.is_main:
+        show(heading)
     window = Window(warmup=10, steps=10, samples=5) if cuda else Window(warmup=2, steps=1, samples=7)
     method, timings = rehearse(config, info, runtime, window)
     flops = count_step_flops(method, info, teacher=config.teacher, student=config.student)
     projection = project(recipe_work(method), timings, flops, matmul_rate(runtime), runtime)
-    for line in projection.lines("GPU-hours" if cuda else "hours"):
+    for line in projection.lines("GPU-hours" if cuda else "hours") if runtime.is_main else ():
         show(line)
     return projection
 

@@ -63,7 +63,7 @@ class Rehearsal:
         """`info` is what teacher and student agree on; pools are written to `folder`."""
         self.runtime = runtime
         self.method, teacher, student = assemble(config, info, runtime)
-        check_pool_use(config, self.method)
+        check_pool_use(config, self.method, runtime.world_size)
         self.pool, _ = make_pools(config.pool, folder, method=self.method, runtime=runtime)
         self.trainer = make_trainer(student, method=self.method, teacher=teacher, pool=self.pool, runtime=runtime)
         self.synthesizers = [Synthesizer(source, runtime) for source in self.method.sources()]

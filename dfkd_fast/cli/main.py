@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 
 from dfkd_fast import __version__
-from dfkd_fast.errors import UserError, unknown
+from dfkd_fast.cli.report import say
+from dfkd_fast.errors import LostRank, UserError, unknown
 
 COMMANDS = {
     "train": "distil a student from a teacher by METHOD, without the teacher's data",
@@ -41,14 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a closed pipe can still be caught
         return status
     except UserError as error:
-        print(f"dfkd-fast: {error}", file=sys.stderr)
-        return 2
+        return say(str(error), kind="lost" if isinstance(error, LostRank) else "mistake")
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
-        print("dfkd-fast: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return say("interrupted", kind="stopped", status=128 + signal.SIGINT)
 
 
 def _run(command: str, rest: Sequence[str]) -> int:

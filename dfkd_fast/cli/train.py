@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dfkd_fast.catalog import METHODS
+from dfkd_fast.cli.report import REPORTS, say
 from dfkd_fast.config import CONFIG_FILE, FREE, TrainConfig, differences
 from dfkd_fast.config_sources import default_config, load_config, load_run, named_method
 from dfkd_fast.errors import UserError
 from dfkd_fast.flags import take
 
 USAGE = """usage: dfkd-fast train METHOD [--preset P] [--config FILE] [--run-dir DIR] [--resume [DIR]] [flags]
-       dfkd-fast train METHOD ... --dry-run
+       dfkd-fast train METHOD ... [--devices N] [--dry-run]
        dfkd-fast train --resume DIR
 
 A preset fills in a published or tried recipe, a TOML file changes it, flags change both.
 --resume goes on from the last checkpoint of DIR, or of the run folder that the other flags lead to.
 --dry-run times a few steps on this machine, says what the run would cost, and writes nothing.
+--devices runs N processes, one for each GPU (auto: all), on a CPU with a part of the cores each.
 METHOD: {methods}. dfkd-fast train METHOD [--preset P] --help lists its flags with their values."""
 
 
@@ -31,8 +32,15 @@ def run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE.format(methods=", ".join(METHODS)))
         return 0
+    devices, arguments = take(arguments, "--devices")
     rehearsed = "--dry-run" in arguments
     config, resume = read_arguments([argument for argument in arguments if argument != "--dry-run"])
+    if devices is not None:
+        from dfkd_fast.cli.devices import count_devices, launch
+
+        count = count_devices(devices, config.device)
+        if count > 1:
+            return launch(arguments, count, config.run_folder)
     if rehearsed:
         from dfkd_fast.benchmark.dry_run import dry_run
 
@@ -47,8 +55,7 @@ def run(arguments: Sequence[str]) -> int:
         go_on = (
             f"; to go on: dfkd-fast train --resume {stop.run_dir}" if stop.run_dir else " before anything was written"
         )
-        print(f"dfkd-fast: stopped by {stop}{go_on}", file=sys.stderr)
-        return 128 + stop.signum
+        return say(f"stopped by {stop}{go_on}", kind="stopped", status=128 + stop.signum)
     return 0
 
 
@@ -74,7 +81,8 @@ def read_arguments(arguments: Sequence[str]) -> tuple[TrainConfig[Any], bool]:
         free = _free_folder(config.run_folder)
         if config.run_dir is None and free != config.run_folder:
             config = replace(config, run_dir=free)
-        if int(os.environ.get("RANK", 0)) == 0:  # of the processes that torchrun starts, one speaks
+        # of the processes that torchrun starts, one speaks; where --devices has started them, it has spoken
+        if int(os.environ.get("RANK", 0)) == 0 and REPORTS not in os.environ:
             _announce(load_config(base, preset=preset), config, preset)
         return config, False
     if folder not in (None, config.run_dir):

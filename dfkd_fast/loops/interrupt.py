@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from dfkd_fast.errors import LostRank
+
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
     """A run was asked to stop. What its last checkpoint holds is whole; the phase under way is discarded."""
@@ -46,3 +48,19 @@ def stop_signals() -> Iterator[StopSignals]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+@contextmanager
+def resumable(folder: Path, signals: StopSignals) -> Iterator[None]:
+    """Say, when the block is stopped or another process is lost, that the run in `folder` can go on from there."""
+    try:
+        yield
+    except Interrupted as stop:
+        stop.run_dir = folder
+        raise
+    except LostRank as lost:
+        if signals.signum is None:
+            raise LostRank(f"{lost}; to go on: dfkd-fast train --resume {folder}") from lost
+        stopped = Interrupted(signals.signum)  # all had the same signal, and another one was faster
+        stopped.run_dir = folder
+        raise stopped from lost

@@ -26,7 +26,7 @@ from dfkd_fast.loops.alternating import AlternatingLoop
 from dfkd_fast.loops.class_vectors import class_vectors
 from dfkd_fast.loops.collected import load_collected, rank_part
 from dfkd_fast.loops.evaluate import Evaluation, agreement, evaluate, evaluation_images
-from dfkd_fast.loops.interrupt import Interrupted, StopSignals, stop_signals
+from dfkd_fast.loops.interrupt import StopSignals, resumable, stop_signals
 from dfkd_fast.loops.loop import Loop
 from dfkd_fast.loops.networks import (
     check_pool_use,
@@ -86,11 +86,11 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
             claim_folder(folder, config)
         runtime.barrier()
         try:
-            with closing(Run(config, runtime, teacher, student, method, test, signals, collected)) as run:
+            with (
+                resumable(folder, signals),
+                closing(Run(config, runtime, teacher, student, method, test, signals, collected)) as run,
+            ):
                 run.execute(checkpoint_to_resume(folder, runtime) if resume else None)
-        except Interrupted as stop:
-            stop.run_dir = folder
-            raise
         except OSError as error:
             raise disk_error(error, folder) from error
     return folder

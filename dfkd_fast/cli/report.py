@@ -1,0 +1,35 @@
+"""The one line that a command ends with when it does not end well: on stderr, or left for the launcher of several
+processes, which says it once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+REPORTS = "DFKD_FAST_REPORTS"
+"""environment variable with the folder in which a launched process leaves its line"""
+
+Kind = Literal["mistake", "stopped", "lost"]
+
+
+def say(text: str, *, kind: Kind = "mistake", status: int = 2) -> int:
+    """Report how the command ends; returns its exit status."""
+    folder = os.environ.get(REPORTS)
+    if folder is None:
+        print(f"dfkd-fast: {text}", file=sys.stderr)
+    else:
+        report = {"text": text, "kind": kind, "status": status, "time": time.time()}
+        partial = Path(folder) / f"{os.environ.get('RANK', 0)}.partial"
+        partial.write_text(json.dumps(report))
+        partial.rename(partial.with_suffix(".json"))
+    return status
+
+
+def said(folder: Path) -> list[dict[str, Any]]:
+    """What the processes have left in a folder, the earliest first."""
+    return sorted((json.loads(file.read_text()) for file in folder.glob("*.json")), key=lambda report: report["time"])
