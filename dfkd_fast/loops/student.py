@@ -34,7 +34,7 @@ class StudentSteps:
     def __init__(self, student: nn.Module, *, method: Method, teacher: FrozenNet, runtime: Runtime) -> None:
         self.student, self.method, self.teacher, self.runtime = student, method, teacher, runtime
         maps = method.student_maps()
-        self.tapped = None if maps is None else TappedNet(student, maps=maps)
+        self.tapped = None if maps is None else TappedNet(student, maps=maps, window=teacher.window)
         if method.teacher_maps:
             teacher.prepare(method.teacher_maps)
         self.sources = {source.info.image_size: source for source in method.sources()}

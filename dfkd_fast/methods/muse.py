@@ -21,6 +21,7 @@ from dfkd_fast.methods.muse_scale import MuseScale, parts
 from dfkd_fast.models.class_embedding import ClassEmbedding
 from dfkd_fast.models.taps import TappedNet
 from dfkd_fast.models.teacher import NetOutput
+from dfkd_fast.models.vit import DECAY
 from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.text import CENTRES, SOURCES
 
@@ -86,6 +87,8 @@ class MuseSConfig(MethodConfig):
     """bring embeddings to the scale that the radii are given for, CLIP's; auto: unless they are CLIP's or a file's"""
     hinge_per_sample: bool = False
     """compare distance and radius for each image, not for the mean of the batch"""
+    window_decay: float = DECAY
+    """vision transformers: how fast the chance of a window of positions falls off (paper: lambda, without a value)"""
     ce_weight: float = 0.5
     """weight of the label term (paper: alpha_ce)"""
     bn_weight: float = 10.0
@@ -125,7 +128,8 @@ class Muse(Method):
         super().__init__()
         self.config: MuseSConfig = config
         self.info = setup.info
-        student, centres = TappedNet(setup.student), setup.label_embeddings
+        setup.teacher.window.decay = config.window_decay
+        student, centres = TappedNet(setup.student, window=setup.teacher.window), setup.label_embeddings
         learnt = setup.text == CENTRES
         if learnt:
             centres = centres.new_zeros(len(centres), setup.teacher.class_weights.shape[1])

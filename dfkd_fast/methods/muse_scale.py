@@ -37,6 +37,8 @@ class MuseScale(Method):
         super().__init__()
         self.config: MuseSConfig = config
         self.info, self.teacher = replace(setup.info, image_size=config.image_sizes[0]), setup.teacher
+        for network in (setup.teacher, student):
+            network.check_size(self.info.image_size, "--method.image-sizes")
         self._shared = (student, embedding)  # in a tuple: seen through, never registered, saved or trained
         num_classes, embedding_dim = setup.label_embeddings.shape
         self.generator = NoisyEmbeddingGenerator(

@@ -182,6 +182,8 @@ def _timm(order: _Order) -> tuple[nn.Module, ModelInfo]:
     if order.pretrained:
         _check_classes(order, config["num_classes"])
     sizes = {"num_classes": info.num_classes, "in_chans": info.in_chans}
+    if config.get("fixed_input_size") and info.image_size != config["input_size"][-1]:
+        sizes["img_size"] = info.image_size  # a transformer's grid; published position embeddings are resized to it
     try:
         model = timm.create_model(order.name, pretrained=order.pretrained, **sizes)
     except OSError as error:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.teacher import NetOutput
+from dfkd_fast.models.vit import TokenWindow, check_size, head_weights, is_vit, see
 from dfkd_kernels.freeze.patterns import find_classifier, find_features
 from dfkd_kernels.freeze.rewrite import INPUT
 
@@ -23,17 +24,36 @@ class TappedNet(nn.Module):
 
     `maps` are module paths (`layer1`), or `layer1:input` for what a module reads. Trace a network in the mode it will
     run in: dropout as a function keeps it.
+    A vision transformer is not rewritten but run by `models.vit.see`, on images of its size or smaller; `window` is its
+    teacher's, which it looks through too.
     Raises UserError, naming `flag`, where torch.fx cannot trace the network, or it has no feature map or such a module.
     """
 
-    def __init__(self, model: nn.Module, *, maps: Sequence[str] = (), name: str = "", flag: str = "--student") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        maps: Sequence[str] = (),
+        name: str = "",
+        flag: str = "--student",
+        window: TokenWindow | None = None,
+    ) -> None:
         super().__init__()
         self.model, self.maps = model, tuple(maps)
         self._called = f"{flag} {name or type(model).__name__}"
+        self._window = None
+        if is_vit(model):
+            if maps:
+                raise UserError(f"{self._called}: has patch tokens and no maps of stages; choose another network")
+            self._window = window or TokenWindow(next(model.parameters()).device)
+            return
         self._run, self._classifier = _rewrite(model, self.maps, self._called)
 
     def forward(self, view: Tensor) -> NetOutput:
         """Normalised images (B, C, H, W) -> logits (B, K), features (B, D, h, w), maps."""
+        if self._window is not None:
+            tokens = see(self.model, view, self._window, draws=not self._window.is_led)
+            return NetOutput(tokens.logits, tokens.features, embedding=tokens.embedding)
         logits, features, found = self._run(self.model, view)
         return NetOutput(logits, features, found)
 
@@ -43,13 +63,22 @@ class TappedNet(nn.Module):
 
         Raises UserError where the classifier is anything but one Linear on the pooled features.
         """
-        if self._classifier is None:
+        if self._window is not None:
+            weight = head_weights(self.model)
+        else:
+            layer = self.model.get_submodule(self._classifier) if self._classifier else None
+            weight = getattr(layer, "weight", None)
+        if weight is None:
             raise UserError(
                 f"{self._called}: its classifier is not one linear layer on pooled features, which class activation "
                 "maps need; choose another network"
             )
-        weight: Tensor = self.model.get_submodule(self._classifier).weight  # type: ignore[assignment]
         return weight.detach()
+
+    def check_size(self, image_size: int, flag: str) -> None:
+        """Raise UserError, naming `flag`, where the network cannot see images of this size."""
+        if self._window is not None:
+            check_size(self.model, image_size, f"{flag} {image_size}: {self._called}")
 
     def width(self, info: ModelInfo) -> int:
         """Channels of the feature map, for images of `info`'s size. The network must be in evaluation mode."""

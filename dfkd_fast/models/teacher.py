@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.stages import stage_ends
+from dfkd_fast.models.vit import FrozenVit, TokenWindow, check_size, is_vit
 from dfkd_fast.runtime import Runtime
 from dfkd_kernels import Moments, freeze_teacher
 
@@ -30,9 +31,13 @@ class NetOutput(NamedTuple):
     """the stage maps that were asked for, by name"""
     moments: Sequence[Moments] = ()
     """batch moments of every BatchNorm's input, in the order of `FrozenNet.targets`"""
+    embedding: Tensor | None = None
+    """(B, D): what the classifier reads, where that is not the features' mean (a vision transformer's class token)"""
 
     def pooled(self) -> Tensor:
-        """(B, D): the features' mean over pixels, which is what a classifier reads."""
+        """(B, D): what a classifier reads, the features' mean over pixels unless there is another `embedding`."""
+        if self.embedding is not None:
+            return self.embedding
         assert self.features is not None, "the network's features were not found"
         return self.features.mean((2, 3))
 
@@ -52,7 +57,13 @@ class FrozenNet:
         self._anchor = torch.zeros((), device=runtime.device, requires_grad=True)
         placed = copy.deepcopy(model).to(runtime.device)
         dtype = lower_dtype(precision, runtime)
-        self.net = freeze_teacher(placed, dtype=dtype, channels_last=runtime.channels_last)
+        self.window = TokenWindow(runtime.device, is_led=is_vit(model))
+        """where vision transformers see images that are smaller than theirs; drawn here at each call if this is one"""
+        self.net = (
+            FrozenVit(placed, self.window, dtype=dtype)
+            if is_vit(model)
+            else freeze_teacher(placed, dtype=dtype, channels_last=runtime.channels_last)
+        )
         path = getattr(self.net, "classifier", None)  # no other kind of frozen network has one to share
         self._classifier = None if path is None else copy.deepcopy(model.get_submodule(path)).to(runtime.device)
 
@@ -60,6 +71,10 @@ class FrozenNet:
         """Views (B, C, H, W), normalised -> NetOutput. `moments=False` skips the statistics (the student phase needs
         none). `maps`: modules whose outputs to hand out, `layer1:input` for what a module reads.
         """
+        if isinstance(self.net, FrozenVit):
+            self.net.prepare(maps=maps)
+            tokens = self.net(view)
+            return NetOutput(tokens.logits, tokens.features, embedding=tokens.embedding)
         if maps:
             logits, features, found, named = self.net(view, maps=tuple(maps), moments=moments)
             return NetOutput(logits, features, named, found)
@@ -97,6 +112,11 @@ class FrozenNet:
                 continue
             return name
         raise UserError(f"--teacher {self.info.name}: has no map {' or '.join(names)}; choose another network")
+
+    def check_size(self, image_size: int, flag: str) -> None:
+        """Raise UserError, naming `flag`, where the network cannot see images of this size."""
+        if isinstance(self.net, FrozenVit):
+            check_size(self.net.model, image_size, f"{flag} {image_size}: {self.info.name}")
 
     def logits(self, view: Tensor) -> Tensor:
         """Logits (B, K) alone, for evaluation."""

@@ -51,7 +51,7 @@ class Assembled:
     """A method on its networks with pools and trainer, as a run puts them together."""
 
     def __init__(self, config: TrainConfig[Any], folder: Path) -> None:
-        model, info = load_model("cnn", **SHAPE, weights=config.teacher_weights)
+        model, info = load_model(config.teacher, **SHAPE, weights=config.teacher_weights)
         self.runtime = make_runtime(device="cpu", precision="fp32")
         self.teacher = FrozenNet(model, info, self.runtime)
         self.student = make_student(config, info, self.runtime)

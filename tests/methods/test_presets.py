@@ -36,6 +36,7 @@ PUBLISHED: dict[tuple[str, str], tuple[set[tuple[str, str]], int]] = {
     ("nayer", "imagenet"): ({("tv:resnet50", "tv:resnet50")}, 1),
     **{(method, name): (CIFAR_PAIRS, 5) for method in ("muse-s", "muse") for name in CIFAR},
     **{(method, name): (LARGE_PAIRS, 2 * RATIOS) for method in ("muse-s", "muse") for name in LARGE},
+    ("muse-s", "imagenet-deit"): ({("timm:deit_base_patch16_224", "timm:deit_tiny_patch16_224")}, 2),
     **{("ssdkd", f"{name}{size}"): (CIFAR_PAIRS, 5) for name in CIFAR for size in ("", "-full")},
     **{("fast", f"{name}-fast{steps}"): (CIFAR_PAIRS, 5) for name in CIFAR for steps in (2, 5, 10)},
     **{("fast", f"{name}-fast100"): (LARGE_PAIRS, 2 * RATIOS) for name in LARGE},
@@ -79,7 +80,9 @@ def test_a_results_command_loads(method: str, name: str) -> None:
         config = loaded(method, name, entry)
         config.check()
         assert (config.teacher, config.student) == (entry["teacher"], entry["student"])
-        assert all(network in MODELS or network.startswith("tv:") for network in (config.teacher, config.student))
+        assert all(
+            network in MODELS or network.startswith(("tv:", "timm:")) for network in (config.teacher, config.student)
+        )
         assert entry["source"]
         assert (config.text == "clip") == (method in ("nayer", "muse", "muse-s") and "top1" in entry)
         assert 0 < entry.get("top1", 1) < 100
