@@ -14,6 +14,7 @@ METHODS: dict[str, str] = {
     "fast": "dfkd_fast.methods.fast:Fast",
     "ssdkd": "dfkd_fast.methods.ssdkd:Ssdkd",
     "cmi": "dfkd_fast.methods.cmi:Cmi",
+    "msarc": "dfkd_fast.methods.msarc:Msarc",
 }
 """method name -> "module:Class"; the class's config is `<Class>Config` in the same module"""
 
@@ -56,6 +57,7 @@ FACTS: dict[str, MethodFacts] = {
     "fast": MethodFacts("Fast-5", "AAAI 2022", "arXiv:2112.06253", (93.63, "SSD-KD T2"), 99.01),
     "ssdkd": MethodFacts("SSD-KD", "CVPR 2024", "arXiv:2406.07876", (92.92, "SSD-KD T1"), 98.64),
     "cmi": MethodFacts("CMI", "IJCAI 2021", "arXiv:2105.08584", (94.84, "CMI T1"), 98.21),
+    "msarc": MethodFacts("MSARC", "Scientific Reports 2024", "Scientific Reports 2024", (94.91, "MSARC T2")),
 }
 """method name -> facts, for every method of `METHODS`.
 

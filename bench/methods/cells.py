@@ -32,6 +32,7 @@ TITLES = {
     "fast": "Fast-5",
     "ssdkd": "SSD-KD",
     "cmi": "CMI",
+    "msarc": "MSARC",
 }
 """how papers call a method; one that is not listed goes by its name"""
 
@@ -46,6 +47,11 @@ ABLATIONS: dict[str, Variants] = {
     "muse-s": _MUSE,
     "muse": _MUSE,
     "ssdkd": {"without priorities": ("--method.no-priority-sampling",)},
+    "msarc": {
+        "without attention": ("--method.no-attention",),
+        "without consistency": ("--method.msarc-weight", "0"),
+        "without meta-learning": ("--method.start", "carry"),
+    },
 }
 """by method: what each variant changes, as the flags behind `dfkd-fast train METHOD --preset digits`"""
 

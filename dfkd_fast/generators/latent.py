@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfkd_fast.generators.dcgan import DcganDecoder
 from dfkd_fast.generators.decoder import Decoder, SpatialDecoder, make_decoder, make_spatial_decoder
 
 
@@ -15,6 +16,7 @@ class LatentGenerator(nn.Module):
 
     Fast (Fang et al., AAAI 2022, arXiv:2112.06253) and SSD-KD optimise z and the weights together. `latents` is
     (batch_size, latent_dim); `spatial`, Fast's form for ImageNet, makes it (batch_size, latent_dim, H/16, W/16).
+    `decoder`: another one than the image size's usual, MSARC's say.
     """
 
     def __init__(
@@ -26,10 +28,13 @@ class LatentGenerator(nn.Module):
         spatial: bool = False,
         width: int = 128,
         in_chans: int = 3,
+        decoder: DcganDecoder | None = None,
     ) -> None:
         super().__init__()
         make = make_spatial_decoder if spatial else make_decoder
-        self.decoder: Decoder | SpatialDecoder = make(latent_dim, image_size, width=width, in_chans=in_chans)
+        self.decoder: Decoder | SpatialDecoder | DcganDecoder = decoder or make(
+            latent_dim, image_size, width=width, in_chans=in_chans
+        )
         positions = (self.decoder.start_size, self.decoder.start_size) if spatial else ()
         self.latents = nn.Parameter(torch.randn(batch_size, latent_dim, *positions))
 
@@ -44,7 +49,7 @@ class LatentGenerator(nn.Module):
 
     def reset_first_layers(self) -> None:
         """`Decoder.reset_first_layers`; spatial latents come without the first layer that it is about."""
-        assert isinstance(self.decoder, Decoder)
+        assert isinstance(self.decoder, Decoder | DcganDecoder)
         self.decoder.reset_first_layers()
 
     def reset_parameters(self) -> None:

@@ -95,7 +95,7 @@ def test_declares_itself(name: str) -> None:
     config_class = type(default_config(name).method)
     assert issubclass(cls, Method)
     assert issubclass(config_class, MethodConfig)
-    assert re.fullmatch(r"arXiv:\d{4}\.\d{5}", cls.paper)
+    assert re.fullmatch(r"arXiv:\d{4}\.\d{5}|\w.* \d{4}", cls.paper)
     assert cls.loop in ("alternating", "stepwise")
     assert config_class.__dataclass_params__.frozen
     assert all(item.kw_only for item in fields(config_class))

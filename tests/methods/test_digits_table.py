@@ -127,6 +127,9 @@ def test_ablations_change_what_they_name(bench: dict[str, ModuleType]) -> None:
     expected = {
         ("nayer", "without re-initialised noisy layers"): {"method.reset_noise": False},
         ("ssdkd", "without priorities"): {"method.priority_sampling": False},
+        ("msarc", "without attention"): {"method.attention": False},
+        ("msarc", "without consistency"): {"method.msarc_weight": 0.0},
+        ("msarc", "without meta-learning"): {"method.start": "carry"},
     }
     for method in ("muse-s", "muse"):
         expected[method, "without CAM"] = {"method.cam_weight": 0.0}

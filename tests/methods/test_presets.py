@@ -47,6 +47,10 @@ PUBLISHED: dict[tuple[str, str], tuple[set[tuple[str, str]], int]] = {
     **{(method, name): (CIFAR_PAIRS, 5) for method in ("cmi", "deepinversion") for name in CIFAR},
     ("cmi", "cifar10-scratch"): ({("wrn40_2", "wrn16_1")}, 1),
     ("cmi", "cifar10-preinverted"): ({("wrn40_2", "wrn16_1")}, 1),
+    **{("msarc", name): (CIFAR_PAIRS, 5) for name in CIFAR},
+    ("msarc", "tiny-imagenet"): ({("resnet34", "resnet18")}, 1),
+    **{("msarc", name): ({("tv:resnet34", "tv:resnet18")}, 1) for name in ("imagenette", "imagenet100")},
+    **{("msarc", f"{name}mnist"): ({("wrn40_2", "wrn40_1")}, 1) for name in ("path", "blood", "pneumonia")},
     ("deepinversion", "imagenet"): ({("tv:resnet50", "tv:resnet50")}, 1),
 }
 EVERY = [(method, name) for method in METHODS for name in presets(method)]

@@ -1,0 +1,94 @@
+"""The DCGAN generator, plain or with MSARC's attention behind every block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from dfkd_fast.errors import UserError
+from dfkd_fast.generators.attention import SoftmaxGain, SpatialAttention
+
+_SCALE = 16  # four blocks, each doubles the map
+
+
+class DcganDecoder(nn.Module):
+    """Linear stem with BN, four blocks of transposed convolution (4x4, stride 2) - BN - LeakyReLU(0.2), then 3x3 to
+    RGB, sigmoid.
+
+    Vectors (B, in_features) -> images (B, in_chans, H, W) in [0, 1], at least float32. Radford et al., ICLR 2016, in
+    the form of CMI's and Fast's releases: `width` channels behind the stem, then 1/2, 1/4, 1/8 and 1/8 of them.
+    `attention` is the weight of the attention behind each block (MSARC's lambda); None: no attention. `spectral`
+    divides every convolution's weight by its largest singular value.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        image_size: int,
+        *,
+        width: int = 512,
+        in_chans: int = 3,
+        attention: float | None = None,
+        gain: SoftmaxGain = "hw",
+        spectral: bool = False,
+    ) -> None:
+        super().__init__()
+        self._arguments: dict[str, Any] = {
+            "in_features": in_features,
+            "image_size": image_size,
+            "width": width,
+            "in_chans": in_chans,
+            "attention": attention,
+            "gain": gain,
+            "spectral": spectral,
+        }
+        if image_size % _SCALE:
+            raise UserError(f"--image-size {image_size}: choose a multiple of {_SCALE}, which this generator makes")
+        self.start_size = image_size // _SCALE
+        self.stem = nn.Linear(in_features, width * self.start_size**2)
+        self.stem_norm = nn.BatchNorm2d(width)
+        blocks, channels = [], width
+        for part in (2, 4, 8, 8):
+            blocks.append(_block(channels, max(width // part, 1), attention, gain))
+            channels = max(width // part, 1)
+        self.blocks = nn.Sequential(*blocks)
+        self.to_rgb = nn.Conv2d(channels, in_chans, 3, padding=1)
+        for layer in self.modules() if spectral else ():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                spectral_norm(layer)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Re-initialise every layer in place (torch's defaults): no tensor moves, so captured steps stay valid."""
+        with self.stem.weight.device:
+            fresh = DcganDecoder(**self._arguments)
+        for own, drawn in zip(self.state_dict().values(), fresh.state_dict().values(), strict=True):
+            own.copy_(drawn)
+
+    @torch.no_grad()
+    def reset_first_layers(self, std: float = 0.02) -> None:
+        """Draw the stem's and its BN's weights from N(0, std^2) and zero their biases, in place (Fast's release)."""
+        for layer in (self.stem, self.stem_norm):
+            layer.weight.normal_(0, std)
+            layer.bias.zero_()
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        maps = self.stem_norm(self.stem(vectors).unflatten(1, (-1, self.start_size, self.start_size)))
+        if self.to_rgb.weight.is_contiguous(memory_format=torch.channels_last):
+            maps = maps.contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.to_rgb(self.blocks(maps))
+        return torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+
+
+def _block(in_chans: int, out_chans: int, attention: float | None, gain: SoftmaxGain) -> nn.Sequential:
+    layers: list[nn.Module] = [
+        nn.ConvTranspose2d(in_chans, out_chans, 4, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(out_chans),
+        nn.LeakyReLU(0.2),
+    ]
+    if attention is not None:
+        layers.append(SpatialAttention(out_chans, scale=attention, gain=gain))
+    return nn.Sequential(*layers)

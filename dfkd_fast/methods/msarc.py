@@ -1,0 +1,163 @@
+"""MSARC: Data free knowledge distillation with feature synthesis and spatial consistency for image analysis.
+
+Liang, Chen, Wu, Pu, Huang, Chang, Ran. Scientific Reports 2024. Equations 4 to 17; no code is released. The generator's
+adaptation is Fast's (Fang et al., AAAI 2022), whose released values stand wherever the paper has none;
+docs/methods/msarc.md lists each such decision.
+Distributed: generator and start per rank, BN moments per rank, pool sharded by rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dfkd_fast.augment import Augment
+from dfkd_fast.generators.attention import SoftmaxGain
+from dfkd_fast.generators.dcgan import DcganDecoder
+from dfkd_fast.generators.latent import LatentGenerator
+from dfkd_fast.generators.round_start import RoundStart, Start
+from dfkd_fast.losses.adversarial import disagreement
+from dfkd_fast.losses.cam_consistency import Weighting
+from dfkd_fast.losses.kd import kd_kl
+from dfkd_fast.losses.label import label_ce
+from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
+from dfkd_fast.models.activation_maps import CamPair
+from dfkd_fast.models.statistics import PoolStatistics
+from dfkd_fast.models.teacher import NetOutput
+from dfkd_fast.optim import OptimizerSpec
+from dfkd_fast.pool.pool import PoolBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class MsarcConfig(MethodConfig):
+    """The recipe of MSARC; defaults are the paper's table 1, completed by Fast-2's released values."""
+
+    synthesis_batch_size: int = 128
+    """images made in one round (paper: one batch size; Fast-2: 256)"""
+    synthesis_steps: int = 2
+    """inner steps in one round (paper: generator optimization steps)"""
+    batch_size: int = 128
+    """images in one student step (paper: batch size; Fast-2: 256)"""
+    generator_lr: float = 5e-3
+    """inner Adam's learning rate for the generator"""
+    latent_lr: float = 0.015
+    """inner Adam's learning rate for the latents (paper: noise vector)"""
+    start: Start = "fomaml"
+    """where a round's generator starts: learnt by fomaml or reptile, or without meta-learning: carry (where the last
+    round ended) or fresh
+    """
+    meta_lr: float | None = None
+    """outer Adam's learning rate of a learnt start; without it generator_lr x synthesis_steps, as Fast"""
+    reset_epoch: int = 120
+    """the start's first layers are drawn anew once, this many epochs after warm-up, as Fast; 0: never"""
+    latent_dim: int = 256
+    """size of a latent (paper: z)"""
+    generator_width: int = 512
+    """channels behind the generator's stem"""
+    attention: bool = True
+    """attention behind every block of the generator; off: a plain DCGAN"""
+    attention_scale: float = 3e-2
+    """how much the attention adds to a map (paper: lambda)"""
+    softmax_gain: SoftmaxGain = "hw"
+    """hw: attention is 1 on average, not 1/(HW), which would leave it without effect; none: as Eq. 6 is written"""
+    spectral_norm: bool = False
+    """divide the generator's convolutions by their largest singular value (paper: figure 1 shows it)"""
+    bn_momentum: float = 0.9
+    """share of the pool in the BN statistics that are matched, as Fast"""
+    grad_cam_stages: int = 3
+    """stages whose Grad-CAMs are compared, from the first on, beside the class maps of the last layer (paper: L)"""
+    cam_weighting: Weighting = "gradient"
+    """how a channel counts in a Grad-CAM: by its gradient (Grad-CAM's own), or gradient_times_map (Eqs. 12, 13)"""
+    cam_relu: bool = False
+    """keep only what speaks for the class (Eq. 14)"""
+    ce_weight: float = 0.5
+    """weight of the label term (paper: kappa, of L_cls)"""
+    bn_weight: float = 10.0
+    """weight of the BN-statistics term (paper: kappa, of L_BN)"""
+    adv_weight: float = 1.33
+    """weight of the adversarial term (paper: 1, of -L_KD); 0: without it"""
+    msarc_weight: float = 1.0
+    """weight of the spatial consistency (paper: beta); 0: without it"""
+
+
+class Msarc(Method):
+    loop = "alternating"
+    paper = "Scientific Reports 2024"
+    teacher_gradients = True
+
+    labels: Tensor
+
+    def __init__(self, config: MsarcConfig, setup: Setup) -> None:
+        super().__init__()
+        self.config: MsarcConfig = config
+        self.info, self.teacher = setup.info, setup.teacher
+        self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
+        size, side, chans = config.synthesis_batch_size, setup.info.image_size, setup.info.in_chans
+        decoder = DcganDecoder(
+            config.latent_dim,
+            side,
+            width=config.generator_width,
+            in_chans=chans,
+            attention=config.attention_scale if config.attention else None,
+            gain=config.softmax_gain,
+            spectral=config.spectral_norm,
+        )
+        self.generator = LatentGenerator(size, config.latent_dim, side, decoder=decoder)
+        meta_lr = config.generator_lr * config.synthesis_steps if config.meta_lr is None else config.meta_lr
+        self.start = RoundStart(self.generator, config.start, lr=meta_lr, own_lrs={"latents": 0.0})
+        self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
+        self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
+        self.cams = CamPair(setup.teacher, setup.student, config.grad_cam_stages) if config.msarc_weight else None
+        self.teacher_maps = self.cams.teacher_maps if self.cams else ()
+        self.adversarial = False
+        self.register_buffer("labels", torch.zeros(size, dtype=torch.int64), persistent=False)
+
+    def rounds(self, epoch: int) -> int:
+        return 1
+
+    def synthesis_optimizer(self) -> OptimizerSpec:
+        groups = self.generator.parameter_groups(lr=self.config.generator_lr, latent_lr=self.config.latent_lr)
+        return OptimizerSpec(kind="adam", groups=groups, betas=(0.5, 0.999))
+
+    def begin_round(self, epoch: int, index: int) -> None:
+        config = self.config
+        if config.reset_epoch and epoch + 1 == config.warmup_epochs + config.reset_epoch:
+            self.start.weights.reset_first_layers()
+        self.start.begin()
+        self.generator.draw_latents()
+        self.labels.random_(self.info.num_classes)
+        self.adversarial = config.adv_weight > 0 and epoch + 1 >= config.warmup_epochs  # when Fast's release starts
+
+    def synthesis_step(self) -> tuple[Tensor, LossTerms]:
+        images = self.generator()
+        view = self.augment(images)
+        teacher = self.teacher(view)
+        terms = {  # Eq. 16
+            "ce": label_ce(teacher.logits, self.labels),
+            "bn": self.statistics.loss(teacher.moments),
+        }
+        if self.adversarial:
+            terms["adv"] = disagreement(self._student[0](view), teacher.logits)
+        return images, terms
+
+    def end_step(self) -> None:
+        self.start.after_step()
+
+    def end_round(self, best_images: Tensor) -> SynthBatch:
+        self.start.finish()
+        self.statistics.update()
+        return SynthBatch(best_images, self.labels)
+
+    def student_maps(self) -> Sequence[str] | None:
+        return self.cams.student_maps if self.cams else None
+
+    def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
+        terms = {"kd": kd_kl(student.logits, teacher.logits.detach(), self.config.kd_temperature)}  # Eq. 17
+        if self.cams:
+            config = self.config
+            deep, shallow = self.cams(teacher, student, weighting=config.cam_weighting, relu=config.cam_relu)
+            terms["msarc"] = deep + shallow  # Eq. 9 with every alpha_l = 1
+        return terms
