@@ -15,6 +15,7 @@ from torch import nn
 from dfkd_fast.catalog import MODELS
 from dfkd_fast.errors import UserError, one_of, unknown
 from dfkd_fast.models.torchvision_cpu import ensure_importable
+from dfkd_fast.models.vit import check_size, is_vit
 from dfkd_fast.models.weights import Weights, load_weights, read_weights
 
 HEADER = "dfkd_fast"
@@ -188,6 +189,14 @@ def _timm(order: _Order) -> tuple[nn.Module, ModelInfo]:
         model = timm.create_model(order.name, pretrained=order.pretrained, **sizes)
     except OSError as error:
         raise _not_fetched(order, error) from error
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # networks that only their own size fits
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"{order.flag} {order.spec}: cannot be built for images of {info.image_size} pixels ({reason}); choose "
+            f"--image-size {config['input_size'][-1]}, or another network"
+        ) from error
+    if "img_size" in sizes and is_vit(model):
+        check_size(model, info.image_size, f"{order.flag} {order.spec}")
     return model, info
 
 

@@ -130,7 +130,8 @@ def check_size(model: nn.Module, size: int, name: str) -> None:
     vit: Any = model
     (side, _), (grid, _) = vit.patch_embed.patch_size, vit.patch_embed.grid_size
     if size % side or not 0 < size <= side * grid:
-        raise UserError(f"{name}: sees images of {side} to {side * grid} pixels in steps of {side}, not of {size}")
+        sizes = f"{side} to {side * grid} pixels in steps of {side}" if grid > 1 else f"a multiple of {side} pixels"
+        raise UserError(f"{name}: sees images of {sizes}, not of {size}")
 
 
 class FrozenVit(nn.Module):

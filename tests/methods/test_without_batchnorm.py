@@ -108,6 +108,16 @@ def test_alexnet(runtime: Runtime) -> None:
     muse(replace(config, cam_weight=0.0), setup)
 
 
+def test_a_transformer_by_its_timm_name(tmp_path: Path) -> None:
+    """Teacher and student for 32 pixels, which is no size of theirs."""
+    model, info = load_model("timm:test_vit", **SHAPE)
+    save_network(tmp_path / "teacher.safetensors", model, info)
+    config = tiny("nayer", tmp_path / "teacher.safetensors", tmp_path / "run")
+    config = replace(config, teacher="timm:test_vit", student="timm:test_vit")
+    folder = train(replace(config, method=replace(config.method, bn_weight=0.0)))
+    assert load_file(folder / "student.safetensors").keys() == model.state_dict().keys()
+
+
 def test_no_statistics_are_no_distance() -> None:
     statistics = PoolStatistics([], 0.9)
     assert statistics.loss([]).item() == 0.0

@@ -101,6 +101,16 @@ def test_torchvision_networks_are_for_colour_images() -> None:
     assert "3 channels, not 1" in message_of("tv:resnet18", num_classes=10, mean=(0.5,), std=(0.5,))
 
 
+def test_sizes_that_timms_networks_cannot_have() -> None:
+    shape = DIGITS | {"image_size": 20}
+    assert message_of("timm:deit_tiny_patch16_224", **shape) == (
+        "--teacher timm:deit_tiny_patch16_224: sees images of a multiple of 16 pixels, not of 20"
+    )
+    message = message_of("timm:xcit_nano_12_p16_224", **shape)
+    assert message.startswith("--teacher timm:xcit_nano_12_p16_224: cannot be built for images of 20 pixels (")
+    assert message.endswith("; choose --image-size 224, or another network")
+
+
 def test_published_weights_know_other_classes() -> None:
     for spec in ("tv:resnet34", "timm:resnet18"):
         assert message_of(spec, num_classes=10, pretrained=True) == (
