@@ -53,6 +53,8 @@ def list_methods() -> None:
     head = ("METHOD", "paper", "", "loop", "needs", "digits", "CIFAR-10")
     print_table([head, *(_method_row(name, FACTS[name]) for name in METHODS)])
     print("  needs: * not with --bn-weight 0, which gives that term up; text: class names (--text clip) or stand-ins")
+    if any(FACTS[name].real_images for name in METHODS):
+        print("  real images: part of the method, which is not data-free in the strict sense")
     print("  digits: our top-1, mean of three seeds (docs/results.md)")
     print(f"  CIFAR-10: the published top-1, {CIFAR10_PAIR}")
 
