@@ -19,10 +19,13 @@ from dfkd_fast.models.factory import ModelInfo
 
 
 class CropFlip(NamedTuple):
-    """Per-sample parameters of one batch: `shifts` (B, 2) int64 rows and columns in [-pad, pad], `flips` (B,) bool."""
+    """Per-sample parameters of one batch: `shifts` (B, 2) int64 rows and columns in [-pad, pad], `flips` (B,) bool; and
+    which of a view's fixed augmentations they are, `choices` (B,) int64, where it has such.
+    """
 
     shifts: Tensor
     flips: Tensor
+    choices: Tensor | None = None
 
 
 def draw_crop_flip(
@@ -71,7 +74,7 @@ def shift_flip(images: Tensor, params: CropFlip) -> Tensor:
     The same meaning as `dfkd_kernels.gather_augment`: output pixel (y, x) before the flip is input pixel (y + dy, x +
     dx).
     """
-    return _ShiftFlip.apply(images, *params)
+    return _ShiftFlip.apply(images, params.shifts, params.flips)
 
 
 def batch_roll_flip(images: Tensor, shift: Tensor, flip: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ add up in another order
 
 _LATER = {
     "teacher_precision": "same",
+    "cache_teacher_logits": "0",
     "method.is_normalized": "False",
     "method.is_weighted_loss": "True",
     "method.student_crop_scale": "None",
@@ -81,7 +82,7 @@ _LEAST = {
     **dict.fromkeys(("image_size", "threads", "stop_after_epoch", "pool.capacity", "log.every"), 1),
     **dict.fromkeys(("checkpoint.every", "checkpoint.keep", "eval.batch_size", "batch_size"), 1),
     **dict.fromkeys(("eval.workers", "eval.resize", "workers", "resize"), 1),
-    **dict.fromkeys(("seed", "eval.every", "log.images_per_class", "pool.prefetch"), 0),
+    **dict.fromkeys(("seed", "cache_teacher_logits", "eval.every", "log.images_per_class", "pool.prefetch"), 0),
     "num_classes": 2,
 }
 """the least value of a setting, whichever config has it"""
@@ -105,6 +106,10 @@ class TrainConfig(Hardware, Generic[M]):
     """checkpoint of the teacher, safetensors or a torch.save that loads with weights_only"""
     teacher_precision: Literal["same", "bf16", "fp16"] = "same"
     """numeric mode of the frozen teacher in a run in fp32; another than the run's changes its results"""
+    cache_teacher_logits: int = 0
+    """let the student see so many crops and flips of each image, answered by the teacher once and kept; 0: all of them,
+    answered in each step. Changes results
+    """
     train_teacher: bool = False
     """first train the teacher on the training split of --data, by [teacher_recipe]; kept for the next run"""
     teacher_recipe: TeacherRecipe = field(default_factory=TeacherRecipe)

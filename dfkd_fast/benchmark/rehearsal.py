@@ -65,7 +65,10 @@ class Rehearsal:
         self.method, teacher, student = assemble(config, info, runtime)
         check_pool_use(config, self.method, runtime.world_size)
         self.pool, _ = make_pools(config.pool, folder, method=self.method, runtime=runtime)
-        self.trainer = make_trainer(student, method=self.method, teacher=teacher, pool=self.pool, runtime=runtime)
+        cached = config.cache_teacher_logits
+        self.trainer = make_trainer(
+            student, method=self.method, teacher=teacher, pool=self.pool, runtime=runtime, cached=cached
+        )
         self.synthesizers = [Synthesizer(source, runtime) for source in self.method.sources()]
 
     def measure(self, window: Window) -> Timings:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dfkd_fast.augment import draw_boxes, resized_crop
 from dfkd_fast.compilation import compiled
 from dfkd_fast.errors import UserError
+from dfkd_fast.loops.logit_cache import EXTRA, LogitCache, check_crops
 from dfkd_fast.loops.steps import make_runner
 from dfkd_fast.loops.synthesis import OnStep
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, SynthBatch, weighted_sum
@@ -108,9 +109,13 @@ class StudentSteps:
         with self.runtime.autocast():
             with torch.no_grad():
                 view = self.method.student_view(batch)
-            teacher = self.teacher.answer(view, maps=self.method.teacher_maps, gradients=self.method.teacher_gradients)
+            teacher = self.answer(batch, view)
             student = NetOutput(self.student(view)) if self.tapped is None else self.tapped(view)
             return self.method.student_loss(batch, teacher, student)
+
+    def answer(self, batch: PoolBatch, view: Tensor) -> NetOutput:
+        """What the student learns from."""
+        return self.teacher.answer(view, maps=self.method.teacher_maps, gradients=self.method.teacher_gradients)
 
     def _mean(self, parts: list[LossTerms]) -> LossTerms:
         shares = [source.config.batch_size / self.batch_size for source in self.sources.values()]
@@ -121,20 +126,35 @@ class StudentSteps:
 
 
 class StudentTrainer(StudentSteps):
-    """Student steps on batches of the pool."""
+    """Student steps on batches of the pool; with `cached` of `--cache-teacher-logits`, without the teacher."""
 
     def __init__(
-        self, student: nn.Module, *, method: Method, teacher: FrozenNet, pool: MultiPool, runtime: Runtime
+        self,
+        student: nn.Module,
+        *,
+        method: Method,
+        teacher: FrozenNet,
+        pool: MultiPool,
+        runtime: Runtime,
+        cached: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__(student, method=method, teacher=teacher, runtime=runtime)
         self.pool = pool
+        self.cache: LogitCache | None = None
+        if cached:
+            check_crops(self.crop_scale, cached)
+            self.cache = LogitCache(cached, seed=seed, pad=self.pad, flip=self.flip, method=method, teacher=teacher)
         opened = {size: source.open_pool(pool[size]) for size, source in self.sources.items()}
         self.priorities = {size: tree for size, tree in opened.items() if tree is not None}
-        self.views = dict.fromkeys(self.sources, View(info=method.info, pad=self.pad, flip=self.flip))
+        view = View(info=method.info, pad=self.pad, flip=self.flip) if self.cache is None else self.cache.view
+        self.views = dict.fromkeys(self.sources, view)
 
     def store(self, size: int, made: SynthBatch) -> None:
         """Put what a round made into the pool of its size, with its priorities where the method has them."""
-        slots = self.pool[size].add(made.images, made.labels, **made.extras)
+        pool = self.pool[size]
+        kept = {} if self.cache is None else {EXTRA: self.cache.answers(made.images, pool)}
+        slots = pool.add(made.images, made.labels, **made.extras, **kept)
         if size in self.priorities:
             assert made.deltas is not None, "a pool with priorities needs those of new images"
             self.priorities[size].update(slots, made.deltas[: len(slots)])
@@ -147,6 +167,9 @@ class StudentTrainer(StudentSteps):
     def batches(self, *inputs: Any) -> Mapping[int, PoolBatch]:
         found: Mapping[int, PoolBatch] = inputs[0]
         return found
+
+    def answer(self, batch: PoolBatch, view: Tensor) -> NetOutput:
+        return super().answer(batch, view) if self.cache is None else self.cache.pick(batch)
 
     def _samplers(self) -> dict[int, Sampler]:
         samplers: dict[int, Sampler] = {}

@@ -132,7 +132,15 @@ class Run:
         self.loop = LOOPS[method.loop](
             method=self.method,
             student=student,
-            trainer=make_trainer(student, method=method, teacher=teacher, pool=self.pool, runtime=runtime),
+            trainer=make_trainer(
+                student,
+                method=method,
+                teacher=teacher,
+                pool=self.pool,
+                runtime=runtime,
+                cached=config.cache_teacher_logits,
+                seed=config.seed,
+            ),
             pool=self.pool,
             runtime=runtime,
             logger=self.logger,

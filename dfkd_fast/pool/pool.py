@@ -40,6 +40,8 @@ class PoolBatch(NamedTuple):
     """one (B, ...) tensor for each extra the pool holds"""
     is_weights: Tensor | None = None
     """(B,) importance weights of a sampler that prefers some slots"""
+    choices: Tensor | None = None
+    """(B,) int64: which of the view's fixed augmentations, where it has such"""
 
 
 class Pool:
@@ -113,20 +115,18 @@ class Pool:
         What is drawn depends on the seed of the phase only (`rng.seed_phase`), not on tier, stream or prefetch. A batch
         shows the pool, and the priorities, as they were `prefetch` steps before it is handed out.
         """
-        device = self.runtime.device
-        generator = torch.Generator(device).manual_seed(fold(torch.initial_seed(), "augment"))
+        generator = torch.Generator(self.runtime.device).manual_seed(fold(torch.initial_seed(), "augment"))
         stream = self._stream(view, sampler.batch_size, self.prefetch)
-        drawn: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        drawn: list[PoolBatch] = []  # but for what the stream makes
         try:
             for step in range(steps + self.prefetch):
                 if step < steps:
                     slots, is_weights = sampler.draw()
-                    stream.push(slots, view.draw(len(slots), device, generator))
-                    drawn.append((slots, self.labels[slots], is_weights))
+                    params = view.draw(len(slots), generator.device, generator)
+                    stream.push(slots, params)
+                    drawn.append(PoolBatch(slots, self.labels[slots], slots, {}, is_weights, params.choices))
                 if step >= self.prefetch:
-                    slots, labels, is_weights = drawn.pop(0)
-                    images, extras = stream.pop()
-                    yield PoolBatch(images, labels, slots, extras, is_weights)
+                    yield drawn.pop(0)._replace(**stream.pop()._asdict())
         finally:  # the caller may stop early: what is under way is nobody's
             for _ in drawn:
                 stream.pop()
@@ -220,8 +220,8 @@ class Pool:
         slots = (torch.arange(count, device=self.runtime.device) + self.written) % self.capacity
         if not count:
             return slots
-        fields = {name: values[:count].detach().clone() for name, values in extras.items()}
-        fields = {"images": pixels, "labels": labels[:count].to(torch.int64, copy=True), **fields}
+        fields = {"images": pixels, "labels": labels[:count].to(torch.int64, copy=True)}
+        fields |= {name: values[:count].detach().clone() for name, values in extras.items()}
         self._fields = check_batch(fields, Field("uint8", self.pixel_shape), self._fields)
         for stream in self._streams.values():
             stream.settle()
