@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd_fast.errors import UserError
+from dfkd_fast.joined import ALONE, JoinedBatch
 from dfkd_fast.models.factory import ModelInfo
 
 
@@ -26,6 +27,10 @@ class CropFlip(NamedTuple):
     shifts: Tensor
     flips: Tensor
     choices: Tensor | None = None
+
+    def part(self, joined: JoinedBatch) -> CropFlip:
+        """Those of this rank's images."""
+        return CropFlip(joined.part(self.shifts), joined.part(self.flips), joined.part(self.choices))
 
 
 def draw_crop_flip(
@@ -130,25 +135,35 @@ class Augment(nn.Module):
     """What a network sees of an image in [0, 1]: random crop with zero padding, random flip, normalisation.
 
     Images (B, C, H, W) in [0, 1] -> view of the same shape, normalised with the teacher's mean and std. `crop_scale`
-    below 1 puts a random resized crop in the place of the padded one.
+    below 1 puts a random resized crop in the place of the padded one. Of `joined` images these are this rank's.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, info: ModelInfo, *, pad: int = 4, flip: bool = True, crop_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        info: ModelInfo,
+        *,
+        pad: int = 4,
+        flip: bool = True,
+        crop_scale: float = 1.0,
+        joined: JoinedBatch = ALONE,
+    ) -> None:
         super().__init__()
         if not 0 < crop_scale <= 1:
             raise UserError(f"--method.crop-scale {crop_scale}: choose a share above 0 and up to 1")
+        self.joined = joined
         self.pad, self.flip, self.crop_scale = pad if crop_scale == 1 else 0, flip, crop_scale
         self.register_buffer("mean", torch.tensor(info.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(info.std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        part, whole, device = self.joined.part, len(images) * self.joined.size, images.device
         if self.crop_scale < 1:
-            images = resized_crop(images, draw_boxes(len(images), scale=self.crop_scale, device=images.device))
-        params = draw_crop_flip(len(images), pad=self.pad, flip=self.flip, device=images.device)
-        return self.normalize(shift_flip(images, params))
+            images = resized_crop(images, part(draw_boxes(whole, scale=self.crop_scale, device=device)))
+        drawn = draw_crop_flip(whole, pad=self.pad, flip=self.flip, device=device)
+        return self.normalize(shift_flip(images, drawn.part(self.joined)))
 
     def normalize(self, images: Tensor) -> Tensor:
         """(images - mean) / std, channel by channel."""

@@ -18,6 +18,7 @@ import tomli_w
 
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.config_sections import (
+    BnConfig,
     CheckpointConfig,
     EvalConfig,
     Hardware,
@@ -48,6 +49,7 @@ add up in another order
 """
 
 _LATER = {
+    "bn.scope": "rank",
     "teacher_precision": "same",
     "cache_teacher_logits": "0",
     "method.is_normalized": "False",
@@ -154,6 +156,8 @@ class TrainConfig(Hardware, Generic[M]):
     """progress and image grids"""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """what a stopped run is taken up from"""
+    bn: BnConfig = field(default_factory=BnConfig)
+    """BatchNorm over several processes"""
 
     @property
     def method_name(self) -> str:

@@ -79,6 +79,16 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BnConfig:
+    """BatchNorm over several processes."""
+
+    scope: Literal["rank", "global"] = "rank"
+    """whose batch its statistics are of: each process's own, with a generator and a part of the pool for each; or that
+    of all together, which then train the student that one process would
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """What a stopped run can be taken up from."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import platform
 import resource
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from dfkd_fast import process_group
 from dfkd_fast.compilation import Compile, keep_compile_caches
 from dfkd_fast.errors import UserError, unknown
+from dfkd_fast.joined import ALONE, JoinedBatch
 from dfkd_fast.optim import OptimizerChoice, check_optimizer
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "tf32"]
@@ -49,6 +51,18 @@ class Runtime:
     """whose implementation of Adam and SGD"""
     rank: int = 0
     world_size: int = 1
+    joined: JoinedBatch = ALONE
+    """the ranks' batches as one, where they are"""
+
+    @property
+    def shares(self) -> int:
+        """How many parts the recipe is divided into, each with a generator and images of its own."""
+        return self.world_size // self.joined.size
+
+    @property
+    def share(self) -> int:
+        """Which of them is this rank's."""
+        return self.rank // self.joined.size
 
     @property
     def is_main(self) -> bool:
@@ -89,7 +103,8 @@ class Runtime:
     def average(self, values: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over ranks, in place and in one message; nothing at world size 1."""
         if self.world_size > 1 and values:
-            flat = self.all_reduce(torch.cat([value.reshape(-1) for value in values])) / self.world_size
+            wide = functools.reduce(torch.promote_types, {value.dtype for value in values})
+            flat = self.all_reduce(torch.cat([value.reshape(-1).to(wide) for value in values])) / self.world_size
             sizes = [value.numel() for value in values]
             for value, mean in zip(values, flat.split(sizes), strict=True):
                 value.copy_(mean.view(value.shape))
@@ -137,12 +152,13 @@ def make_runtime(
     compilation: Compile = "off",
     graphs: bool = False,
     optimizer: OptimizerChoice = "auto",
+    bn_scope: Literal["rank", "global"] = "rank",
 ) -> Runtime:
     """Check what was asked for against this machine and set the process-wide switches.
 
     `device`: "auto" (a GPU when there is one), "cpu", "cuda" or "cuda:N". `precision`: "auto" is bf16 where the device
     multiplies it in hardware, else fp32. `graphs` means something on a GPU only. A process that torchrun started joins
-    the others. Raises UserError for what this machine cannot do.
+    the others; `bn_scope` "global" joins their batches into one. Raises UserError for what this machine cannot do.
     """
     if compilation != "off":
         keep_compile_caches()  # now: parts of torch that steps import settle on a temporary folder
@@ -165,10 +181,14 @@ def make_runtime(
         keep_freed_memory()
     check_optimizer(optimizer, chosen)
     rank, world_size = process_group.join(chosen)
+    whole = bn_scope == "global" and world_size > 1
+    if whole and compilation != "off":
+        raise UserError(f"--compile {compilation}: does not go with --bn.scope global; choose off")
     return Runtime(
         device=chosen,
         rank=rank,
         world_size=world_size,
+        joined=JoinedBatch(rank, world_size) if whole else ALONE,
         precision=precision,
         channels_last=channels_last,
         compilation=compilation,

@@ -22,6 +22,8 @@ LAYERS: dict[str, int] = {
             "recipes",
             "runtime",
             "process_group",
+            "joined",
+            "joined_norm",
             "optim",
             "losses",
             "sampling",
@@ -42,7 +44,9 @@ LAYERS: dict[str, int] = {
 # Within one layer a package may use these neighbours; the arrows must not close a circle (checked below).
 NEIGHBOURS: dict[str, set[str]] = {
     "config": {"config_sections", "flags", "recipes"},
-    "runtime": {"compilation", "optim", "process_group"},
+    "runtime": {"compilation", "joined", "optim", "process_group"},
+    "joined": {"process_group"},
+    "joined_norm": {"joined", "process_group"},
     "config_sources": {"config", "flags"},
     "pool": {"augment", "models"},
     "augment": {"models"},

@@ -63,7 +63,7 @@ class Rehearsal:
         """`info` is what teacher and student agree on; pools are written to `folder`."""
         self.runtime = runtime
         self.method, teacher, student = assemble(config, info, runtime)
-        check_pool_use(config, self.method, runtime.world_size)
+        check_pool_use(config, self.method, runtime.shares)
         self.pool, _ = make_pools(config.pool, folder, method=self.method, runtime=runtime)
         cached = config.cache_teacher_logits
         self.trainer = make_trainer(

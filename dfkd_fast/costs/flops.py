@@ -61,6 +61,7 @@ def count_step_flops(method: Method, info: ModelInfo, *, teacher: str, student: 
     runtime = Runtime(device=torch.device("cpu"), precision="fp32", channels_last=False)
     sources = {source.info.image_size: source.config for source in method.sources()}
     batches = [images * len(sources) for images in _BATCHES]
+    ranks = method.joined.size  # each has its part of the batch
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         learner = _network(student, info)
         frozen = FrozenNet(_network(teacher, info), info, runtime)
@@ -70,10 +71,14 @@ def count_step_flops(method: Method, info: ModelInfo, *, teacher: str, student: 
         few, more = (_count(method, setup, learner, runtime, batch) for batch in batches)
     return StepFlops(
         synthesis={
-            kind: _extrapolate(few.synthesis[kind], more.synthesis[kind], sources[kind.image_size].synthesis_batch_size)
+            kind: _extrapolate(
+                few.synthesis[kind], more.synthesis[kind], sources[kind.image_size].synthesis_batch_size // ranks
+            )
             for kind in few.synthesis
         },
-        student=sum(_extrapolate(few.student[size], more.student[size], sources[size].batch_size) for size in sources),
+        student=sum(
+            _extrapolate(few.student[size], more.student[size], sources[size].batch_size // ranks) for size in sources
+        ),
     )
 
 

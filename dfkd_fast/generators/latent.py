@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from dfkd_fast.generators.dcgan import DcganDecoder
 from dfkd_fast.generators.decoder import Decoder, SpatialDecoder, make_decoder, make_spatial_decoder
+from dfkd_fast.joined import ALONE, JoinedBatch
+from dfkd_fast.joined_norm import join_norms
 
 
 class LatentGenerator(nn.Module):
@@ -16,7 +18,8 @@ class LatentGenerator(nn.Module):
 
     Fast (Fang et al., AAAI 2022, arXiv:2112.06253) and SSD-KD optimise z and the weights together. `latents` is
     (batch_size, latent_dim); `spatial`, Fast's form for ImageNet, makes it (batch_size, latent_dim, H/16, W/16).
-    `decoder`: another one than the image size's usual, MSARC's say.
+    `decoder`: another one than the image size's usual, MSARC's say. Of a `joined` batch it holds all
+    latents and makes this rank's images.
     """
 
     def __init__(
@@ -29,12 +32,15 @@ class LatentGenerator(nn.Module):
         width: int = 128,
         in_chans: int = 3,
         decoder: DcganDecoder | None = None,
+        joined: JoinedBatch = ALONE,
     ) -> None:
         super().__init__()
+        self.joined = joined
         make = make_spatial_decoder if spatial else make_decoder
         self.decoder: Decoder | SpatialDecoder | DcganDecoder = decoder or make(
             latent_dim, image_size, width=width, in_chans=in_chans
         )
+        join_norms(self.decoder, joined, "--bn.scope global")
         positions = (self.decoder.start_size, self.decoder.start_size) if spatial else ()
         self.latents = nn.Parameter(torch.randn(batch_size, latent_dim, *positions))
 
@@ -58,5 +64,5 @@ class LatentGenerator(nn.Module):
         self.draw_latents()
 
     def forward(self) -> Tensor:
-        images: Tensor = self.decoder(self.latents)
+        images: Tensor = self.decoder(self.joined.part(self.latents))
         return images

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from dfkd_fast.generators.decoder import make_decoder
 from dfkd_fast.generators.noisy_layer import NoisyLayer
+from dfkd_fast.joined import ALONE, JoinedBatch
+from dfkd_fast.joined_norm import join_norms
 
 
 class NoisyEmbeddingGenerator(nn.Module):
@@ -13,7 +15,7 @@ class NoisyEmbeddingGenerator(nn.Module):
 
     Embeddings (B, embedding_dim) -> images (B, in_chans, H, W) in [0, 1]. `batch_size` is the B that it is made for:
     every `num_classes` images in turn share one noisy layer of `noise_features` outputs. `width`: channels of the
-    decoder's first blocks.
+    decoder's first blocks. Of a `joined` batch it takes all embeddings and makes this rank's images.
     """
 
     def __init__(
@@ -26,11 +28,15 @@ class NoisyEmbeddingGenerator(nn.Module):
         noise_features: int = 1000,
         width: int = 128,
         in_chans: int = 3,
+        joined: JoinedBatch = ALONE,
     ) -> None:
         super().__init__()
+        self.joined = joined
         self.norm = nn.BatchNorm1d(embedding_dim)
-        self.noise = NoisyLayer(embedding_dim, noise_features, batch_size=batch_size, group_size=num_classes)
-        self.decoder = make_decoder(noise_features, image_size, width=width, in_chans=in_chans)
+        groups = {"batch_size": batch_size, "group_size": num_classes}
+        self.noise = NoisyLayer(embedding_dim, noise_features, **groups, joined=joined)
+        decoder = make_decoder(noise_features, image_size, width=width, in_chans=in_chans)
+        self.decoder = join_norms(decoder, joined, "--bn.scope global")
 
     def reset_parameters(self) -> None:
         """Re-initialise every layer in place."""
@@ -38,4 +44,4 @@ class NoisyEmbeddingGenerator(nn.Module):
             part.reset_parameters()
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        return self.decoder(self.noise(self.norm(embeddings)))
+        return self.decoder(self.noise(self.joined.part(self.norm(embeddings))))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dfkd_fast.joined import ALONE, JoinedBatch
+
 
 class NoisyLayer(nn.Module):
     """A stack of linear layers with N(0, 1) weights; group i of the batch goes through layer i.
@@ -13,10 +15,14 @@ class NoisyLayer(nn.Module):
     one layer makes one image per class. All layers are one batched matrix product.
 
     Embeddings (B, D) -> (B, out_features). The batch is cut into groups of `group_size`; the last may be smaller.
+    Of a `joined` batch of `batch_size` embeddings these are this rank's, and only their layers are used.
     """
 
-    def __init__(self, in_features: int, out_features: int, *, batch_size: int, group_size: int) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, *, batch_size: int, group_size: int, joined: JoinedBatch = ALONE
+    ) -> None:
         super().__init__()
+        self.joined = joined
         self.group_size = min(group_size, batch_size)
         self.num_layers = -(-batch_size // self.group_size)
         self.weight = nn.Parameter(torch.empty(self.num_layers, in_features, out_features))
@@ -31,7 +37,10 @@ class NoisyLayer(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         batch_size, width = embeddings.shape
-        missing = self.num_layers * self.group_size - batch_size
-        grouped = nn.functional.pad(embeddings, (0, 0, 0, missing)).view(self.num_layers, self.group_size, width)
-        out = torch.baddbmm(self.bias, grouped, self.weight)
-        return out.flatten(0, 1)[:batch_size]
+        start = self.joined.rank * batch_size
+        first, end = start // self.group_size, -(-(start + batch_size) // self.group_size)
+        before = start - first * self.group_size
+        missing = (end - first) * self.group_size - before - batch_size
+        grouped = nn.functional.pad(embeddings, (0, 0, before, missing)).view(end - first, self.group_size, width)
+        out = torch.baddbmm(self.bias[first:end], grouped, self.weight[first:end])
+        return out.flatten(0, 1)[before : before + batch_size]

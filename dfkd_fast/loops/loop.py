@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -103,7 +103,7 @@ class Loop:
     @contextmanager
     def _phase(self, name: str, epoch: int, steps: int) -> Iterator[OnStep]:
         """Reseed, time and report one phase; the block gets the function to call after each step."""
-        seed_phase(self.seed, self.runtime.rank, epoch, name)
+        seed_phase(self.seed, self.runtime.share, epoch, name)
         config = self.method.config
         explain = explained(name, epoch, config, self.runtime)
         with explain, self._timed(name), self.logger.phase(name, epoch, steps) as meter:
@@ -126,7 +126,7 @@ class Loop:
 
     def _boundary(self, epoch: int, phase: str) -> None:
         scalers = [scaler.state_dict() for scaler in self._scalers]
-        pool, world_size = self.pool.flush(), self.runtime.world_size
+        pool, world_size = self.pool.flush(), self.runtime.shares
         record = {"pool": pool, "world_size": world_size, "scalers": scalers, **self.progress.record()}
         self.save(Checkpoint(epoch=epoch, phase=phase, tensors=self._state(), record=record))
 
@@ -144,14 +144,15 @@ class Loop:
         """Take up the state of a checkpoint, in place; returns the phase to run next."""
         load_module("student", self.student, checkpoint.tensors)
         # another number of ranks: each has other shares, and draws what depends on them in its next round
-        moved = checkpoint.record["world_size"] != self.runtime.world_size
+        moved = checkpoint.record["world_size"] != self.runtime.shares
         load_module("method", self.method, checkpoint.tensors, fitting=moved)
         load_optimizer("optimizer", self.trainer.optimizer, checkpoint.tensors)
         for name, lasting in self._lasting_optimizers():
             load_optimizer(name, lasting, checkpoint.tensors)
         for scaler, state in zip(self._scalers, checkpoint.record["scalers"], strict=True):
             scaler.load_state_dict(state)
-        note = self.pool.restore(checkpoint.record["pool"])
+        with self.runtime.main_first() if self.runtime.joined else nullcontext():  # one writes, the others read
+            note = self.pool.restore(checkpoint.record["pool"])
         if note:
             self.logger.message(note)
         for size, priorities in self.trainer.priorities.items():

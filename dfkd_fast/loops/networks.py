@@ -14,9 +14,10 @@ from dfkd_fast.config import TrainConfig
 from dfkd_fast.data import load_split
 from dfkd_fast.errors import UserError, one_of
 from dfkd_fast.image_stream import LabelledImages
+from dfkd_fast.joined_norm import join_norms
 from dfkd_fast.loops.class_vectors import class_vectors
 from dfkd_fast.loops.evaluate import check_fit
-from dfkd_fast.loops.ranks import share_of_rank
+from dfkd_fast.loops.ranks import check_joined, share_of_rank
 from dfkd_fast.loops.teacher import cached_teacher
 from dfkd_fast.methods.base import CollectedImages, Method, Setup
 from dfkd_fast.models.factory import ModelInfo, load_model, saved_info
@@ -28,6 +29,8 @@ from dfkd_fast.runtime import Runtime, make_runtime
 
 def runtime_of(config: TrainConfig) -> Runtime:
     """The runtime that a run's settings ask for; raises UserError as `make_runtime` does."""
+    if config.bn.scope == "global" and not load_method(config.method_name).joins_batches:
+        raise UserError(f"--bn.scope global: {config.method_name} cannot join the batches of its ranks; choose rank")
     return make_runtime(
         device=config.device,
         precision=config.precision,
@@ -36,6 +39,7 @@ def runtime_of(config: TrainConfig) -> Runtime:
         compilation=config.compile,
         graphs=config.cuda_graphs,
         optimizer=config.optim.impl,
+        bn_scope=config.bn.scope,
     )
 
 
@@ -129,7 +133,8 @@ def make_student(config: TrainConfig, info: ModelInfo, runtime: Runtime) -> nn.M
         std=info.std,
         flag="--student",
     )
-    return runtime.place(student.to(torch.float32))
+    runtime.place(student.to(torch.float32))
+    return join_norms(student, runtime.joined, f"--student {config.student}")
 
 
 def load_method(name: str) -> type[Method]:
@@ -150,7 +155,9 @@ def make_method(
     """The method on its networks, on the device, with this rank's share of the recipe; the same on every rank."""
     embeddings, text = class_vectors(config, method_class, teacher.info.num_classes, test)
     seed_phase(config.seed, 0, 0, "method")
-    share = share_of_rank(config.method, runtime.world_size)
-    method = method_class(share, Setup(teacher, frozen_twin(student), teacher.info, embeddings, text, collected))
+    share = share_of_rank(config.method, runtime.shares)
+    twin, joined = frozen_twin(student), runtime.joined
+    method = method_class(share, Setup(teacher, twin, teacher.info, embeddings, text, collected, joined))
     runtime.place(method)
+    check_joined(method, config.method_name)
     return method

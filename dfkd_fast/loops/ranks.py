@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from dfkd_fast.checkpoint import Checkpoint, checkpoints_in, latest_boundary, latest_checkpoint
 from dfkd_fast.errors import UserError
-from dfkd_fast.methods.base import MethodConfig
+from dfkd_fast.methods.base import Method, MethodConfig
 from dfkd_fast.pool.shards import shard_folder
 from dfkd_fast.runtime import Runtime
 
@@ -34,9 +34,21 @@ def share_of_rank(config: C, world_size: int) -> C:
     return replace(config, **shares)
 
 
+def check_joined(method: Method, name: str) -> None:
+    """Raise UserError where the ranks cannot make a method's batches together, in equal parts."""
+    size = method.joined.size
+    for source in method.sources() if size > 1 else ():
+        for batch in BATCHES:
+            if getattr(source.config, batch) % size:
+                flag = f"--method.{batch.replace('_', '-')} {getattr(method.config, batch)}"
+                raise UserError(f"{flag}: choose a multiple of {size}, the number of processes, for each image size")
+
+
 def checkpoint_folder(run_dir: Path, runtime: Runtime) -> Path:
-    """Where this rank's checkpoints lie: each has a generator, or images, of its own."""
-    return shard_folder(run_dir / "checkpoints", runtime.rank, runtime.world_size)
+    """Where this rank's checkpoints lie: each has a generator, or images, of its own; ranks that join their batches
+    have the same, which the main one writes.
+    """
+    return shard_folder(run_dir / "checkpoints", runtime.share, runtime.shares)
 
 
 def checkpoint_to_resume(run_dir: Path, runtime: Runtime) -> Checkpoint | None:
@@ -46,10 +58,10 @@ def checkpoint_to_resume(run_dir: Path, runtime: Runtime) -> Checkpoint | None:
     all of them.
     """
     folder = run_dir / "checkpoints"
-    reached = {ranks: _common_boundary(folder, ranks) for ranks in _makers(folder) | {runtime.world_size}}
-    ranks = max(reached, key=lambda ranks: (reached[ranks], ranks == runtime.world_size))
+    reached = {ranks: _common_boundary(folder, ranks) for ranks in _makers(folder) | {runtime.shares}}
+    ranks = max(reached, key=lambda ranks: (reached[ranks], ranks == runtime.shares))
     runtime.barrier()  # all have looked before one of them writes
-    return latest_checkpoint(shard_folder(folder, runtime.rank % ranks, ranks), until=reached[ranks])
+    return latest_checkpoint(shard_folder(folder, runtime.share % ranks, ranks), until=reached[ranks])
 
 
 def drop_other_checkpoints(run_dir: Path, world_size: int) -> None:

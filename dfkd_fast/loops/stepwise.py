@@ -67,7 +67,7 @@ class StepwiseLoop(Loop):
                 self.trainer.steps(after - before, on_step)
             if student_steps:
                 self.trainer.end_epoch()
-            images = student_steps * self.method.config.batch_size * self.runtime.world_size
+            images = student_steps * self.method.config.batch_size * self.runtime.shares
             self.progress.counts.update(
                 generator_steps=generator_steps, student_steps=student_steps, images_synthesized=images
             )

@@ -67,10 +67,12 @@ class StudentSteps:
     def steps(self, count: int, on_step: OnStep) -> None:
         """So many steps."""
         for inputs in self.inputs(count):
-            on_step(self.run_step(self.method.student_variant(), *inputs), self.batch_size * self.runtime.world_size)
+            on_step(self.run_step(self.method.student_variant(), *inputs), self.batch_size * self.runtime.shares)
 
     def end_epoch(self) -> None:
         """After its last: each rank's BN has seen its own images; one student is saved and seen by synthesis."""
+        if self.runtime.joined:  # it has seen those of all
+            return
         side = self.method.student_side()
         learning = [self.student] if side is None else [self.student, side]
         buffers = [value for module in learning for value in module.buffers()]
@@ -90,22 +92,25 @@ class StudentSteps:
         parts = [self._losses(batch) for batch in self.batches(*inputs).values()]
         terms = parts[0] if len(parts) == 1 else self._mean(parts)
         self.scaler.scale(weighted_sum(terms, self.method.config)).backward()
-        self._average_gradients()
+        self._average_gradients(terms)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return {name: term.detach() for name, term in terms.items()}
 
-    def _average_gradients(self) -> None:
-        """The gradient of the global batch: each rank has that of its own part, of equal size."""
+    def _average_gradients(self, terms: LossTerms) -> None:
+        """The gradient of the global batch, and its terms: each rank has those of its own part, of equal size."""
         if self.runtime.world_size == 1:
             return
         learning = [value for group in self.optimizer.param_groups for value in group["params"]]
-        self.runtime.average([value.grad for value in learning if value.grad is not None])
+        gradients = [value.grad for value in learning if value.grad is not None]
+        self.runtime.average([*gradients, *(term.detach() for term in terms.values())])
 
     def _terms(self, batch: PoolBatch) -> LossTerms:
         if self.crop_scale < 1:
-            boxes = draw_boxes(len(batch.images), scale=self.crop_scale, device=self.runtime.device)
-            batch = batch._replace(images=resized_crop(batch.images, boxes))
+            joined = self.runtime.joined
+            whole = len(batch.images) * joined.size
+            boxes = draw_boxes(whole, scale=self.crop_scale, device=self.runtime.device)
+            batch = batch._replace(images=resized_crop(batch.images, joined.part(boxes)))
         with self.runtime.autocast():
             with torch.no_grad():
                 view = self.method.student_view(batch)
@@ -152,6 +157,7 @@ class StudentTrainer(StudentSteps):
 
     def store(self, size: int, made: SynthBatch) -> None:
         """Put what a round made into the pool of its size, with its priorities where the method has them."""
+        made = made.gathered(self.runtime.joined)
         pool = self.pool[size]
         kept = {} if self.cache is None else {EXTRA: self.cache.answers(made.images, pool)}
         slots = pool.add(made.images, made.labels, **made.extras, **kept)

@@ -75,7 +75,9 @@ class Synthesizer:
             images, terms = self._forward()
         loss = weighted_sum(terms, self.method.config)
         self.scaler.scale(loss).backward()
-        if self.method.synchronized:
+        if self.runtime.joined:  # the batch's loss decides which images are kept, and its terms are shown
+            self.runtime.average([*self._gradients(), loss.detach(), *(term.detach() for term in terms.values())])
+        elif self.method.synchronized:
             self.runtime.average(self._gradients())
         self._keep_best(loss.detach(), images.detach())
         for optimizer in self.optimizers:

@@ -79,7 +79,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         student = make_student(config, info, runtime)
         real = rank_part(collected, info, runtime)
         method = make_method(config, method_class, teacher, student, test, runtime, real)
-        check_pool_use(config, method, runtime.world_size)
+        check_pool_use(config, method, runtime.shares)
         signals.check()
         runtime.barrier()  # every rank has found the folder free
         if not resume and runtime.is_main:
@@ -183,10 +183,12 @@ class Run:
         if not (last or number % self.config.checkpoint.every == 0):
             return
         checkpoints = checkpoint_folder(self.folder, self.runtime)
-        save_checkpoint(checkpoints, checkpoint, keep=max(self.config.checkpoint.keep, min(2, self.runtime.world_size)))
+        if self.runtime.is_main or not self.runtime.joined:
+            kept = max(self.config.checkpoint.keep, min(2, self.runtime.shares))
+            save_checkpoint(checkpoints, checkpoint, keep=kept)
         self.runtime.barrier()  # what another number of processes has left goes once all ranks are safe
         if self.runtime.is_main:
-            drop_other_checkpoints(self.folder, self.runtime.world_size)
+            drop_other_checkpoints(self.folder, self.runtime.shares)
         self.pool.release(oldest_record(checkpoints)["pool"])
         made = checkpoint.phase in self.loop.image_phases
         if made and (last or number & (number - 1) == 0):  # epochs 1, 2, 4, 8, ...

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from dfkd_fast.joined import ALONE
 from dfkd_fast.methods.exchange import CollectedImages as CollectedImages
 from dfkd_fast.methods.exchange import LossTerms as LossTerms
 from dfkd_fast.methods.exchange import Setup as Setup
@@ -39,6 +40,8 @@ class Method(nn.Module):
     """whether the method matches the teacher's BatchNorm statistics"""
     synchronized: ClassVar[bool] = False
     """one generator for all ranks: gradients are averaged in each step, buffers after the rounds; else one for each"""
+    joins_batches: ClassVar[bool] = False
+    """whether `--bn.scope global` makes all ranks together what one process is: `Setup.joined` is heeded throughout"""
     turns: ClassVar[int] = 1
     """steps in turn, unlike each other, that make one iteration (a GAN: 2); what a step costs is their mean"""
     text_sources: ClassVar[Sequence[str]] = ()
@@ -51,6 +54,8 @@ class Method(nn.Module):
     """what the pool does when it is full, unless --pool.policy says otherwise"""
     teacher_maps: Sequence[str] = ()
     """modules of the teacher whose maps `student_loss` reads"""
+    joined = ALONE
+    """`Setup.joined`"""
     teacher_gradients = False
     """whether `student_loss` takes gradients of the teacher's logits with respect to these maps"""
 

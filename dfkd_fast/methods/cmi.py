@@ -6,12 +6,13 @@ protocols are presets: images first and then adversarial (the tables'), from scr
 Deviations from the release: the bank lies on the device, and global features that get no gradient build no graph; its
 draws have a static shape; everything is re-initialised in place; the pool is uint8 tensors and remembers labels; frozen
 networks get no weight gradients. docs/methods/cmi.md goes through it line by line.
-Distributed: generator, head and bank per rank, BN moments per rank, pool sharded by rank.
+Distributed: generator, head, bank, BN moments and part of the pool per rank; `--bn.scope global`: one of each, on all.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -84,6 +85,7 @@ class CmiConfig(MethodConfig):
 
 class Cmi(Method):
     loop = "alternating"
+    joins_batches = True
     paper = "arXiv:2105.08584"
 
     labels: Tensor
@@ -93,16 +95,18 @@ class Cmi(Method):
     def __init__(self, config: CmiConfig, setup: Setup) -> None:
         super().__init__()
         self.config: CmiConfig = config
-        self.info, self.teacher = setup.info, setup.teacher
+        self.info, self.teacher, self.joined = setup.info, setup.teacher, setup.joined
         self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
         size, side, chans = config.synthesis_batch_size, setup.info.image_size, setup.info.in_chans
         if config.bank_size < size:
             raise UserError(f"--method.bank-size {config.bank_size}: choose {size} or more, the images of a round")
         if not 0 < config.local_scale < 1:
             raise UserError(f"--method.local-scale {config.local_scale}: choose a share between 0 and 1")
-        self.generator = LatentGenerator(size, config.latent_dim, side, width=config.generator_width, in_chans=chans)
-        self.global_view = Augment(setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
-        self.local_view = Augment(setup.info, flip=config.flip, crop_scale=config.local_scale)
+        width, joined = config.generator_width, setup.joined
+        self.generator = LatentGenerator(size, config.latent_dim, side, width=width, in_chans=chans, joined=joined)
+        view = partial(Augment, setup.info, flip=config.flip, joined=joined)
+        self.global_view = view(pad=config.crop_padding, crop_scale=config.crop_scale)
+        self.local_view = view(crop_scale=config.local_scale)
         self.feature_maps = tuple(f"{name}:input" for name in config.feature_layers) or self.teacher.norm_inputs
         if not self.feature_maps:
             raise UserError("--method.feature-layers: missing; the teacher has no BatchNorm layers, which stand for it")
@@ -140,7 +144,7 @@ class Cmi(Method):
         images = self.generator()
         view = self.global_view(images)
         teacher = self.teacher(view, maps=self.feature_maps)
-        terms = {"ce": label_ce(teacher.logits, self.labels)}
+        terms = {"ce": label_ce(teacher.logits, self.joined.part(self.labels))}
         if self.config.bn_weight:
             terms["bn"] = bn_stat_loss(teacher.moments, self.teacher.targets)
         if self.adversarial:
@@ -152,7 +156,7 @@ class Cmi(Method):
     def contrast(self, images: Tensor, whole: NetOutput) -> Tensor:
         """How well a part of each image, new or stored, finds its whole among all (paper: L_cr)."""
         part = self.teacher(self.local_view(images), maps=self.feature_maps, moments=False)
-        local_features, global_features = describe(part), describe(whole).detach()
+        local_features, global_features = map(self.joined.gather, (describe(part), describe(whole).detach()))
         self.features.copy_(torch.cat([local_features.detach(), global_features], dim=1))
         stored, is_filled = self.bank.sample(self.config.num_negatives)
         stored_local, stored_global = stored.chunk(2, dim=1)
@@ -163,7 +167,7 @@ class Cmi(Method):
         return instance_discrimination(
             projected_local,
             projected_global,
-            num_new=len(images),
+            num_new=len(local_features),
             is_filled=is_filled,
             temperature=self.config.contrastive_temperature,
         )
@@ -173,7 +177,7 @@ class Cmi(Method):
 
     def end_round(self, best_images: Tensor) -> SynthBatch:
         self.bank.add(self.best_features)
-        return SynthBatch(best_images, self.labels)
+        return SynthBatch(best_images, self.joined.part(self.labels))
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}

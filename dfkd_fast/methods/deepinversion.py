@@ -6,7 +6,8 @@ Fast's authors); the original's values are options and presets.
 
 Deviations: kept is the iterate whose loss was lowest (both codes mean to, and keep the last); the pixels are redrawn in
 place; the pool is uint8 tensors; frozen networks get no weight gradients. docs/methods/deepinversion.md has the rest.
-Distributed: images per rank, BN moments per rank, pool sharded by rank.
+Distributed: images per rank, BN moments per rank, pool sharded by rank; with `--bn.scope global` all pixels are on all
+ranks, each of which shows the teacher its part; moments of the joined batch, the whole pool on each rank.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ class DeepInversionConfig(MethodConfig):
 
 class DeepInversion(Method):
     loop = "alternating"
+    joins_batches = True
     paper = "arXiv:1912.08795"
 
     bn_weights: Tensor
@@ -96,7 +98,7 @@ class DeepInversion(Method):
     def __init__(self, config: DeepInversionConfig, setup: Setup) -> None:
         super().__init__()
         self.config: DeepInversionConfig = config
-        self.info, self.teacher = setup.info, setup.teacher
+        self.info, self.teacher, self.joined = setup.info, setup.teacher, setup.joined
         self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
         self.augment = Augment(setup.info)
         self.adversarial = self.low_res = False
@@ -145,17 +147,20 @@ class DeepInversion(Method):
 
     def synthesis_step(self) -> tuple[Tensor, LossTerms]:
         pixels = F.avg_pool2d(self.pixels, 2) if self.low_res else self.pixels
-        view = jitter(pixels, reach=self.config.jitter >> self.low_res, flip=self.config.jitter_flip)
+        whole = jitter(pixels, reach=self.config.jitter >> self.low_res, flip=self.config.jitter_flip)
+        part, gather = self.joined.part, self.joined.gather
+        view = part(whole)
         teacher = self.teacher(view)
-        terms = {"ce": label_ce(teacher.logits, self.labels)}
+        terms = {"ce": label_ce(teacher.logits, part(self.labels))}
         if self.config.bn_weight:  # R_feature
             terms["bn"] = bn_stat_loss(teacher.moments, self.teacher.targets, weights=self.bn_weights)
         if self.adversarial:  # R_compete
-            terms["adv"] = competition(self._student[0](view), teacher.logits, clamp=self.config.adv_clamp)
+            logits = gather(self._student[0](view)), gather(teacher.logits)
+            terms["adv"] = competition(*logits, clamp=self.config.adv_clamp)
         for name in ("tv_l1", "tv_l2", "l2"):  # R_prior
             if getattr(self.config, f"{name}_weight"):
-                terms[name] = getattr(prior, name)(view)
-        return self.augment.denormalize(self.pixels.detach()).clamp(0, 1), terms
+                terms[name] = getattr(prior, name)(whole)
+        return self.augment.denormalize(part(self.pixels.detach())).clamp(0, 1), terms
 
     @torch.no_grad()
     def end_step(self) -> None:
@@ -164,7 +169,7 @@ class DeepInversion(Method):
             self.pixels.clamp_(-mean / std, (1 - mean) / std)  # black and white, as the teacher sees them
 
     def end_round(self, best_images: Tensor) -> SynthBatch:
-        return SynthBatch(best_images, self.labels)
+        return SynthBatch(best_images, self.joined.part(self.labels))
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dfkd_fast.joined import ALONE, JoinedBatch
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.teacher import FrozenNet
 
@@ -29,6 +30,12 @@ class SynthBatch(NamedTuple):
     """further (B, ...) tensors to keep with the images; a student batch has them under the same names"""
     deltas: Tensor | None = None
     """(B,) first priorities of the images, where the method's pool has priorities"""
+
+    def gathered(self, joined: JoinedBatch) -> SynthBatch:
+        """What all ranks have made."""
+        extras = {name: joined.gather(value) for name, value in self.extras.items()}
+        deltas = None if self.deltas is None else joined.gather(self.deltas)
+        return SynthBatch(joined.gather(self.images), joined.gather(self.labels), extras, deltas)
 
 
 class CollectedImages(NamedTuple):
@@ -60,3 +67,5 @@ class Setup(NamedTuple):
     """where they are from, a name of `text.SOURCES`; `file`: of unknown origin"""
     collected: CollectedImages | None = None
     """this rank's part of `--collected`; given where `Method.needs_data`"""
+    joined: JoinedBatch = ALONE
+    """this rank's rows of the batch, where all ranks make one; the config's sizes are the whole batch's then"""

@@ -4,7 +4,8 @@ Fang, Mo, Wang, Song, Bei, Zhang, Song. AAAI 2022. arXiv:2112.06253. Values and 
 
 Deviations from the release: one generator is adapted in place, no clone is built in a round; the pool is uint8 tensors
 and remembers labels; frozen networks get no weight gradients. docs/methods/fast.md goes through it line by line.
-Distributed: generator and start per rank, BN moments per rank, pool sharded by rank.
+Distributed: generator and start per rank, BN moments per rank, pool sharded by rank; with `--bn.scope global` one
+generator and start on all ranks, moments of the joined batch, the whole pool on each rank.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class FastConfig(MethodConfig):
 
 class Fast(Method):
     loop = "alternating"
+    joins_batches = True
     paper = "arXiv:2112.06253"
 
     labels: Tensor
@@ -84,7 +86,7 @@ class Fast(Method):
         if config.spatial_latents and config.reset_epoch:
             raise UserError(f"--method.reset-epoch {config.reset_epoch}: spatial latents have no such layers; choose 0")
         self.config: FastConfig = config
-        self.info, self.teacher = setup.info, setup.teacher
+        self.info, self.teacher, self.joined = setup.info, setup.teacher, setup.joined
         self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
         self.generator = LatentGenerator(
             config.synthesis_batch_size,
@@ -93,6 +95,7 @@ class Fast(Method):
             spatial=config.spatial_latents,
             width=config.generator_width,
             in_chans=setup.info.in_chans,
+            joined=setup.joined,
         )
         self.start = RoundStart(
             self.generator,
@@ -101,7 +104,9 @@ class Fast(Method):
             own_lrs={"latents": config.meta_latent_lr},
             reptile_scale=config.reptile_scale,
         )
-        self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
+        self.augment = Augment(
+            setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale, joined=setup.joined
+        )
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         self.adversarial = False
         self.register_buffer("labels", torch.zeros(config.synthesis_batch_size, dtype=torch.int64), persistent=False)
@@ -133,7 +138,7 @@ class Fast(Method):
         view = self.augment(images)
         teacher = self.teacher(view)
         terms = {
-            "ce": label_ce(teacher.logits, self.labels),
+            "ce": label_ce(teacher.logits, self.joined.part(self.labels)),
             "bn": self.statistics.loss(teacher.moments),
         }
         if self.adversarial:
@@ -146,7 +151,7 @@ class Fast(Method):
     def end_round(self, best_images: Tensor) -> SynthBatch:
         self.start.finish()
         self.statistics.update()
-        return SynthBatch(best_images, self.labels)
+        return SynthBatch(best_images, self.joined.part(self.labels))
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}

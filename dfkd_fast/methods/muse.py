@@ -3,7 +3,8 @@
 Tran, Le, Le, Cai, Harandi, Phung. 2024. arXiv:2411.17046. Algorithm 1; no code is released. MUSE-S makes images of one
 size, MUSE of several. What the paper leaves open is taken from NAYER's and LANDER's releases, on which it builds;
 docs/methods/muse.md lists each such decision.
-Distributed: generators per rank, BN moments per rank, pools sharded by rank.
+Distributed: generators per rank, BN moments per rank, pools sharded by rank; with `--bn.scope global` one generator of
+each size on all ranks, moments and embedding terms of the joined batch, whole pools on each rank.
 """
 
 from __future__ import annotations
@@ -121,13 +122,14 @@ class Muse(Method):
     """MUSE at any number of image sizes: a generator for each, a student that learns from all (Eqs. 7 and 8)."""
 
     loop = "alternating"
+    joins_batches = True
     text_sources = (*SOURCES, CENTRES)
     paper = "arXiv:2411.17046"
 
     def __init__(self, config: MuseSConfig, setup: Setup) -> None:
         super().__init__()
         self.config: MuseSConfig = config
-        self.info = setup.info
+        self.info, self.joined = setup.info, setup.joined
         setup.teacher.window.decay = config.window_decay
         student, centres = TappedNet(setup.student, window=setup.teacher.window), setup.label_embeddings
         learnt = setup.text == CENTRES
@@ -161,7 +163,8 @@ class Muse(Method):
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         terms = {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}  # Eq. 2
         if self.config.ed_weight:
-            terms["ed"] = self.embedding.attraction(student.pooled(), batch.labels)  # Eq. 10
+            features, labels = self.joined.gather(student.pooled()), self.joined.gather(batch.labels)
+            terms["ed"] = self.embedding.attraction(features, labels)  # Eq. 10
         return terms
 
     def _check_warmup(self) -> None:

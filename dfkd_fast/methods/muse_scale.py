@@ -37,6 +37,7 @@ class MuseScale(Method):
         super().__init__()
         self.config: MuseSConfig = config
         self.info, self.teacher = replace(setup.info, image_size=config.image_sizes[0]), setup.teacher
+        self.joined = setup.joined
         for network in (setup.teacher, student):
             network.check_size(self.info.image_size, "--method.image-sizes")
         self._shared = (student, embedding)  # in a tuple: seen through, never registered, saved or trained
@@ -49,8 +50,11 @@ class MuseScale(Method):
             noise_features=config.noise_features,
             width=config.generator_width,
             in_chans=self.info.in_chans,
+            joined=setup.joined,
         )
-        self.augment = Augment(self.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
+        self.augment = Augment(
+            self.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale, joined=setup.joined
+        )
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         self.class_weights = setup.teacher.class_weights if config.cam_weight else None
         self.adversarial = False
@@ -80,21 +84,22 @@ class MuseScale(Method):
 
     def synthesis_step(self) -> tuple[Tensor, LossTerms]:
         student, embedding = self._shared
+        labels = self.joined.part(self.labels)
         images = self.generator(self.label_embeddings[self.labels])  # Eq. 4
         view = self.augment(images)
         teacher = self.teacher(view)
         terms = {
-            "ce": label_ce(teacher.logits, self.labels),  # Eq. 3, alpha_ce
+            "ce": label_ce(teacher.logits, labels),  # Eq. 3, alpha_ce
             "bn": self.statistics.loss(teacher.moments),  # Eq. 3, alpha_bn
         }
         if self.class_weights is not None:
             peak, sigma = self.config.cam_peak, self.config.cam_sigma
-            terms["cam"] = cam_margin(teacher.features, self.class_weights, self.labels, peak, sigma)  # Eq. 6
+            terms["cam"] = cam_margin(teacher.features, self.class_weights, labels, peak, sigma)  # Eq. 6
         if self.adversarial:
             seen = student(view)
             terms["adv"] = disagreement(seen.logits, teacher.logits)  # Eq. 3, alpha_adv
             if self.config.aed_weight:
-                terms["aed"] = embedding.repulsion(seen.pooled(), self.labels)  # Eq. 12
+                terms["aed"] = embedding.repulsion(self.joined.gather(seen.pooled()), self.labels)  # Eq. 12
         return images, terms
 
     def end_round(self, best_images: Tensor) -> SynthBatch:
@@ -102,8 +107,8 @@ class MuseScale(Method):
         _, embedding = self._shared
         if embedding.learnt:  # section 3.3: class centres where there is no label text
             seen = self.teacher(self.augment.normalize(best_images), moments=False)
-            embedding.learn(seen.pooled(), self.labels)
-        return SynthBatch(best_images, self.labels)
+            embedding.learn(self.joined.gather(seen.pooled()), self.labels)
+        return SynthBatch(best_images, self.joined.part(self.labels))
 
 
 def parts(config: MuseSConfig) -> list[MuseSConfig]:

@@ -5,7 +5,8 @@ Tran, Le, Le, Harandi, Tran, Phung. CVPR 2024. arXiv:2310.00258. Algorithm 1; va
 Deviations from the release: everything is re-initialised in place; the noisy layers are one batched product; the pool
 is uint8 tensors and remembers labels; frozen networks get no weight gradients. docs/methods/nayer.md goes through it
 line by line.
-Distributed: generator per rank, BN moments per rank, pool sharded by rank.
+Distributed: generator per rank, BN moments per rank, pool sharded by rank; with `--bn.scope global` one generator on
+all ranks, moments of the joined batch, the whole pool on each rank.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class NayerConfig(MethodConfig):
 
 class Nayer(Method):
     loop = "alternating"
+    joins_batches = True
     text_sources = SOURCES
     paper = "arXiv:2310.00258"
 
@@ -77,7 +79,7 @@ class Nayer(Method):
     def __init__(self, config: NayerConfig, setup: Setup) -> None:
         super().__init__()
         self.config: NayerConfig = config
-        self.info, self.teacher = setup.info, setup.teacher
+        self.info, self.teacher, self.joined = setup.info, setup.teacher, setup.joined
         self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
         self.generator = NoisyEmbeddingGenerator(
             setup.label_embeddings.shape[1],
@@ -87,8 +89,11 @@ class Nayer(Method):
             noise_features=config.noise_features,
             width=config.generator_width,
             in_chans=setup.info.in_chans,
+            joined=setup.joined,
         )
-        self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
+        self.augment = Augment(
+            setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale, joined=setup.joined
+        )
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         self.adversarial = False
         self.register_buffer("label_embeddings", setup.label_embeddings, persistent=False)
@@ -118,7 +123,7 @@ class Nayer(Method):
         view = self.augment(images)
         teacher = self.teacher(view)
         terms = {
-            "ce": label_ce(teacher.logits, self.labels),  # Eq. 5, alpha_cls
+            "ce": label_ce(teacher.logits, self.joined.part(self.labels)),  # Eq. 5, alpha_cls
             "bn": self.statistics.loss(teacher.moments),  # Eq. 5, alpha_bn
         }
         if self.adversarial:
@@ -127,7 +132,7 @@ class Nayer(Method):
 
     def end_round(self, best_images: Tensor) -> SynthBatch:
         self.statistics.update()
-        return SynthBatch(best_images, self.labels)
+        return SynthBatch(best_images, self.joined.part(self.labels))
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}  # Eq. 6

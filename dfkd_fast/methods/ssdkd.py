@@ -4,7 +4,8 @@ Liu, Wang, Liu, Sun, Yao. CVPR 2024. arXiv:2406.07876. Algorithm 1. No code was 
 public: what the paper does not say is taken from Fast (arXiv:2112.06253), whose settings it follows, or from
 prioritised experience replay (arXiv:1511.05952). docs/methods/ssdkd.md says which value comes from where.
 
-Distributed: generator per rank, BN moments per rank, buffer and priorities sharded by rank.
+Distributed: generator per rank, BN moments per rank, buffer and priorities sharded by rank; with `--bn.scope global`
+one generator on all ranks, moments of the joined batch, the whole buffer and its priorities on each rank.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class SsdkdConfig(MethodConfig):
 
 class Ssdkd(Method):
     loop = "alternating"
+    joins_batches = True
     paper = "arXiv:2406.07876"
     pool_policy = "ring"
 
@@ -86,7 +88,7 @@ class Ssdkd(Method):
     def __init__(self, config: SsdkdConfig, setup: Setup) -> None:
         super().__init__()
         self.config: SsdkdConfig = config
-        self.info, self.teacher = setup.info, setup.teacher
+        self.info, self.teacher, self.joined = setup.info, setup.teacher, setup.joined
         self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
         self.generator = LatentGenerator(
             config.synthesis_batch_size,
@@ -94,10 +96,13 @@ class Ssdkd(Method):
             setup.info.image_size,
             width=config.generator_width,
             in_chans=setup.info.in_chans,
+            joined=setup.joined,
         )
         meta_lr = config.generator_lr * config.synthesis_steps  # as in Fast's release
         self.start = RoundStart(self.generator, config.start, lr=meta_lr, own_lrs={"latents": 0.0})
-        self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
+        self.augment = Augment(
+            setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale, joined=setup.joined
+        )
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         self.adversarial = False
         self.register_buffer("labels", torch.zeros(config.synthesis_batch_size, dtype=torch.int64), persistent=False)
@@ -136,7 +141,7 @@ class Ssdkd(Method):
         phi = modulation(teacher.logits, self.class_shares, self.config.focus)  # Eq. 3
         terms = {
             "bn": self.statistics.loss(teacher.moments),  # Eq. 1
-            "ce": label_ce(teacher.logits, self.labels, weights=phi),  # Eq. 2, third term
+            "ce": label_ce(teacher.logits, self.joined.part(self.labels), weights=phi),  # Eq. 2, third term
         }
         if self.adversarial:
             terms["adv"] = disagreement(self.student(view), teacher.logits)  # Eq. 2, second term
@@ -158,9 +163,15 @@ class Ssdkd(Method):
         logits, temperature = (student.logits, teacher.logits), self.config.kd_temperature
         if batch.is_weights is None:
             return {"kd": kd_kl(*logits, temperature)}
-        weights = batch.is_weights / batch.is_weights.max() if self.config.is_normalized else batch.is_weights
+        weights, gather = batch.is_weights, self.joined.gather
+        if self.config.is_normalized:
+            weights = weights / gather(weights).max()
         # lines 18 to 21 in one pass: the losses, and w x loss back as the images' new priorities (Eq. 4 to 6)
-        rows = kd_kl_priority(*logits, batch.indices, weights, self.priorities, temperature)
+        if self.joined:  # every rank has all priorities
+            rows = kd_kl(*logits, temperature, reduction="none")
+            self.priorities.update(gather(batch.indices), gather((weights * rows).detach()))
+        else:
+            rows = kd_kl_priority(*logits, batch.indices, weights, self.priorities, temperature)
         return {"kd": (weights * rows if self.config.is_weighted_loss else rows).mean()}
 
     def student(self, view: Tensor) -> Tensor:

@@ -96,6 +96,10 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.places: dict[str, fx.Node] = {}
 
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        known = isinstance(m, nn.modules.batchnorm._BatchNorm)  # also our own, of a batch over several ranks
+        return known or super().is_leaf_module(m, module_qualified_name)
+
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:

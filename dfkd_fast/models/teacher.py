@@ -51,7 +51,7 @@ class FrozenNet:
 
     def __init__(self, model: nn.Module, info: ModelInfo, runtime: Runtime, *, precision: str = "same") -> None:
         """`precision` bf16 or fp16 computes it in that where the run itself computes in float32; same: as the run."""
-        self.info = info
+        self.info, self.joined = info, runtime.joined
         self._stages = stage_ends(model)
         # torch.compile takes no new leaves: what a graph must start from is this zero
         self._anchor = torch.zeros((), device=runtime.device, requires_grad=True)
@@ -77,9 +77,9 @@ class FrozenNet:
             return NetOutput(tokens.logits, tokens.features, embedding=tokens.embedding)
         if maps:
             logits, features, found, named = self.net(view, maps=tuple(maps), moments=moments)
-            return NetOutput(logits, features, named, found)
+            return NetOutput(logits, features, named, self.joined.moments(found))
         logits, features, found = self.net(view, moments=moments)
-        return NetOutput(logits, features, _NO_MAPS, found)
+        return NetOutput(logits, features, _NO_MAPS, self.joined.moments(found))
 
     def answer(self, view: Tensor, *, maps: Sequence[str] = (), gradients: bool = False) -> NetOutput:
         """What a student learns from: logits, features and `maps`; with `gradients` there is a graph from the maps to

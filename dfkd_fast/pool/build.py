@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from dfkd_fast.config import PoolConfig
+from dfkd_fast.errors import UserError
 from dfkd_fast.pool.journal import Journal
 from dfkd_fast.pool.pool import Policy, Pool
 from dfkd_fast.pool.shards import shard_folder
@@ -42,24 +44,31 @@ def make_pool(
     Raises UserError for what this machine cannot do.
     """
     if config.capacity is not None:
-        capacity = -(-config.capacity // runtime.world_size)
+        capacity = -(-config.capacity // runtime.shares)
     channels, height, width = image_shape
+    writes = runtime.is_main or not runtime.joined  # joined ranks have one pool, each the whole of it in memory
+    if config.storage == "mmap" and runtime.joined:
+        raise UserError(
+            "--pool.storage mmap: with --bn.scope global each process keeps the pool in memory; choose device"
+        )
     tier, why = choose_tier(
         config.storage,
         capacity * channels * height * width,
         device=runtime.device,
         room=free_memory(runtime.device),
-        on_disk=True,
+        on_disk=not runtime.joined,
         host_only=config.stream == "dali",
     )
     through_host = config.stream == "dali" or (tier == "mmap" and runtime.device.type == "cuda")
+    shard = shard_folder(folder, runtime.share, runtime.shares)
     prefetch = config.prefetch if config.prefetch is not None else HOST_PREFETCH * through_host
     pool = Pool(
         capacity,
         image_shape,
-        runtime=runtime,
+        runtime=replace(runtime, rank=runtime.share, world_size=runtime.shares),
         num_classes=num_classes,
-        journal=Journal(shard_folder(folder, runtime.rank, runtime.world_size), capacity=capacity, replace=True),
+        journal=Journal(shard, capacity=capacity, replace=True) if writes else None,
+        written_by_another=None if writes else shard,
         tier=tier,
         stream=config.stream,
         prefetch=prefetch,

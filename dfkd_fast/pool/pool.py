@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from dfkd_fast.errors import UserError
+from dfkd_fast.pool.batch import PoolBatch as PoolBatch
 from dfkd_fast.pool.files import PoolFiles
 from dfkd_fast.pool.journal import Journal
 from dfkd_fast.pool.layout import BLOCK, Field, check_batch
@@ -27,29 +28,13 @@ from dfkd_fast.sampling import Sampler
 Policy = Literal["append", "cap", "ring"]
 
 
-class PoolBatch(NamedTuple):
-    """What a student step reads."""
-
-    images: Tensor
-    """(B, C, H, W), augmented and normalised, in the compute dtype"""
-    labels: Tensor
-    """(B,) int64, the class each image was made for; -1 where nobody knows"""
-    indices: Tensor
-    """(B,) int64 slots"""
-    extras: Mapping[str, Tensor]
-    """one (B, ...) tensor for each extra the pool holds"""
-    is_weights: Tensor | None = None
-    """(B,) importance weights of a sampler that prefers some slots"""
-    choices: Tensor | None = None
-    """(B,) int64: which of the view's fixed augmentations, where it has such"""
-
-
 class Pool:
     """A pool of fixed capacity in `device` memory, `pinned` host memory, or the journal's files read through a mapping.
 
     The whole capacity is reserved at the start: addresses never move. Pages of host memory are touched as they fill.
     `policy` "append" refuses to grow beyond the capacity, "cap" drops what would, "ring" overwrites the oldest slots.
     What is added is appended to the journal in the background, if there is one, and safe once `flush` has returned.
+    Ranks with joined batches have the same pool: one has the journal, the others know that it is `written_by_another`.
     """
 
     def __init__(
@@ -60,6 +45,7 @@ class Pool:
         runtime: Runtime,
         num_classes: int | None = None,
         journal: Journal | None = None,
+        written_by_another: Path | None = None,
         tier: Tier = "device",
         stream: StreamChoice = "auto",
         prefetch: int = 0,
@@ -69,6 +55,7 @@ class Pool:
         if capacity < 1:
             raise ValueError(f"pool capacity {capacity}: choose 1 or more")
         self.capacity, self.runtime, self.journal = capacity, runtime, journal
+        self._written_by_another = written_by_another
         self.policy, self.quantize, self.stream, self.prefetch = policy, quantize, stream, prefetch
         channels, height, width = image_shape
         self.pixel_shape = (height, width, channels)
@@ -112,17 +99,20 @@ class Pool:
     def batches(self, sampler: Sampler, view: View, steps: int) -> Generator[PoolBatch, None, None]:
         """`steps` batches of the sampler's slots, `prefetch` of them prepared ahead.
 
+        A rank with joined batches gets its part of each.
         What is drawn depends on the seed of the phase only (`rng.seed_phase`), not on tier, stream or prefetch. A batch
         shows the pool, and the priorities, as they were `prefetch` steps before it is handed out.
         """
+        joined = self.runtime.joined
         generator = torch.Generator(self.runtime.device).manual_seed(fold(torch.initial_seed(), "augment"))
-        stream = self._stream(view, sampler.batch_size, self.prefetch)
+        stream = self._stream(view, sampler.batch_size // joined.size, self.prefetch)
         drawn: list[PoolBatch] = []  # but for what the stream makes
         try:
             for step in range(steps + self.prefetch):
                 if step < steps:
-                    slots, is_weights = sampler.draw()
-                    params = view.draw(len(slots), generator.device, generator)
+                    draw = sampler.draw()
+                    slots, is_weights = joined.part(draw.slots), joined.part(draw.is_weights)
+                    params = view.draw(sampler.batch_size, generator.device, generator).part(joined)
                     stream.push(slots, params)
                     drawn.append(PoolBatch(slots, self.labels[slots], slots, {}, is_weights, params.choices))
                 if step >= self.prefetch:
@@ -156,9 +146,13 @@ class Pool:
         Says what is not as it was, if anything: another number of ranks, or what a repair had to drop.
         Every block is checked. Raises UserError for damage and for a pool of other images.
         """
-        if self.journal is None:
-            raise ValueError("pool: a pool without a journal cannot be restored")
         counts, runtime = manifest["shards"], self.runtime
+        if self._written_by_another is not None and sum(counts):
+            self._load(PoolFiles(self._written_by_another))
+        if self.journal is None:
+            if self._written_by_another is None:
+                raise ValueError("pool: a pool without a journal cannot be restored")
+            return ""
         if len(counts) != runtime.world_size:
             for fields in redistribute(self._root, counts, runtime.rank, runtime.world_size):
                 self._put(fields.pop("images"), fields.pop("labels"), fields)
