@@ -113,8 +113,9 @@ class Run:
         self.config, self.runtime, self.teacher, self.test, self.collected = config, runtime, teacher, test, collected
         self.method, self.folder, info = method, config.run_folder, teacher.info
         self.student_info = replace(info, name=method.deployed_name(config.student))
-        # before anything is spent: a network that cannot be counted is no surprise at the end
-        self.step_flops = count_step_flops(method, info, teacher=config.teacher, student=config.student)
+        # before anything is spent: a network that cannot be counted is no surprise at the end; who writes them counts
+        networks = {"teacher": config.teacher, "student": config.student}
+        self.step_flops = count_step_flops(method, info, **networks) if runtime.is_main else None
         self.pool, pool_lines = make_pools(config.pool, self.folder / "pool", method=method, runtime=runtime)
         self.logger = RunLogger(
             self.folder,
@@ -206,7 +207,7 @@ class Run:
 
     def finish(self, *, complete: bool) -> None:
         """Write student.safetensors (a complete run only) and run.json, and say where; one rank does."""
-        if not self.runtime.is_main:
+        if self.step_flops is None:  # not the rank that writes
             return
         if complete:
             save_network(self.folder / "student.safetensors", self.method.deploy(self.loop.student), self.student_info)
