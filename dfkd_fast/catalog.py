@@ -15,6 +15,7 @@ METHODS: dict[str, str] = {
     "ssdkd": "dfkd_fast.methods.ssdkd:Ssdkd",
     "cmi": "dfkd_fast.methods.cmi:Cmi",
     "msarc": "dfkd_fast.methods.msarc:Msarc",
+    "spaceshipnet": "dfkd_fast.methods.spaceshipnet:SpaceshipNet",
 }
 """method name -> "module:Class"; the class's config is `<Class>Config` in the same module"""
 
@@ -58,6 +59,7 @@ FACTS: dict[str, MethodFacts] = {
     "ssdkd": MethodFacts("SSD-KD", "CVPR 2024", "arXiv:2406.07876", (92.92, "SSD-KD T1"), 98.64),
     "cmi": MethodFacts("CMI", "IJCAI 2021", "arXiv:2105.08584", (94.84, "CMI T1"), 98.21),
     "msarc": MethodFacts("MSARC", "Scientific Reports 2024", "Scientific Reports 2024", (94.91, "MSARC T2")),
+    "spaceshipnet": MethodFacts("SpaceshipNet", "CVPR 2023", "CVPR 2023", (95.39, "NAYER T1")),
 }
 """method name -> facts, for every method of `METHODS`.
 

@@ -33,6 +33,7 @@ TITLES = {
     "ssdkd": "SSD-KD",
     "cmi": "CMI",
     "msarc": "MSARC",
+    "spaceshipnet": "SpaceshipNet",
 }
 """how papers call a method; one that is not listed goes by its name"""
 

@@ -49,9 +49,18 @@ class Decoder(nn.Module):
             layer.get_parameter("weight").normal_(0, std)
             layer.get_parameter("bias").zero_()
 
+    @property
+    def block_starts(self) -> list[int]:
+        """Where in `layers` each block starts, and behind the last the convolution to RGB."""
+        names = [name for name, _ in self.layers.named_children()]
+        return [place for place, name in enumerate(names) if name.startswith("conv") or name == "to_rgb"]
+
     def forward(self, vectors: Tensor) -> Tensor:
-        maps = self.stem(vectors).view(-1, self.stem_channels, self.start_size, self.start_size)
-        return _decode(self.layers, maps)
+        return decode(self.layers, self.start(vectors))
+
+    def start(self, vectors: Tensor) -> Tensor:
+        """The maps (B, stem_channels, h, h) that `layers` begin with."""
+        return self.stem(vectors).view(-1, self.stem_channels, self.start_size, self.start_size)
 
 
 class SpatialDecoder(nn.Module):
@@ -72,7 +81,7 @@ class SpatialDecoder(nn.Module):
         _reset(self.layers)
 
     def forward(self, latents: Tensor) -> Tensor:
-        return _decode(self.layers, latents)
+        return decode(self.layers, latents)
 
 
 def make_decoder(in_features: int, image_size: int, *, width: int = 128, in_chans: int = 3) -> Decoder:
@@ -142,7 +151,8 @@ def _reset(layers: nn.Sequential) -> None:
             layer.reset_parameters()
 
 
-def _decode(layers: nn.Sequential, maps: Tensor) -> Tensor:
+def decode(layers: nn.Sequential, maps: Tensor) -> Tensor:
+    """Images in [0, 1] from the maps that `layers`, the last of a decoder's, begin with."""
     if layers.get_parameter("to_rgb.weight").is_contiguous(memory_format=torch.channels_last):
         maps = maps.contiguous(memory_format=torch.channels_last)
     logits: Tensor = layers(maps)

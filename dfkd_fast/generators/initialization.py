@@ -18,3 +18,19 @@ def dcgan_init(module: nn.Module, std: float = 0.02) -> None:
             layer.weight.normal_(1.0 if isinstance(layer, nn.BatchNorm2d) else 0.0, std)
             if layer.bias is not None:
                 layer.bias.zero_()
+
+
+@torch.no_grad()
+def kaiming_init(module: nn.Module, norm_std: float = 0.02) -> None:
+    """Draw linear and convolution weights from N(0, 2 / fan_in), BatchNorm weights from N(1, norm_std^2), zero biases,
+    in place. He et al., ICCV 2015; with BatchNorm as SpaceshipNet's release has it.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(layer.weight)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.weight.normal_(1.0, norm_std)
+        else:
+            continue
+        if layer.bias is not None:
+            layer.bias.zero_()

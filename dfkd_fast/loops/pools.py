@@ -32,6 +32,7 @@ def make_pools(config: PoolConfig, folder: Path, *, method: Method, runtime: Run
             num_classes=source.info.num_classes,
             runtime=runtime,
             policy=source.pool_policy,
+            extra_bytes=source.extra_bytes(),
         )
         lines.append(line)
     return MultiPool(pools), lines

@@ -197,6 +197,10 @@ class Method(nn.Module):
         """What `load_model` calls that network, where the student's own name is `student`."""
         return student
 
+    def extra_bytes(self) -> int:
+        """What the extras of one image take in the pool, where that is more than a few numbers."""
+        return 0
+
     def pool_capacity(self) -> int:
         """Images that the whole recipe puts into the pool."""
         rounds = sum(self.rounds(epoch) for epoch in range(self.config.epochs))

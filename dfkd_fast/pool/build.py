@@ -35,12 +35,13 @@ def make_pool(
     num_classes: int,
     runtime: Runtime,
     policy: Policy = "append",
+    extra_bytes: int = 0,
 ) -> tuple[Pool, str]:
     """An empty pool with its journal in `folder`, and a line that says where it is kept and why.
 
     `capacity` is that of this rank's share of the recipe, and `policy` the method's, where the config does not say (its
-    capacity is for all ranks together);
-    `image_shape` is (C, H, W). A pool that the folder holds is replaced unless it is restored.
+    capacity is for all ranks together); `image_shape` is (C, H, W), `extra_bytes` what is kept beside each image. A
+    pool that the folder holds is replaced unless it is restored.
     Raises UserError for what this machine cannot do.
     """
     if config.capacity is not None:
@@ -53,9 +54,9 @@ def make_pool(
         )
     tier, why = choose_tier(
         config.storage,
-        capacity * channels * height * width,
+        capacity * (channels * height * width + extra_bytes),
         device=runtime.device,
-        room=free_memory(runtime.device),
+        room=_room(runtime, extra_bytes),
         on_disk=not runtime.joined,
         host_only=config.stream == "dali",
     )
@@ -76,3 +77,9 @@ def make_pool(
         quantize=config.quantize,
     )
     return pool, f"pool: {capacity:,} images of {height}x{width}, storage {tier} ({why})"
+
+
+def _room(runtime: Runtime, extra_bytes: int) -> Room:
+    """Free memory. Pinned memory holds images only: with large extras there is none of it, as files take both."""
+    room = free_memory(runtime.device)
+    return room._replace(host=0) if extra_bytes and runtime.device.type == "cuda" else room

@@ -1,0 +1,79 @@
+"""A decoder that remembers the maps on its way to an image, and goes on from such maps: SpaceshipNet's generator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dfkd_fast.generators.decoder import Decoder, decode, make_decoder
+from dfkd_fast.generators.upsample_conv import UpsampleConv2d
+
+CUTS = (0, 1, 2)
+"""where maps are taken: in front of the first block, behind the first, behind the second"""
+
+
+class FeatureDecoder(nn.Module):
+    """Latents (B, latent_dim) -> images (B, in_chans, H, W) in [0, 1]; or from the maps at one of `CUTS` to images.
+
+    At 32 px and width 128 the maps are (B, 128, 8, 8) behind the stem's BN, (B, 128, 16, 16) and (B, 64, 32, 32). Those
+    of the newest batch and of the best one lie in buffers and are written in place. The generator of CMI's and
+    SpaceshipNet's releases (Yu et al., CVPR 2023).
+    """
+
+    def __init__(
+        self, batch_size: int, latent_dim: int, image_size: int, *, width: int = 128, in_chans: int = 3
+    ) -> None:
+        super().__init__()
+        self.decoder: Decoder = make_decoder(latent_dim, image_size, width=width, in_chans=in_chans)
+        layers, starts = self.decoder.layers, self.decoder.block_starts[: len(CUTS)]
+        # in tuples: the layers belong to the decoder
+        self._parts = tuple(layers[before:start] for before, start in zip([0, *starts], starts, strict=False))
+        self._rests: tuple[nn.Sequential, ...] = tuple(layers[start:] for start in starts)  # type: ignore[misc]
+        for cut, shape in zip(CUTS, self._shapes(), strict=True):
+            for kind in ("newest", "best"):
+                self.register_buffer(f"{kind}{cut}", torch.zeros(batch_size, *shape), persistent=False)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Images, whose maps are remembered."""
+        maps = self.decoder.start(latents)
+        for cut, part in zip(CUTS, self._parts, strict=True):
+            maps = part(maps)
+            self.get_buffer(f"newest{cut}").copy_(maps.detach())
+        return decode(self._rests[-1], maps)
+
+    def decode(self, maps: Tensor, cut: int) -> Tensor:
+        """Images from maps at a cut, by what comes behind it."""
+        return decode(self._rests[cut], maps.to(self.decoder.stem.weight.dtype))
+
+    def keep_best(self, better: Tensor) -> None:
+        """Keep the newest maps where `better` (0-dim bool)."""
+        for cut in CUTS:
+            best = self.get_buffer(f"best{cut}")
+            torch.where(better, self.get_buffer(f"newest{cut}"), best, out=best)
+
+    def best_maps(self) -> list[Tensor]:
+        """What was kept, for each cut."""
+        return [self.get_buffer(f"best{cut}") for cut in CUTS]
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        size, channels = self.decoder.start_size, self.decoder.stem_channels
+        shapes: list[tuple[int, ...]] = []
+        for start in self.decoder.block_starts[: len(CUTS)]:
+            shapes.append((channels, size, size))
+            block = self.decoder.layers[start]
+            size *= 2 if isinstance(block, UpsampleConv2d) else 1
+            channels = getattr(block, "out_channels", channels)
+        return shapes
+
+
+def exchange_channels(maps: Tensor, probability: float) -> Tensor:
+    """Swap a random half of each sample's channels for those of its partner, with `probability` for the whole batch.
+
+    Maps (B, C, h, w) -> the same shape; sample i's partner is B - 1 - i, and floor(C / 2) of its own channels stay.
+    SpaceshipNet's channel-wise feature exchange, which pairs a batch so. All draws are made on the device.
+    """
+    count, channels = maps.shape[:2]
+    order = torch.rand(count, channels, device=maps.device).argsort(dim=1).argsort(dim=1)
+    is_whole = torch.rand((), device=maps.device) >= probability
+    own = (order < channels // 2) | is_whole
+    return torch.where(own[:, :, None, None], maps, maps.flip(0))
