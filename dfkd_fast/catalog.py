@@ -16,6 +16,7 @@ METHODS: dict[str, str] = {
     "cmi": "dfkd_fast.methods.cmi:Cmi",
     "msarc": "dfkd_fast.methods.msarc:Msarc",
     "spaceshipnet": "dfkd_fast.methods.spaceshipnet:SpaceshipNet",
+    "hidfd": "dfkd_fast.methods.hidfd:Hidfd",
 }
 """method name -> "module:Class"; the class's config is `<Class>Config` in the same module"""
 
@@ -60,6 +61,9 @@ FACTS: dict[str, MethodFacts] = {
     "cmi": MethodFacts("CMI", "IJCAI 2021", "arXiv:2105.08584", (94.84, "CMI T1"), 98.21),
     "msarc": MethodFacts("MSARC", "Scientific Reports 2024", "Scientific Reports 2024", (94.91, "MSARC T2")),
     "spaceshipnet": MethodFacts("SpaceshipNet", "CVPR 2023", "CVPR 2023", (95.39, "NAYER T1")),
+    "hidfd": MethodFacts(
+        "HiDFD", "AAAI 2025", "arXiv:2412.13525", (94.74, "HiDFD T1"), batchnorm="no", real_images=True
+    ),
 }
 """method name -> facts, for every method of `METHODS`.
 

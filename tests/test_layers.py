@@ -118,7 +118,7 @@ def test_neighbours_close_no_circle() -> None:
 def test_methods_reach_neither_data_nor_each_other(path: Path) -> None:
     names = imported(path)
     assert not rooms_of(names) & {"data", "loops", "checkpoint", "loggers"}
-    contracts = {"base", "stepwise"}
+    contracts = {"base", "exchange", "recipe", "stepwise"}
     if path.stem not in {"__init__", *contracts}:
         siblings = {name.split(".")[2] for name in names if name.startswith("dfkd_fast.methods.")} - contracts
         paper = path.stem.partition("_")[0]  # a method in two files: muse.py and muse_scale.py

@@ -34,6 +34,7 @@ TITLES = {
     "cmi": "CMI",
     "msarc": "MSARC",
     "spaceshipnet": "SpaceshipNet",
+    "hidfd": "HiDFD",
 }
 """how papers call a method; one that is not listed goes by its name"""
 
@@ -52,6 +53,12 @@ ABLATIONS: dict[str, Variants] = {
         "without attention": ("--method.no-attention",),
         "without consistency": ("--method.msarc-weight", "0"),
         "without meta-learning": ("--method.start", "carry"),
+    },
+    "hidfd": {
+        "without feature integration": ("--method.blend-weight", "0", "--method.trans-weight", "0"),
+        "without category frequency smoothing": ("--method.reg-weight", "0"),
+        "without data inflation": ("--method.inflation", "1"),
+        "without the teacher's classifier": ("--method.alignment", "kd"),
     },
 }
 """by method: what each variant changes, as the flags behind `dfkd-fast train METHOD --preset digits`"""

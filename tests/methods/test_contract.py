@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from dfkd_fast.catalog import METHODS, presets
 from dfkd_fast.config import TrainConfig
 from dfkd_fast.config_sources import default_config, load_config
 from dfkd_fast.errors import UserError
+from dfkd_fast.loops.collected import load_collected, rank_part
 from dfkd_fast.loops.networks import check_teacher, make_student
 from dfkd_fast.loops.pools import make_pools
 from dfkd_fast.loops.student import StudentTrainer
@@ -56,7 +58,8 @@ class Assembled:
         self.teacher = FrozenNet(model, info, self.runtime)
         self.student = make_student(config, info, self.runtime)
         cls = load_method(config.method_name)
-        self.method = make_method(config, cls, self.teacher, self.student, test=None, runtime=self.runtime).train()
+        real = rank_part(load_collected(config, cls, None), info, self.runtime)
+        self.method = make_method(config, cls, self.teacher, self.student, None, self.runtime, real).train()
         self.pool, _ = make_pools(config.pool, folder, method=self.method, runtime=self.runtime)
         self.trainer = StudentTrainer(
             self.student, method=self.method, teacher=self.teacher, pool=self.pool, runtime=self.runtime
@@ -169,9 +172,13 @@ def test_student_steps(run: Assembled, name: str) -> None:
     terms: list[dict[str, Tensor]] = []
     run.trainer.epoch(run.method.config.warmup_epochs, lambda found, _images: terms.append(found))
     assert len(terms) == run.method.student_steps(run.method.config.warmup_epochs)
-    assert "kd" in terms[0]
+    assert {"kd", "align"} & terms[0].keys()
     assert all(term.isfinite() for found in terms for term in found.values())
-    learnt = {name for name, _ in run.student.named_parameters()}
+    learnt = {name for name, value in run.student.named_parameters() if value.grad is not None}
+    unread = run.student.state_dict().keys() - learnt - {name for name, _ in run.student.named_buffers()}
+    assert unread <= ({"fc.weight", "fc.bias"} if "align" in terms[0] else set()), (
+        "who shares a classifier needs no own"
+    )
     assert learnt <= changed(before, run.student)
     values = dict(run.method.named_parameters())
     for name in changed(others, run.method) & values.keys():
@@ -189,9 +196,11 @@ def test_steps_never_wait_for_the_device(run: Assembled, name: str) -> None:
             synthesizer.method.begin_round(epoch, 0)
             for stage, _ in enumerate(synthesizer.method.stages()):
                 synthesizer.method.begin_stage(stage)
-                synthesizer.step()
-                with sync_free():
-                    synthesizer.step()
+                for checked in (nullcontext(), sync_free()):
+                    with checked:
+                        for step in range(synthesizer.method.turns):
+                            synthesizer.method.begin_step(step)
+                            synthesizer.step()
     samplers = run.trainer._samplers()
     batches = list(run.pool.batches(samplers, run.trainer.views, 2))
     run.student.train()

@@ -32,6 +32,7 @@ TINY = {
     "buffer_size": 40,
     "bank_size": 40,
     "num_negatives": 30,
+    "synthetic_images": 30,
 }
 
 

@@ -1,0 +1,391 @@
+"""HiDFD: its steps against Eqs. 8 to 14 written out in float64, the released form, the pool, and what is deployed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from golden import check_golden, trajectory
+from safetensors import safe_open
+from test_contract import teacher_file, tiny  # noqa: F401 - a fixture
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from toy_networks import INFO
+
+from dfkd_fast.benchmark.rehearsal import rehearse
+from dfkd_fast.benchmark.watch import Window
+from dfkd_fast.checkpoint import load_network
+from dfkd_fast.cli.main import main
+from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.costs.flops import count_step_flops
+from dfkd_fast.costs.work import SynthesisKind, recipe_work
+from dfkd_fast.data import load_split
+from dfkd_fast.errors import UserError
+from dfkd_fast.loops.collected import load_collected
+from dfkd_fast.loops.networks import load_method, make_student
+from dfkd_fast.loops.student import student_lr
+from dfkd_fast.loops.synthesis import Synthesizer
+from dfkd_fast.loops.train import train
+from dfkd_fast.methods.base import CollectedImages, Setup, weighted_sum
+from dfkd_fast.methods.hidfd import Hidfd, HidfdConfig
+from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_twin
+from dfkd_fast.pool.pool import PoolBatch
+from dfkd_fast.runtime import Runtime, make_runtime
+
+CONFIG = HidfdConfig(
+    epochs=6,
+    warmup_epochs=2,
+    synthesis_batch_size=6,
+    synthesis_steps=4,
+    synthetic_images=20,
+    batch_size=8,
+    student_steps=3,
+    latent_dim=8,
+    generator_width=2,
+    crop_scale=1.0,
+)
+Make = Callable[..., Hidfd]
+GAN_TERMS = ("d_gan", "d_adc", "blend", "trans", "g_gan", "g_adc", "reg")
+
+
+@pytest.fixture
+def make(teacher: nn.Module, student: nn.Module, runtime: Runtime) -> Make:
+    def build(config: HidfdConfig = CONFIG, images: int = 9) -> Hidfd:
+        torch.manual_seed(3)
+        collected = CollectedImages.noise(INFO, images)
+        setup = Setup(
+            FrozenNet(teacher, INFO, runtime), frozen_twin(student), INFO, torch.empty(4, 0), collected=collected
+        )
+        return runtime.place(Hidfd(config, setup)).train()  # type: ignore[return-value]
+
+    return build
+
+
+def step_of(method: Hidfd, turn: int) -> tuple[Tensor, dict[str, Tensor]]:
+    method.begin_round(0, 0)
+    method.begin_step(turn)
+    return method.synthesis_step()
+
+
+def normalised(images: Tensor) -> Tensor:
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (INFO.mean, INFO.std))
+    return (images - mean) / std
+
+
+def pooled(teacher: nn.Module, view: Tensor) -> Tensor:
+    """What the toy teacher's classifier reads."""
+    read: list[Tensor] = []
+    handle = teacher.fc.register_forward_hook(lambda _module, inputs, _out: read.append(inputs[0]))
+    teacher(view)
+    handle.remove()
+    return read[0]
+
+
+def norms(first: Tensor, second: Tensor) -> Tensor:
+    return sum((a - b).square().sum().sqrt() for a, b in zip(first, second, strict=True)) / len(first)
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_discriminators_terms(make: Make, teacher: nn.Module, released: bool) -> None:
+    """Eqs. 1, 8 and 9; as released: hinge, no gradient through the feature terms, no gate, images in [-1, 1]."""
+    method = make(replace(CONFIG, released=released, blend_threshold=1.0 if released else 0.0))
+    gan, said = method.gan, []
+    gan.discriminator.register_forward_hook(lambda _module, _inputs, out: said.append(out))
+    fake, terms = step_of(method, 0)
+    (judged,) = said
+    slots = gan.order[:6]
+    real, labels = gan.pixels[slots].double() / 255, gan.pixel_labels[slots]
+    assert torch.equal(gan.labels, labels) != released  # paired, or drawn anew
+    features = judged.features
+    view = 2 * torch.cat([real, fake]) - 1 if released else normalised(torch.cat([real, fake]))
+    targets = pooled(teacher, view).detach()
+    scores = judged.scores
+    classes = F.log_softmax(judged.classes, 1)
+    gan_loss = F.relu(1 - scores[:6]).mean() + F.relu(1 + scores[6:]).mean()
+    if not released:
+        gan_loss = -torch.log(torch.sigmoid(scores[:6])).mean() - torch.log(1 - torch.sigmoid(scores[6:])).mean()
+    expected = {
+        "d_gan": gan_loss,
+        "d_adc": -sum(classes[i, 2 * labels[i]] + classes[6 + i, 2 * gan.labels[i] + 1] for i in range(6)) / 6,
+        "blend": norms(targets[:6], features[6:]) + norms(targets[6:], features[:6]),
+        "trans": norms(targets[:6], features[:6]) + norms(targets[6:], features[6:]),
+    }
+    assert terms.keys() == expected.keys()
+    weights = [gan.discriminator.blocks[0].conv1.weight]
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value, rtol=1e-9, atol=1e-9)
+        if released and name in ("blend", "trans"):
+            assert not terms[name].requires_grad
+    learnt = ("d_gan", "d_adc") if released else tuple(expected)
+    (ours,) = torch.autograd.grad(sum(terms[name] for name in learnt), weights)
+    assert ours.abs().max() > 0
+
+
+def test_blending_has_a_gate(make: Make) -> None:
+    """L_blend counts where a uniform draw is above q."""
+    always, never, often = (make(replace(CONFIG, blend_threshold=q)) for q in (0.0, 1.0, 0.7))
+    assert step_of(always, 0)[1]["blend"] > 0
+    assert step_of(never, 0)[1]["blend"] == 0
+    torch.manual_seed(0)
+    open_ = [bool(step_of(often, 0)[1]["blend"] > 0) for _ in range(200)]
+    assert 0.2 < sum(open_) / 200 < 0.4
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_generators_terms(make: Make, teacher: nn.Module, released: bool) -> None:
+    """Eqs. 1 and 12 with the frequencies so far, which then move by Eq. 10; as released they never do."""
+    method = make(replace(CONFIG, released=released))
+    method.gan.frequency.counts.copy_(torch.tensor([1.0, 2.0, 3.0, 0.5]))
+    counts = method.gan.frequency.counts.clone()
+    images, terms = step_of(method, 1)
+    judged = method.gan._twin[0](images)
+    logits = teacher(2 * images - 1 if released else normalised(images))
+    shares = F.softmax(logits, 1).mean(0)
+    weights = torch.ones(4) if released else counts.sum() / counts
+    classes = F.log_softmax(judged.classes, 1)
+    rows, labels = torch.arange(6), method.gan.labels
+    gan_loss = -judged.scores.mean() if released else torch.log(1 - torch.sigmoid(judged.scores)).mean()
+    expected = {
+        "g_gan": gan_loss,
+        "g_adc": (classes[rows, 2 * labels + 1] - classes[rows, 2 * labels]).mean(),
+        "reg": sum(weights[c] * shares[c] * shares[c].log() for c in range(4)),
+    }
+    assert terms.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value, rtol=1e-9, atol=1e-9)
+        (ours,) = torch.autograd.grad(terms[name], images, retain_graph=True)
+        (theirs,) = torch.autograd.grad(value, images, retain_graph=True)
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+        assert ours.abs().max() > 0
+    seen = torch.bincount(logits.argmax(1), minlength=4).double()
+    torch.testing.assert_close(method.gan.frequency.counts, 0.5 * counts + 0.5 * seen)
+
+
+def test_each_turn_trains_its_own_network(make: Make, runtime: Runtime) -> None:
+    method = make()
+    synthesizer = Synthesizer(method, runtime)
+    method.begin_round(0, 0)
+    for turn, (own, other) in enumerate([("discriminator", "generator"), ("generator", "discriminator")] * 2):
+        before = {name: value.clone() for name, value in method.gan.named_parameters()}
+        method.begin_step(turn)
+        synthesizer.step()
+        moved = {name for name, value in method.gan.named_parameters() if not torch.equal(value, before[name])}
+        assert moved
+        assert all(name.startswith(own) for name in moved), f"{other} moved in the turn of {own}"
+
+
+def test_an_epoch_sees_every_collected_image(make: Make) -> None:
+    """In another order each time, and on from the first where a batch goes over the end."""
+    method = make(images=9)
+    seen = []
+    for epoch in range(2):
+        method.begin_round(epoch, 0)
+        order = method.gan.order.clone()
+        for _ in range(3):
+            seen.append(order)
+            method.begin_step(0)
+            method.synthesis_step()
+        assert int(method.gan.cursor) == 18
+        assert sorted(order.tolist()) == list(range(9))
+    assert not torch.equal(seen[0], seen[-1])
+
+
+@pytest.mark.parametrize(("inflation", "repeats"), [(None, 2), (1, 1), (5, 5)])
+def test_the_pool_is_filled_with_generated_and_inflated_images(
+    make: Make, runtime: Runtime, inflation: int | None, repeats: int
+) -> None:
+    """|D_s| generated images, then each collected one N = floor(|D_s| / |D_c|) times, batches rounded up."""
+    method = make(replace(CONFIG, inflation=inflation))
+    batches = list(Synthesizer(method, runtime).fill())
+    assert len(batches) == method.fill_batches() == 4 + -(-9 * repeats // 6)
+    assert method.pool_capacity() == 6 * len(batches)
+    real = torch.cat([batch.images for batch in batches[4:]])
+    labels = torch.cat([batch.labels for batch in batches[4:]])
+    slots = torch.arange(len(real)) % 9
+    assert torch.equal(real, method.gan.pixels[slots].double() / 255)
+    assert torch.equal(labels, method.gan.pixel_labels[slots])
+    generated = torch.cat([batch.images for batch in batches[:4]])
+    assert not any((image == own).all() for image in generated for own in real)
+    assert method.gan.generator.training
+
+
+def test_released_images_are_stretched(make: Make, runtime: Runtime) -> None:
+    method = make(replace(CONFIG, released=True))
+    images = next(iter(Synthesizer(method, runtime).fill())).images
+    assert torch.allclose(images.amin((1, 2, 3)), torch.zeros(6).double())
+    assert torch.allclose(images.amax((1, 2, 3)), torch.ones(6).double())
+
+
+@pytest.mark.parametrize("alignment", ["simkd", "kd"])
+def test_students_loss(make: Make, alignment: Any) -> None:
+    """SimKD's mean squared difference of projected and teacher's maps; the ablation's KL of logits."""
+    method = make(replace(CONFIG, alignment=alignment))
+    logits, answers, maps, target = (torch.randn(*shape).double() for shape in [(5, 4)] * 2 + [(5, 32, 4, 4)] * 2)
+    target = torch.randn(5, 64, 4, 4).double()
+    batch = PoolBatch(torch.empty(5), torch.zeros(5).long(), torch.arange(5), {})
+    terms = method.student_loss(batch, NetOutput(answers, target), NetOutput(logits, maps))
+    if alignment == "kd":
+        p, q = F.softmax(answers / 4, 1), F.softmax(logits / 4, 1)
+        torch.testing.assert_close(terms["kd"], 16 * (p * (p / q).log()).sum(1).mean(), rtol=1e-9, atol=1e-9)
+        assert method.deploy(nn.Identity()) is not None
+        assert method.deployed_name("cnn_s") == "cnn_s"
+        return
+    value = maps
+    layers = list(method.sharing.projector.layers)
+    for conv, norm, _relu in zip(layers[::3], layers[1::3], layers[2::3], strict=True):
+        value = conv(value)
+        mean, var = value.mean((0, 2, 3), keepdim=True), value.var((0, 2, 3), keepdim=True, unbiased=False)
+        value = ((value - mean) / (var + norm.eps).sqrt()).clamp(min=0)
+    torch.testing.assert_close(terms["align"], (value - target).square().mean(), rtol=1e-9, atol=1e-9)
+    assert [layer.weight.shape[0] for layer in layers[::3]] == [32, 32, 64]
+
+
+def test_pooled_alignment_is_equation_14(teacher: nn.Module, runtime: Runtime, make: Make) -> None:
+    with pytest.raises(UserError, match=r"^--method\.alignment pooled: the student has 32 features, the teacher 64; "):
+        make(replace(CONFIG, alignment="pooled"))
+    collected = CollectedImages.noise(INFO, 9)
+    setup = Setup(FrozenNet(teacher, INFO, runtime), frozen_twin(teacher), INFO, torch.empty(4, 0), collected=collected)
+    method = Hidfd(replace(CONFIG, alignment="pooled"), setup)
+    own, target = torch.randn(5, 64, 4, 4).double(), torch.randn(5, 64, 4, 4).double()
+    batch = PoolBatch(torch.empty(5), torch.zeros(5).long(), torch.arange(5), {})
+    found = method.student_loss(batch, NetOutput(own, target), NetOutput(own, own))["align"]
+    torch.testing.assert_close(found, norms(own.mean((2, 3)), target.mean((2, 3))), rtol=1e-9, atol=1e-9)
+    images = torch.randn(3, 3, 16, 16).double()
+    torch.testing.assert_close(method.deploy(teacher)(images), teacher(images))
+    assert method.deployed_name("cnn") == "cnn+shared64"
+
+
+@pytest.mark.parametrize("part", ["blend_weight", "trans_weight", "reg_weight"])
+def test_ablations_leave_one_part_out(make: Make, part: str) -> None:
+    """Table 2: the term is not computed, and the feature head is built only for who reads it."""
+    method = make(replace(CONFIG, **{part: 0.0}))
+    terms = step_of(method, 0)[1] | step_of(method, 1)[1]
+    assert terms.keys() == set(GAN_TERMS) - {part.removesuffix("_weight")}
+    neither = make(replace(CONFIG, blend_weight=0.0, trans_weight=0.0))
+    assert neither.gan.discriminator.features is None
+    assert {"blend", "trans"}.isdisjoint(step_of(neither, 0)[1])
+
+
+def test_a_golden_trajectory(make: Make, runtime: Runtime) -> None:
+    config = replace(CONFIG, synthesis_steps=10, blend_threshold=0.3)
+    check_golden("hidfd", trajectory(make(config), runtime, epochs=2, terms=GAN_TERMS))
+
+
+def test_learning_rate_falls_in_steps() -> None:
+    rates = [student_lr(HidfdConfig(), 500 + epoch) for epoch in (0, 149, 150, 179, 180, 210, 239)]
+    assert rates == pytest.approx([0.05, 0.05, 5e-3, 5e-3, 5e-4, 5e-5, 5e-5])
+
+
+@pytest.fixture
+def finished(teacher_file: Path, tmp_path: Path) -> Path:  # noqa: F811
+    config = tiny("hidfd", teacher_file, tmp_path / "run")
+    return train(replace(config, data="digits"))
+
+
+def test_the_deployed_student_is_a_file_like_any_other(
+    finished: Path,
+    teacher_file: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Student, projector and the teacher's classifier, rebuilt from the file alone; by run folder and by file."""
+    file = finished / "student.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        assert json.loads(opened.metadata()["dfkd_fast"])["name"] == "cnn_s+shared64x8"
+    model, info = load_network(file)
+    teacher, _ = load_network(teacher_file)
+    assert torch.equal(model.classifier.weight, teacher.fc.weight)
+    assert torch.equal(model.classifier.bias, teacher.fc.bias)
+    assert model.eval()(torch.randn(2, 3, 32, 32)).shape == (2, info.num_classes)
+    record = json.loads((finished / "run.json").read_text())
+    assert (record["data_free"], record["collected_images"]) == (False, 126)
+    capsys.readouterr()
+    for target in ([str(finished)], [str(file), "--data", "digits"]):
+        assert main(["eval", *target, "--device", "cpu", "--threads", "1"]) == 0
+        found = capsys.readouterr().out
+        assert "cnn_s+shared64x8 on 539 images of digits" in found
+        assert f"top-1 {record['top1_last']:.4f}" in found
+    assert main(["eval", str(file), "--data", "digits", "--student", "cnn_s+shared9y"]) == 2
+    assert capsys.readouterr().err.startswith("dfkd-fast: --student cnn_s+shared9y: +shared9y is no form of a shared ")
+
+
+def test_the_console_says_that_it_is_not_data_free(
+    teacher_file: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train(replace(tiny("hidfd", teacher_file, tmp_path / "run"), stop_after_epoch=1))
+    assert "not strictly data-free: hidfd also learns from 126 real images of digits" in capsys.readouterr().out
+    assert main(["ls", "methods"]) == 0
+    assert any(" hidfd " in line and "real images" in line for line in capsys.readouterr().out.splitlines())
+
+
+def test_the_collected_share_is_of_each_class() -> None:
+    config = load_config(default_config("hidfd"), preset="digits")
+    whole, some = load_split("digits", "train"), load_collected(config, load_method("hidfd"), None)
+    assert torch.equal(torch.bincount(some.labels), (torch.bincount(whole.labels) * 0.1).round().long())
+    known = {image.numpy().tobytes() for image in whole.images}
+    assert len({image.numpy().tobytes() for image in some.images} & known) == len(some)
+    again = load_collected(replace(config, seed=5), load_method("hidfd"), None)
+    assert torch.equal(some.images, again.images)
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "message"),
+    [
+        ("hidfd", ["--data", "digits"], "--collected: missing; hidfd is not strictly data-free, "),
+        ("hidfd", ["--collected", "nowhere"], "--collected nowhere: no such folder or file"),
+        ("hidfd", ["--collected", "digits", "--collected-share", "1.5"], "--collected-share 1.5: choose a share above"),
+        ("hidfd", ["--collected", "digits", "--collected-share", "0"], "--collected-share 0.0: choose more than 0"),
+        ("fast", ["--collected", "digits"], "--collected digits: fast is data-free and takes no real images"),
+    ],
+)
+def test_mistakes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, flags: list[str], message: str
+) -> None:
+    """One line, exit status 2, nothing written."""
+    networks = ["--teacher", "cnn", "--student", "cnn_s", "--teacher-weights", "none.pt"]
+    assert main(["train", method, *networks, *flags, "--run-dir", str(tmp_path / "run"), "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"dfkd-fast: {message}")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_costs_are_those_of_both_turns(teacher_file: Path, tmp_path: Path) -> None:  # noqa: F811
+    """A rehearsal needs no images; a step is the mean of both networks'; filling the pool counts as images."""
+    config = replace(tiny("hidfd", teacher_file, tmp_path / "run"), collected=None)
+    _, info = load_network(teacher_file)
+    runtime = make_runtime(device="cpu", precision="fp32", threads=1)
+    method, timings = rehearse(config, info, runtime, Window(warmup=1, steps=1, samples=1))
+    flops = count_step_flops(method, info, teacher=config.teacher, student=config.student)
+    work = recipe_work(method)
+    kind = SynthesisKind(32, 0, True)
+    assert work.synthesis_steps == {kind: 3}
+    assert work.images == 23 * (1 + method.fill_batches())
+    assert timings.synthesis[kind].median > 0
+    both = []
+    for turn in range(2):
+        small = replace(config.method, synthesis_steps=1)
+        made = type(method)(
+            small,
+            Setup(
+                method.gan.teacher,
+                make_student(config, info, runtime).eval(),
+                info,
+                torch.empty(10, 0),
+                collected=CollectedImages.noise(info),
+            ),
+        ).train()
+        made.begin_round(0, 0)
+        made.begin_step(turn)
+        with FlopCounterMode(display=False) as counter:
+            weighted_sum(made.synthesis_step()[1], small).backward()
+        both.append(counter.get_total_flops())
+    assert both[0] != both[1]
+    assert flops.synthesis[kind] == pytest.approx(sum(both) / 2, rel=1e-6)
