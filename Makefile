@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Two workers with one thread each: OpenMP teams that share two cores spin against each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test lint types bench-kernels bench-pool bench-steps bench-methods bench-evaluation dry-run-check profile results-digits results-ablations results-precision kill-test steady-test gpu-check gpu-packages clean
+.PHONY: setup demo test lint types bench-kernels bench-pool bench-steps bench-ranks bench-methods bench-evaluation dry-run-check profile results-digits results-ablations results-precision kill-test steady-test gpu-check gpu-packages clean
 
 setup: $(STAMP)
 
@@ -43,6 +43,11 @@ bench-pool: setup
 # minutes on an idle core.
 bench-steps: setup
 	OMP_NUM_THREADS=1 $(BIN)/python bench/steps/run.py
+
+# Two data-parallel processes against two independent ones, one core each; appends to bench/results/ranks-cpu.jsonl. Wall
+# time: nothing else may run. About ten minutes.
+bench-ranks: setup
+	OMP_NUM_THREADS=1 $(BIN)/python bench/ranks.py
 
 # Hours of each method's recipe: ours, the baseline's, the published, the floor; bench/results/methods-<device>.jsonl and .png.
 bench-methods: setup

@@ -84,8 +84,7 @@ class CmiConfig(MethodConfig):
 
 
 class Cmi(Method):
-    loop = "alternating"
-    joins_batches = True
+    loop, joins_batches = "alternating", True
     paper = "arXiv:2105.08584"
 
     labels: Tensor
@@ -117,7 +116,6 @@ class Cmi(Method):
             raise UserError(f"--method.feature-layers: {error}") from error
         self.head = ProjectionHead(width, config.head_features)
         self.bank = FeatureBank(config.bank_size, 2 * width)
-        self.adversarial = False
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64), persistent=False)
         for name in ("features", "best_features"):
             self.register_buffer(name, torch.zeros(size, 2 * width), persistent=False)
@@ -130,9 +128,8 @@ class Cmi(Method):
         return OptimizerSpec(kind="adam", groups=groups, betas=(0.5, 0.999))
 
     def lasting_optimizer(self) -> OptimizerSpec:
-        return OptimizerSpec(
-            kind="adam", groups=[{"params": list(self.head.parameters()), "lr": self.config.generator_lr}]
-        )
+        groups = [{"params": list(self.head.parameters()), "lr": self.config.generator_lr}]
+        return OptimizerSpec(kind="adam", groups=groups)
 
     def begin_round(self, epoch: int, index: int) -> None:
         dcgan_init(self.generator)

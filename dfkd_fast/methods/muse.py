@@ -3,8 +3,7 @@
 Tran, Le, Le, Cai, Harandi, Phung. 2024. arXiv:2411.17046. Algorithm 1; no code is released. MUSE-S makes images of one
 size, MUSE of several. What the paper leaves open is taken from NAYER's and LANDER's releases, on which it builds;
 docs/methods/muse.md lists each such decision.
-Distributed: generators per rank, BN moments per rank, pools sharded by rank; with `--bn.scope global` one generator of
-each size on all ranks, moments and embedding terms of the joined batch, whole pools on each rank.
+Distributed: generators, BN moments and parts of the pools per rank; `--bn.scope global`: one of each, on all.
 """
 
 from __future__ import annotations
@@ -121,8 +120,7 @@ class MuseConfig(MuseSConfig):
 class Muse(Method):
     """MUSE at any number of image sizes: a generator for each, a student that learns from all (Eqs. 7 and 8)."""
 
-    loop = "alternating"
-    joins_batches = True
+    loop, joins_batches = "alternating", True
     text_sources = (*SOURCES, CENTRES)
     paper = "arXiv:2411.17046"
 
@@ -163,8 +161,8 @@ class Muse(Method):
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         terms = {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}  # Eq. 2
         if self.config.ed_weight:
-            features, labels = self.joined.gather(student.pooled()), self.joined.gather(batch.labels)
-            terms["ed"] = self.embedding.attraction(features, labels)  # Eq. 10
+            whole = map(self.joined.gather, (student.pooled(), batch.labels))
+            terms["ed"] = self.embedding.attraction(*whole)  # Eq. 10
         return terms
 
     def _check_warmup(self) -> None:
