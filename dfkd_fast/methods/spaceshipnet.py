@@ -107,6 +107,9 @@ class SpaceshipNet(Method):
     def begin_round(self, epoch: int, index: int) -> None:
         self.generator.train()
         self.latents.normal_()
+        size, classes = len(self.labels), self.info.num_classes
+        if size < classes:  # a batch, or a rank's part of one, without room for all: the next ones in the next round
+            self.labels.copy_((torch.arange(size) + epoch * size) % classes)
 
     def synthesis_step(self) -> tuple[Tensor, LossTerms]:
         images = self.generator(self.latents)
