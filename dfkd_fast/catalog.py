@@ -17,6 +17,9 @@ METHODS: dict[str, str] = {
     "msarc": "dfkd_fast.methods.msarc:Msarc",
     "spaceshipnet": "dfkd_fast.methods.spaceshipnet:SpaceshipNet",
     "hidfd": "dfkd_fast.methods.hidfd:Hidfd",
+    "dafl": "dfkd_fast.methods.dafl:Dafl",
+    "zskt": "dfkd_fast.methods.zskt:Zskt",
+    "dfq": "dfkd_fast.methods.dfq:Dfq",
 }
 """method name -> "module:Class"; the class's config is `<Class>Config` in the same module"""
 
@@ -64,6 +67,13 @@ FACTS: dict[str, MethodFacts] = {
     "hidfd": MethodFacts(
         "HiDFD", "AAAI 2025", "arXiv:2412.13525", (94.74, "HiDFD T1"), batchnorm="no", real_images=True
     ),
+    "dafl": MethodFacts(
+        "DAFL", "ICCV 2019", "arXiv:1904.01186", (92.22, "CMI README"), loop="stepwise", batchnorm="no"
+    ),
+    "zskt": MethodFacts(
+        "ZSKT", "NeurIPS 2019", "arXiv:1905.09768", (93.32, "CMI README"), loop="stepwise", batchnorm="no"
+    ),
+    "dfq": MethodFacts("DFQ", "CVPR Workshops 2020", "arXiv:2005.04136", (94.61, "CMI README"), loop="stepwise"),
 }
 """method name -> facts, for every method of `METHODS`.
 

@@ -35,6 +35,9 @@ TITLES = {
     "msarc": "MSARC",
     "spaceshipnet": "SpaceshipNet",
     "hidfd": "HiDFD",
+    "dafl": "DAFL",
+    "zskt": "ZSKT",
+    "dfq": "DFQ",
 }
 """how papers call a method; one that is not listed goes by its name"""
 

@@ -65,6 +65,7 @@ class StepwiseMethod(Method):
 
     loop = "stepwise"
 
+    synchronized = True
     reads_moments = False
     """whether `losses` reads the teacher's BN moments"""
 

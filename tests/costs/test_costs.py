@@ -87,6 +87,13 @@ def test_work_knows_the_cap_of_a_data_ratio(make) -> None:
     assert work.student_steps == 360 * 10
 
 
+def test_work_of_a_method_without_a_pool(make) -> None:
+    """200 epochs of 80 generator steps and 400 student steps; the images are those that the student sees."""
+    work = recipe_work(make("dafl"))
+    assert work.synthesis_steps == {SynthesisKind(16, 0, False): 200 * 80}
+    assert (work.student_steps, work.images) == (200 * 400, 200 * 400 * 256)
+
+
 def test_work_counts_the_stages_of_a_round(make) -> None:
     work = recipe_work(make("deepinversion", epochs=2, warmup_epochs=1, warmup_rounds=3, rounds=1, synthesis_steps=10))
     assert [work.synthesis_steps[SynthesisKind(16, stage, True)] for stage in (0, 1)] == [6, 24]
@@ -100,6 +107,16 @@ def test_student_step_is_two_forwards_and_a_backward(make) -> None:
     image = torch.randn(24, 3, 16, 16)
     teacher, student = macs(network("cnn"), image), macs(network("cnn_s"), image)
     assert found.student == 2 * (sum(teacher) + 3 * sum(student) - student[0])
+
+
+def test_student_step_without_a_pool_makes_its_images(make) -> None:
+    method = make("zskt", batch_size=24, latent_dim=20, generator_width=16)
+    found = count_step_flops(method, INFO, teacher="cnn", student="cnn_s")
+    image = torch.randn(24, 3, 16, 16)
+    teacher, student = macs(network("cnn"), image), macs(network("cnn_s"), image)
+    # stem, convolutions at 8 and 16 px with their maps upsampled before, RGB
+    generator = 24 * (20 * 16 * 16 + 64 * 16 * 8 * 9 + 256 * 8 * 4 * 9 + 256 * 4 * 3 * 9)
+    assert found.student == 2 * (generator + sum(teacher) + 3 * sum(student) - student[0])
 
 
 def test_synthesis_step_has_no_weight_gradients_of_frozen_networks_and_upsamples_plainly(make) -> None:

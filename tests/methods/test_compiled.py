@@ -36,6 +36,8 @@ def test_one_graph(name: str, teacher_file: Path, tmp_path: Path) -> None:  # no
     for synthesizer in run.synthesizers:
         synthesizer._forward = whole(synthesizer.method.synthesis_step)
     run.trainer._losses = whole(run.trainer._terms)
+    if run.method.loop == "stepwise":
+        run.trainer._images = whole(run.method.fresh_images)
     found = losses(run)
     torch._dynamo.reset()
     torch.testing.assert_close(torch.stack(found), torch.stack(expected))

@@ -32,9 +32,9 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.loops.collected import load_collected, rank_part
 from dfkd_fast.loops.networks import check_teacher, make_student
 from dfkd_fast.loops.pools import make_pools
-from dfkd_fast.loops.student import StudentTrainer
 from dfkd_fast.loops.synthesis import OnStep, Synthesizer
 from dfkd_fast.loops.train import load_method, make_method, train
+from dfkd_fast.loops.trainers import make_trainer
 from dfkd_fast.methods.base import Method, MethodConfig, weighted_sum
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.teacher import FrozenNet
@@ -61,16 +61,19 @@ class Assembled:
         real = rank_part(load_collected(config, cls, None), info, self.runtime)
         self.method = make_method(config, cls, self.teacher, self.student, None, self.runtime, real).train()
         self.pool, _ = make_pools(config.pool, folder, method=self.method, runtime=self.runtime)
-        self.trainer = StudentTrainer(
+        self.trainer = make_trainer(
             self.student, method=self.method, teacher=self.teacher, pool=self.pool, runtime=self.runtime
         )
         self.synthesizers = [Synthesizer(source, self.runtime) for source in self.method.sources()]
 
     def round(self, epoch: int, index: int = 0, on_step: OnStep = lambda *_: None) -> None:
-        """A round of every source, into its pool."""
+        """A round of every source, into its pool if it has one."""
+        self.method.train()
         for synthesizer in self.synthesizers:
             size = synthesizer.method.info.image_size
             batch = synthesizer.round(epoch, index, on_step)
+            if self.method.loop == "stepwise":
+                continue
             slots = self.pool[size].add(batch.images, batch.labels, **batch.extras)
             if size in self.trainer.priorities:
                 self.trainer.priorities[size].update(slots, batch.deltas[: len(slots)])
@@ -201,12 +204,11 @@ def test_steps_never_wait_for_the_device(run: Assembled, name: str) -> None:
                         for step in range(synthesizer.method.turns):
                             synthesizer.method.begin_step(step)
                             synthesizer.step()
-    samplers = run.trainer._samplers()
-    batches = list(run.pool.batches(samplers, run.trainer.views, 2))
+    inputs = list(run.trainer.inputs(2))
     run.student.train()
-    run.trainer.step(batches[0])
+    run.trainer.step(*inputs[0])
     with sync_free():
-        run.trainer.step(batches[1])
+        run.trainer.step(*inputs[1])
 
 
 @every_method

@@ -47,6 +47,7 @@ PUBLISHED: dict[tuple[str, str], tuple[set[tuple[str, str]], int]] = {
     **{(method, name): (CIFAR_PAIRS, 5) for method in ("cmi", "deepinversion") for name in CIFAR},
     **{("hidfd", name): ({("resnet34", "resnet18")}, 2) for name in (*CIFAR, "cinic", "tiny-imagenet")},
     **{("hidfd", name): ({("tv:resnet34", "tv:resnet18")}, 2) for name in ("imagenet", "ham10000")},
+    **{(method, name): (CIFAR_PAIRS, 5) for method in ("dafl", "zskt", "dfq") for name in CIFAR},
     ("cmi", "cifar10-scratch"): ({("wrn40_2", "wrn16_1")}, 1),
     ("cmi", "cifar10-preinverted"): ({("wrn40_2", "wrn16_1")}, 1),
     **{(method, name): (CIFAR_PAIRS, 5) for method in ("msarc", "spaceshipnet") for name in CIFAR},

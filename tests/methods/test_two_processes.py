@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny_runs import tiny, write_teacher
 from torch import Tensor
 
-from dfkd_fast.catalog import METHODS
+from dfkd_fast.catalog import FACTS, METHODS
 from dfkd_fast.checkpoint import part_tensors
 from dfkd_fast.config import write_config
 from dfkd_fast.config_sources import default_config, load_run
@@ -24,6 +24,7 @@ from dfkd_fast.loops.train import train
 from dfkd_fast.pool.manifest import load_manifest
 
 RANKS = 2
+STEPWISE = [name for name in METHODS if FACTS[name].loop == "stepwise"]
 EVEN = {"synthesis_batch_size": 24, "batch_size": 20}
 ELASTIC = ("fast", "muse", "ssdkd", "deepinversion", "cmi")
 """a learnt start, several pools, a ring with priorities, images as parameters, a bank"""
@@ -77,10 +78,10 @@ def saved_student(run: Path) -> dict[str, Tensor]:
     return inner or tensors
 
 
-def students(run: Path) -> list[dict[str, Tensor]]:
-    """Each rank's student in its last checkpoint."""
+def students(run: Path, part: str = "student") -> list[dict[str, Tensor]]:
+    """Each rank's student, or another part, in its last checkpoint."""
     files = [max((run / "checkpoints" / f"rank-{rank}-of-{RANKS}").glob("0*")) for rank in range(RANKS)]
-    return [part_tensors("student", load_file(file / "state.safetensors")) for file in files]
+    return [part_tensors(part, load_file(file / "state.safetensors")) for file in files]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -101,7 +102,16 @@ def test_ranks_have_one_student(runs: Path, name: str) -> None:
         assert records[0][key] == records[1][key], "the same recipe, shared out"
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", STEPWISE)
+def test_ranks_have_one_generator_where_there_is_no_pool(runs: Path, name: str) -> None:
+    """It learns from all ranks' images, and each rank draws its own: not what a single process comes to."""
+    first, second = students(runs / name, part="method")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not (runs / name / "pool").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in STEPWISE])
 def test_each_rank_makes_images_of_its_own(runs: Path, name: str) -> None:
     shards = sorted((runs / name / "pool").rglob(f"rank-*-of-{RANKS}"))
     assert len(shards) % RANKS == 0

@@ -26,6 +26,7 @@ TINY = {
     "synthesis_batch_size": 23,
     "batch_size": 23,
     "student_steps": 3,
+    "student_steps_per_round": 2,
     "generator_width": 16,
     "noise_features": 16,
     "latent_dim": 16,
