@@ -130,6 +130,10 @@ def test_ablations_change_what_they_name(bench: dict[str, ModuleType]) -> None:
         ("msarc", "without attention"): {"method.attention": False},
         ("msarc", "without consistency"): {"method.msarc_weight": 0.0},
         ("msarc", "without meta-learning"): {"method.start": "carry"},
+        ("hidfd", "without feature integration"): {"method.blend_weight": 0.0, "method.trans_weight": 0.0},
+        ("hidfd", "without category frequency smoothing"): {"method.reg_weight": 0.0},
+        ("hidfd", "without data inflation"): {"method.inflation": 1},
+        ("hidfd", "without the teacher's classifier"): {"method.alignment": "kd"},
     }
     for method in ("muse-s", "muse"):
         expected[method, "without CAM"] = {"method.cam_weight": 0.0}
