@@ -113,6 +113,8 @@ def check_pool_use(config: TrainConfig, method: Method, world_size: int = 1) -> 
                 "give at least one"
             )
         policy = config.pool.policy or source.pool_policy
+        if source.fill_batches():
+            _check_filled_pool(config, policy, source.pool_capacity() * world_size)
         batch_size = source.config.synthesis_batch_size
         least = {"append": source.pool_capacity(), "ring": batch_size, "cap": 1}[policy] * world_size
         if config.pool.capacity is not None and config.pool.capacity < least:
@@ -120,6 +122,15 @@ def check_pool_use(config: TrainConfig, method: Method, world_size: int = 1) -> 
             raise UserError(
                 f"--pool.capacity {config.pool.capacity}: choose {least} or more for --pool.policy {policy}{other}"
             )
+
+
+def _check_filled_pool(config: TrainConfig, policy: str, capacity: int) -> None:
+    """Such a pool is filled to its capacity over what was there before: it can be neither larger nor smaller."""
+    why = f"{config.method_name} fills its pool anew when its generator has learnt"
+    if policy != "ring":
+        raise UserError(f"--pool.policy {policy}: {why}; choose ring")
+    if config.pool.capacity not in (None, capacity):
+        raise UserError(f"--pool.capacity {config.pool.capacity}: {why}; choose {capacity}, or leave it out")
 
 
 def make_student(config: TrainConfig, info: ModelInfo, runtime: Runtime) -> nn.Module:

@@ -314,6 +314,25 @@ def test_the_deployed_student_is_a_file_like_any_other(
     assert capsys.readouterr().err.startswith("dfkd-fast: --student cnn_s+shared9y: +shared9y is no form of a shared ")
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"capacity": 500}, r"--pool\.capacity 500: hidfd fills its pool anew .*; choose 184, or leave it out"),
+        ({"policy": "append"}, r"--pool\.policy append: hidfd fills its pool anew .*; choose ring"),
+    ],
+)
+def test_a_pool_that_would_keep_the_gans_first_images(
+    teacher_file: Path,  # noqa: F811
+    tmp_path: Path,
+    settings: dict[str, Any],
+    message: str,
+) -> None:
+    config = tiny("hidfd", teacher_file, tmp_path / "run")
+    with pytest.raises(UserError, match=f"^{message}$"):
+        train(replace(config, pool=replace(config.pool, **settings)))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_console_says_that_it_is_not_data_free(
     teacher_file: Path,  # noqa: F811
     tmp_path: Path,
