@@ -70,6 +70,7 @@ def launch(arguments: Sequence[str], count: int, folder: Path) -> int:
             rdzv_endpoint="localhost:0",
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(reports, redirects=dict.fromkeys(range(1, count), Std.ALL), tee={0: Std.ERR}),
+            log_line_prefix_template=" ",  # of what rank 0 writes to stderr; an empty one would mean the default
             shutdown_timeout=GRACE,
         )
         command = ("-m", "dfkd_fast", "train", *arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -65,7 +64,7 @@ def test_a_mistake_is_said_once(command: list[str]) -> None:
 
 
 def test_a_lost_rank_then_a_signal(command: list[str]) -> None:
-    """A killed process ends the run at once, with one line; it goes on, is stopped, and goes on with one process."""
+    """A killed process ends the run at once, with one line; it goes on, and is stopped with one line, too."""
     run = Path(command[4])
     status, _, errors = started(command, lambda _, ranks: os.kill(ranks[1], signal.SIGKILL), run)
     words = "process 1 of 2 was ended by SIGKILL, which is what happens when memory runs out; the last phase boundary"
@@ -77,12 +76,6 @@ def test_a_lost_rank_then_a_signal(command: list[str]) -> None:
     assert "resumed after" in printed
     assert errors == f"dfkd-fast: stopped by SIGTERM; to go on: dfkd-fast train --resume {run}\n"
     assert status == 128 + signal.SIGTERM
-
-    epochs = int(max(path.name for path in run.rglob("0*-distillation"))[:5]) + 2
-    status, printed, errors = started(["--resume", str(run), "--stop-after-epoch", str(epochs)], None)
-    assert (status, errors) == (0, "")
-    assert "written by 2 ranks, shared out anew among 1" in printed
-    assert json.loads((run / "run.json").read_text())["world_size"] == 1
 
 
 def test_dry_run_speaks_once(command: list[str]) -> None:

@@ -18,6 +18,7 @@ from dfkd_fast.catalog import METHODS
 from dfkd_fast.config import TrainConfig
 from dfkd_fast.config_sections import BnConfig
 from dfkd_fast.errors import UserError
+from dfkd_fast.loops import run_costs
 from dfkd_fast.loops.networks import load_method
 from dfkd_fast.loops.train import train
 
@@ -39,7 +40,9 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_joined import CLAIMED, STOPPED, run
+from dfkd_fast.loops import run_costs
 from dfkd_fast.runtime import make_runtime
+run_costs.matmul_rate = lambda runtime: 1.0
 make_runtime(device="cpu")
 for name in CLAIMED:
     run(name, Path(sys.argv[2]) / "two", stop=2 if name in STOPPED else None)
@@ -65,9 +68,11 @@ def run(name: str, folder: Path, *, stop: int | None = None, resume: bool = Fals
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("joined")
     write_teacher(folder / "teacher.safetensors")
-    for name in CLAIMED:
-        run(name, folder / "one")
-    run("fast", folder / "one-two", stop=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_costs, "matmul_rate", lambda runtime: 1.0)  # measuring it takes as long as a run
+        for name in CLAIMED:
+            run(name, folder / "one")
+        run("fast", folder / "one-two", stop=2)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
     (folder / "script.py").write_text(SCRIPT)
     command = [*launch, str(folder / "script.py"), str(Path(__file__).parent), str(folder)]
