@@ -60,7 +60,7 @@ class LogitCache:
         if count > possible:
             raise UserError(f"{FLAG} {count}: choose at most {possible}, all crops and flips that there are")
         own_view = type(method).student_view is not Method.student_view
-        if method.teacher_maps or own_view or teacher.window.is_led:
+        if method.teacher_maps or method.reads_features or own_view or teacher.window.is_led:
             raise UserError(f"{FLAG} {count}: this student learns from more than logits of fixed views; leave it out")
         self.teacher = teacher
         self.view = FixedView(info=method.info, pad=pad, flip=flip, count=count, seed=seed)

@@ -54,6 +54,8 @@ class Method(nn.Module):
     """what the pool does when it is full, unless --pool.policy says otherwise"""
     teacher_maps: Sequence[str] = ()
     """modules of the teacher whose maps `student_loss` reads"""
+    reads_features = False
+    """whether `student_loss` reads the teacher's features"""
     joined = ALONE
     """`Setup.joined`"""
     teacher_gradients = False

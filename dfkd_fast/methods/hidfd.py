@@ -114,7 +114,7 @@ class Hidfd(Method):
         shared = (setup.student, setup.teacher, setup.info)
         projects = config.alignment == "simkd"
         self.sharing = None if config.alignment == "kd" else ClassifierSharing(*shared, projects=projects)
-        self.turn = DISCRIMINATOR
+        self.reads_features, self.turn = self.sharing is not None, DISCRIMINATOR
 
     def rounds(self, epoch: int) -> int:
         return int(epoch < self.config.warmup_epochs)

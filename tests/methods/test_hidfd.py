@@ -321,7 +321,7 @@ def test_the_deployed_student_is_a_file_like_any_other(
         ({"policy": "append"}, r"--pool\.policy append: hidfd fills its pool anew .*; choose ring"),
     ],
 )
-def test_a_pool_that_would_keep_the_gans_first_images(
+def test_pools_that_cannot_be(
     teacher_file: Path,  # noqa: F811
     tmp_path: Path,
     settings: dict[str, Any],
@@ -331,6 +331,12 @@ def test_a_pool_that_would_keep_the_gans_first_images(
     with pytest.raises(UserError, match=f"^{message}$"):
         train(replace(config, pool=replace(config.pool, **settings)))
     assert not (tmp_path / "run").exists()
+
+
+def test_logits_alone_teach_no_features(teacher_file: Path, tmp_path: Path) -> None:  # noqa: F811
+    config = replace(tiny("hidfd", teacher_file, tmp_path / "run"), cache_teacher_logits=1)
+    with pytest.raises(UserError, match=r"^--cache-teacher-logits 1: this student learns from more than logits"):
+        train(config)
 
 
 def test_the_console_says_that_it_is_not_data_free(

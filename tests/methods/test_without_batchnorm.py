@@ -73,7 +73,8 @@ def test_a_whole_run_without_any_batchnorm(name: str, tmp_path: Path, monkeypatc
     folder = train(replace(config, method=replace(config.method, **settings)))
     expected = model.state_dict()
     found = load_file(folder / "student.safetensors")
-    assert found.keys() == expected.keys()
+    inner = {key.removeprefix("body.model.") for key in found}  # HiDFD's student lies within what is deployed
+    assert expected.keys() <= inner if "classifier.weight" in found else expected.keys() == inner
     assert all(value.isfinite().all() for value in found.values())
 
 
