@@ -15,6 +15,7 @@ from torch import nn
 from dfkd_fast.benchmark.watch import Spread, Watch, Window
 from dfkd_fast.config import TrainConfig
 from dfkd_fast.costs.work import SynthesisKind, Work, probe_epoch, stage_kinds
+from dfkd_fast.loops.logit_cache import make_cache
 from dfkd_fast.loops.networks import check_pool_use, make_student
 from dfkd_fast.loops.pools import make_pools
 from dfkd_fast.loops.student import StudentTrainer
@@ -64,10 +65,10 @@ class Rehearsal:
         self.runtime = runtime
         self.method, teacher, student = assemble(config, info, runtime)
         check_pool_use(config, self.method, runtime.shares)
-        self.pool, _ = make_pools(config.pool, folder, method=self.method, runtime=runtime)
-        cached = config.cache_teacher_logits
+        cache = make_cache(config.cache_teacher_logits, seed=config.seed, method=self.method, teacher=teacher)
+        self.pool, _ = make_pools(config.pool, folder, method=self.method, runtime=runtime, cache=cache)
         self.trainer = make_trainer(
-            student, method=self.method, teacher=teacher, pool=self.pool, runtime=runtime, cached=cached
+            student, method=self.method, teacher=teacher, pool=self.pool, runtime=runtime, cache=cache
         )
         self.synthesizers = [Synthesizer(source, runtime) for source in self.method.sources()]
 

@@ -20,6 +20,8 @@ from dfkd_fast.pool.pool import Pool, PoolBatch
 from dfkd_fast.pool.quantize import to_bytes
 from dfkd_fast.pool.stream import View
 from dfkd_fast.pool.stream_kernel import augment
+from dfkd_fast.rng import fold
+from dfkd_fast.runtime import Runtime
 
 FLAG = "--cache-teacher-logits"
 EXTRA = "teacher_logits"
@@ -52,18 +54,28 @@ def augmentations(view: FixedView, device: torch.device) -> tuple[Tensor, Tensor
 class LogitCache:
     """The teacher's answers to the augmentations of `view`, kept in the pool as an extra of each image."""
 
-    def __init__(self, count: int, *, seed: int, pad: int, flip: bool, method: Method, teacher: FrozenNet) -> None:
-        """Raises UserError for more augmentations than there are, and for a method whose student learns from more of
-        the teacher than logits, or from other views than the pool's.
+    def __init__(self, count: int, *, seed: int, method: Method, teacher: FrozenNet) -> None:
+        """Raises UserError for more augmentations than there are or crops drawn anew in each step, in any size; and for
+        a method without a pool, or whose student learns from more of the teacher than logits, or from other views than
+        the pool's.
         """
+        scale, pad, flip = method.config.student_crops
         possible = (2 * pad + 1) ** 2 * (1 + flip)
-        if count > possible:
-            raise UserError(f"{FLAG} {count}: choose at most {possible}, all crops and flips that there are")
         own_view = type(method).student_view is not Method.student_view
+        if method.loop == "stepwise":
+            raise UserError(f"{FLAG} {count}: this method keeps no images; leave it out")
         if method.teacher_maps or method.reads_features or own_view or teacher.window.is_led:
             raise UserError(f"{FLAG} {count}: this student learns from more than logits of fixed views; leave it out")
+        if scale < 1:
+            raise UserError(f"{FLAG} {count}: random resized crops of {scale:g} and more cannot be fixed; leave it out")
+        if count > possible:
+            raise UserError(f"{FLAG} {count}: choose at most {possible}, all crops and flips that there are")
         self.teacher = teacher
         self.view = FixedView(info=method.info, pad=pad, flip=flip, count=count, seed=seed)
+
+    def extra_bytes(self, runtime: Runtime) -> int:
+        """What the answers to one image take in the pool."""
+        return self.view.count * self.view.info.num_classes * runtime.compute_dtype.itemsize
 
     @torch.no_grad()
     def answers(self, images: Tensor, pool: Pool) -> Tensor:
@@ -83,9 +95,6 @@ class LogitCache:
         return NetOutput(batch.extras[EXTRA][rows, batch.choices])
 
 
-def check_crops(scale: float, count: int) -> None:
-    """Raise UserError where crops are drawn anew in each step, in any size."""
-    if scale < 1:
-        raise UserError(
-            f"{FLAG} {count}: random resized crops (--method.crop-scale {scale}) cannot be fixed; leave it out"
-        )
+def make_cache(count: int, *, seed: int, method: Method, teacher: FrozenNet) -> LogitCache | None:
+    """The cache of `count` augmentations, which the run's `seed` chooses; None for 0."""
+    return LogitCache(count, seed=fold(seed, "cache"), method=method, teacher=teacher) if count else None

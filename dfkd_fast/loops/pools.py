@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dfkd_fast.config import PoolConfig
+from dfkd_fast.loops.logit_cache import LogitCache
 from dfkd_fast.methods.base import Method
 from dfkd_fast.pool.build import make_pool
 from dfkd_fast.pool.multi import MultiPool
@@ -13,15 +14,20 @@ from dfkd_fast.runtime import Runtime
 _DEFAULTS = vars(PoolConfig())
 
 
-def make_pools(config: PoolConfig, folder: Path, *, method: Method, runtime: Runtime) -> tuple[MultiPool, list[str]]:
+def make_pools(
+    config: PoolConfig, folder: Path, *, method: Method, runtime: Runtime, cache: LogitCache | None = None
+) -> tuple[MultiPool, list[str]]:
     """Empty pools with their journals in `folder`, each in one of its own where there are several, and a line about
     each; no pool for a method that makes every student batch anew, which then is the line.
+
+    `cache`: what keeps the teacher's answers beside the images.
     """
     if method.loop == "stepwise":
         idle = [f"--pool.{name.replace('_', '-')}" for name, value in vars(config).items() if value != _DEFAULTS[name]]
         without = f"; {', '.join(idle)}: without effect" if idle else ""
         return MultiPool({}), [f"no pool: each student batch is made anew{without}"]
     sources, pools, lines = method.sources(), {}, []
+    answers = 0 if cache is None else cache.extra_bytes(runtime)
     for source in sources:
         size = source.info.image_size
         pools[size], line = make_pool(
@@ -32,7 +38,7 @@ def make_pools(config: PoolConfig, folder: Path, *, method: Method, runtime: Run
             num_classes=source.info.num_classes,
             runtime=runtime,
             policy=source.pool_policy,
-            extra_bytes=source.extra_bytes(),
+            extra_bytes=source.extra_bytes() + answers,
         )
         lines.append(line)
     return MultiPool(pools), lines

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dfkd_fast.augment import draw_boxes, resized_crop
 from dfkd_fast.compilation import compiled
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops.logit_cache import EXTRA, LogitCache, check_crops
+from dfkd_fast.loops.logit_cache import EXTRA, LogitCache
 from dfkd_fast.loops.steps import make_runner
 from dfkd_fast.loops.synthesis import OnStep
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, SynthBatch, weighted_sum
@@ -42,13 +42,10 @@ class StudentSteps:
         self.batch_size = sum(source.config.batch_size for source in self.sources.values())
         self.priorities: dict[int, PrioritySampler] = {}
         """by image size, where the method has them"""
-        config = method.config
-        self.crop_scale = config.crop_scale if config.student_crop_scale is None else config.student_crop_scale
+        self.crop_scale, self.pad, self.flip = method.config.student_crops
         if not 0 < self.crop_scale <= 1:
             raise UserError(f"--method.student-crop-scale {self.crop_scale}: choose a share above 0 and up to 1")
-        self.pad = config.crop_padding if self.crop_scale == 1 else 0
-        self.flip = {"on": True, "off": False}.get(config.student_flip, config.flip)
-        self.optimizer = student_optimizer(config, student, method.student_side(), runtime)
+        self.optimizer = student_optimizer(method.config, student, method.student_side(), runtime)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         self.run_step = make_runner(self.step, runtime)
         self._losses = compiled(self._terms, runtime.compilation)
@@ -131,7 +128,7 @@ class StudentSteps:
 
 
 class StudentTrainer(StudentSteps):
-    """Student steps on batches of the pool; with `cached` of `--cache-teacher-logits`, without the teacher."""
+    """Student steps on batches of the pool; with a `cache` of its answers, without the teacher."""
 
     def __init__(
         self,
@@ -141,18 +138,13 @@ class StudentTrainer(StudentSteps):
         teacher: FrozenNet,
         pool: MultiPool,
         runtime: Runtime,
-        cached: int = 0,
-        seed: int = 0,
+        cache: LogitCache | None = None,
     ) -> None:
         super().__init__(student, method=method, teacher=teacher, runtime=runtime)
-        self.pool = pool
-        self.cache: LogitCache | None = None
-        if cached:
-            check_crops(self.crop_scale, cached)
-            self.cache = LogitCache(cached, seed=seed, pad=self.pad, flip=self.flip, method=method, teacher=teacher)
+        self.pool, self.cache = pool, cache
         opened = {size: source.open_pool(pool[size]) for size, source in self.sources.items()}
         self.priorities = {size: tree for size, tree in opened.items() if tree is not None}
-        view = View(info=method.info, pad=self.pad, flip=self.flip) if self.cache is None else self.cache.view
+        view = View(info=method.info, pad=self.pad, flip=self.flip) if cache is None else cache.view
         self.views = dict.fromkeys(self.sources, view)
 
     def store(self, size: int, made: SynthBatch) -> None:

@@ -27,6 +27,7 @@ from dfkd_fast.loops.class_vectors import class_vectors
 from dfkd_fast.loops.collected import load_collected, rank_part
 from dfkd_fast.loops.evaluate import Evaluation, agreement, evaluate, evaluation_images
 from dfkd_fast.loops.interrupt import StopSignals, resumable, stop_signals
+from dfkd_fast.loops.logit_cache import LogitCache, make_cache
 from dfkd_fast.loops.loop import Loop
 from dfkd_fast.loops.networks import (
     check_pool_use,
@@ -38,7 +39,7 @@ from dfkd_fast.loops.networks import (
     runtime_of,
 )
 from dfkd_fast.loops.pools import make_pools
-from dfkd_fast.loops.ranks import checkpoint_folder, checkpoint_to_resume, drop_other_checkpoints
+from dfkd_fast.loops.ranks import checkpoint_folder, checkpoint_to_resume, drop_other_checkpoints, share_of_rank
 from dfkd_fast.loops.run_costs import run_costs
 from dfkd_fast.loops.run_folder import check_folder, claim_folder
 from dfkd_fast.loops.run_record import write_run_record
@@ -65,6 +66,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     check_folder(folder, resume=resume)
     runtime = runtime_of(config)
     check_pool(config.pool, runtime)
+    share_of_rank(config.method, runtime.shares)
     lower_dtype(config.teacher_precision, runtime)  # what cannot be had is said before a teacher is trained
     method_class = load_method(config.method_name)
     test = evaluation_images(config, runtime)
@@ -80,6 +82,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         real = rank_part(collected, info, runtime)
         method = make_method(config, method_class, teacher, student, test, runtime, real)
         check_pool_use(config, method, runtime.shares)
+        cache = make_cache(config.cache_teacher_logits, seed=config.seed, method=method, teacher=teacher)
         signals.check()
         runtime.barrier()  # every rank has found the folder free
         if not resume and runtime.is_main:
@@ -88,7 +91,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         try:
             with (
                 resumable(folder, signals),
-                closing(Run(config, runtime, teacher, student, method, test, signals, collected)) as run,
+                closing(Run(config, runtime, teacher, student, method, test, signals, collected, cache)) as run,
             ):
                 run.execute(checkpoint_to_resume(folder, runtime) if resume else None)
         except OSError as error:
@@ -109,6 +112,7 @@ class Run:
         test: LabelledImages | None,
         signals: StopSignals,
         collected: ImageSet | None = None,
+        cache: LogitCache | None = None,
     ) -> None:
         self.config, self.runtime, self.teacher, self.test, self.collected = config, runtime, teacher, test, collected
         self.method, self.folder, info = method, config.run_folder, teacher.info
@@ -116,7 +120,9 @@ class Run:
         # before anything is spent: a network that cannot be counted is no surprise at the end; who writes them counts
         networks = {"teacher": config.teacher, "student": config.student}
         self.step_flops = count_step_flops(method, info, **networks) if runtime.is_main else None
-        self.pool, pool_lines = make_pools(config.pool, self.folder / "pool", method=method, runtime=runtime)
+        self.pool, pool_lines = make_pools(
+            config.pool, self.folder / "pool", method=method, runtime=runtime, cache=cache
+        )
         self.logger = RunLogger(
             self.folder,
             total_epochs=config.method.epochs,
@@ -135,15 +141,7 @@ class Run:
         self.loop = LOOPS[method.loop](
             method=self.method,
             student=student,
-            trainer=make_trainer(
-                student,
-                method=method,
-                teacher=teacher,
-                pool=self.pool,
-                runtime=runtime,
-                cached=config.cache_teacher_logits,
-                seed=config.seed,
-            ),
+            trainer=make_trainer(student, method=method, teacher=teacher, pool=self.pool, runtime=runtime, cache=cache),
             pool=self.pool,
             runtime=runtime,
             logger=self.logger,

@@ -10,8 +10,7 @@ from torch import nn
 
 from dfkd_fast.augment import Augment
 from dfkd_fast.compilation import compiled
-from dfkd_fast.errors import UserError
-from dfkd_fast.loops.logit_cache import FLAG
+from dfkd_fast.loops.logit_cache import LogitCache
 from dfkd_fast.loops.student import StudentSteps, StudentTrainer
 from dfkd_fast.loops.synthesis import OnStep
 from dfkd_fast.methods.base import Method
@@ -19,7 +18,6 @@ from dfkd_fast.methods.stepwise import StepwiseMethod
 from dfkd_fast.models.teacher import FrozenNet
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.pool.pool import PoolBatch
-from dfkd_fast.rng import fold
 from dfkd_fast.runtime import Runtime
 
 
@@ -30,19 +28,12 @@ def make_trainer(
     teacher: FrozenNet,
     pool: MultiPool,
     runtime: Runtime,
-    cached: int = 0,
-    seed: int = 0,
+    cache: LogitCache | None = None,
 ) -> StudentSteps:
-    """What trains the student: on batches of the pool, or on what the generator makes in each step. `cached`
-    augmentations of each image, chosen by `seed`, are answered by the teacher once.
-    """
+    """What trains the student: on batches of the pool, or on what the generator makes in each step."""
     if isinstance(method, StepwiseMethod):
-        if cached:
-            raise UserError(f"{FLAG} {cached}: this method keeps no images; leave it out")
         return FreshTrainer(student, method=method, teacher=teacher, runtime=runtime)
-    return StudentTrainer(
-        student, method=method, teacher=teacher, pool=pool, runtime=runtime, cached=cached, seed=fold(seed, "cache")
-    )
+    return StudentTrainer(student, method=method, teacher=teacher, pool=pool, runtime=runtime, cache=cache)
 
 
 class FreshTrainer(StudentSteps):

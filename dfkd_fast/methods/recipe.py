@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dfkd_fast.methods.exchange import LossTerms
+
+
+class Crops(NamedTuple):
+    """Random crops and flips of a batch."""
+
+    scale: float
+    """smallest share of the area in a random resized crop; 1: padded crops instead"""
+    pad: int
+    """zero padding of those in pixels; 0 without them"""
+    flip: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +69,13 @@ class MethodConfig:
     """random horizontal flips, for synthesis and for the student; off for images with a side (digits)"""
     student_flip: Literal["same", "on", "off"] = "same"
     """the same for the student alone; same: as in synthesis"""
+
+    @property
+    def student_crops(self) -> Crops:
+        """What student batches are augmented by."""
+        scale = self.crop_scale if self.student_crop_scale is None else self.student_crop_scale
+        flip = {"on": True, "off": False}.get(self.student_flip, self.flip)
+        return Crops(scale, self.crop_padding if scale == 1 else 0, flip)
 
 
 def weighted_sum(terms: LossTerms, config: MethodConfig) -> Tensor:

@@ -17,7 +17,8 @@ from tiny_runs import tiny, write_teacher
 
 from dfkd_fast.config import config_hash
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops.logit_cache import EXTRA, augmentations
+from dfkd_fast.loops import pools
+from dfkd_fast.loops.logit_cache import EXTRA, LogitCache, augmentations
 from dfkd_fast.loops.student import StudentTrainer
 from dfkd_fast.loops.train import train
 from dfkd_fast.models.teacher import FrozenNet
@@ -30,8 +31,9 @@ def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trainer_of(run: Assembled, cached: int) -> StudentTrainer:
+    cache = LogitCache(cached, seed=5, method=run.method, teacher=run.teacher)
     return StudentTrainer(
-        run.student, method=run.method, teacher=run.teacher, pool=run.pool, runtime=run.runtime, cached=cached, seed=5
+        run.student, method=run.method, teacher=run.teacher, pool=run.pool, runtime=run.runtime, cache=cache
     )
 
 
@@ -91,8 +93,34 @@ def test_a_resumed_run_is_the_same(teacher_file: Path, tmp_path: Path) -> None:
     assert config_hash(config) != config_hash(replace(config, cache_teacher_logits=0))
 
 
-def test_what_cannot_be_cached_is_said(teacher_file: Path, tmp_path: Path) -> None:
-    config = tiny("nayer", teacher_file, tmp_path / "run", cache_teacher_logits=2)
-    scaled = replace(config, method=replace(config.method, crop_scale=0.5))
-    with pytest.raises(UserError, match="--cache-teacher-logits 2: random resized crops"):
-        train(scaled)
+def test_the_pool_has_room_for_them(teacher_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What chooses a pool's memory counts 3 answers of 10 float32 numbers to each image."""
+    counted = []
+
+    def noted(*arguments: Any, extra_bytes: int, **others: Any) -> Any:
+        counted.append(extra_bytes)
+        return make_pool(*arguments, extra_bytes=extra_bytes, **others)
+
+    make_pool = pools.make_pool
+    monkeypatch.setattr(pools, "make_pool", noted)
+    train(tiny("nayer", teacher_file, tmp_path / "run", cache_teacher_logits=3, stop_after_epoch=1))
+    assert counted == [3 * 10 * 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "message"),
+    [
+        ("nayer", {"crop_scale": 0.5}, "random resized crops of 0.5 and more"),
+        ("nayer", {"student_crop_scale": 0.25}, "random resized crops of 0.25 and more"),
+        ("hidfd", {}, "this student learns from more than logits"),
+        ("zskt", {}, "this method keeps no images"),
+    ],
+)
+def test_what_cannot_be_cached_is_said(
+    name: str, recipe: dict[str, Any], message: str, teacher_file: Path, tmp_path: Path
+) -> None:
+    """Before the run folder is there."""
+    config = tiny(name, teacher_file, tmp_path / "run", cache_teacher_logits=2)
+    with pytest.raises(UserError, match=f"--cache-teacher-logits 2: {message}"):
+        train(replace(config, method=replace(config.method, **recipe)))
+    assert not (tmp_path / "run").exists()
