@@ -109,7 +109,7 @@ def open_test(
     """The test split, for evaluation: as `load_split` reads it or, where image files would take more than `in_memory`
     bytes, a stream that decodes them anew each time.
 
-    Large images are cut as `evaluation_resize` says, unless `decoding` says otherwise. Raises UserError as `load_split`
+    Large images are cut as `decoding.short_side` says. Raises UserError as `load_split`
     does, and for a decoder that is asked for and cannot be had.
     """
     path = Path(source)

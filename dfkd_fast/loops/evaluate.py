@@ -60,7 +60,7 @@ def evaluate(
     still = indices.new_zeros(batch_size, 2), torch.zeros_like(indices, dtype=torch.bool)
     top, done = indices.new_zeros(len(images), min(5, info.num_classes)), rows.start
     with _evaluating(model):
-        for pixels, _ in images.batches(batch_size, rows):
+        for pixels, _ in images.batches(batch_size, rows) if rows else ():  # fewer images than ranks
             view = gather_augment(
                 _on_device(pixels, runtime),
                 indices.clamp_max(len(pixels) - 1),
