@@ -112,6 +112,7 @@ class Msarc(Method):
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         self.cams = CamPair(setup.teacher, setup.student, config.grad_cam_stages) if config.msarc_weight else None
         self.teacher_maps = self.cams.teacher_maps if self.cams else ()
+        self.reads_features = self.cams is not None
         self.adversarial = False
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64), persistent=False)
 

@@ -50,6 +50,11 @@ class Zskt(StepwiseMethod):
         if config.attention_weight:
             student = [names[0] for names in stage_ends(setup.student)]
             pairs = list(zip(setup.teacher.stage_maps(config.attention_stages), student, strict=False))
+            if not pairs:
+                raise UserError(
+                    f"--method.attention-weight {config.attention_weight:g}: no stages to compare, "
+                    f"{config.attention_stages} asked for, {len(student)} found in the student; choose 0"
+                )
             self.teacher_maps, self._student_maps = (tuple(maps) for maps in zip(*pairs, strict=True))
             _check_sizes(self.teacher_maps, self._student_maps, config, setup)
 

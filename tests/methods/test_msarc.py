@@ -130,7 +130,7 @@ def test_ablations(make_method: Callable[..., Any], setup: Setup, student: nn.Mo
     plain = make_method(Msarc, replace(CONFIG, attention=False))
     assert not any(isinstance(module, SpatialAttention) for module in plain.generator.modules())
     inconsistent = make_method(Msarc, replace(CONFIG, msarc_weight=0.0))
-    assert (inconsistent.student_maps(), inconsistent.teacher_maps) == (None, ())
+    assert (inconsistent.student_maps(), inconsistent.teacher_maps, inconsistent.reads_features) == (None, (), False)
     assert student_terms(inconsistent, setup, student).keys() == {"kd"}
     assert whole.start.learnt is not None
     assert make_method(Msarc, replace(CONFIG, start="carry")).start.learnt is None
@@ -147,8 +147,9 @@ def test_the_papers_form_of_grad_cam(make_method: Callable[..., Any], setup: Set
         student_terms(make_method(Msarc, replace(CONFIG, **setting)), setup, student)["msarc"] for setting in settings
     ]
     assert len({round(term.item(), 12) for term in terms}) == len(settings)
-    deep = student_terms(make_method(Msarc, replace(CONFIG, grad_cam_stages=0)), setup, student)["msarc"]
-    assert 0 < deep < terms[3]
+    deep = make_method(Msarc, replace(CONFIG, grad_cam_stages=0))
+    assert (deep.teacher_maps, deep.reads_features) == ((), True)  # more than logits, even without Grad-CAM
+    assert 0 < student_terms(deep, setup, student)["msarc"] < terms[3]
 
 
 def test_adversary_and_reset_follow_fast(method: Msarc) -> None:

@@ -98,6 +98,16 @@ def test_stages_of_other_sizes(teacher: nn.Module, runtime: Any) -> None:
         Zskt(ATTENTIVE, setup)
 
 
+def test_nothing_to_compare(make_method: Callable[..., Any], teacher: nn.Module, runtime: Any) -> None:
+    """No stages asked for, or a student of one convolution."""
+    with pytest.raises(UserError, match=r"^--method\.attention-weight 250: no stages to compare, 0 asked for, 2 found"):
+        make_method(Zskt, replace(ATTENTIVE, attention_stages=0))
+    student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+    setup = Setup(FrozenNet(teacher, INFO, runtime), frozen_twin(student.double()), INFO, torch.empty(4, 0))
+    with pytest.raises(UserError, match=r"^--method\.attention-weight 250: no stages to compare, 3 asked for, 0 found"):
+        Zskt(ATTENTIVE, setup)
+
+
 def test_default_recipe_is_the_benchmarks() -> None:
     recipe = ZsktConfig()
     assert (recipe.epochs, recipe.student_steps, recipe.student_steps_per_round) == (200, 400, 5)
