@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import dfkd_fast
-from dfkd_fast.catalog import METHODS
+from dfkd_fast.catalog import FACTS, METHODS
 from dfkd_fast.config import TrainConfig, config_hash
 from dfkd_fast.config_sources import default_config, load_config
 from dfkd_fast.loops.run_record import active_backends
@@ -24,22 +24,8 @@ PRESET = "digits"
 THREADS = 1
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
 
-TITLES = {
-    "nayer": "NAYER",
-    "muse-s": "MUSE-S",
-    "muse": "MUSE",
-    "deepinversion": "DeepInversion",
-    "fast": "Fast-5",
-    "ssdkd": "SSD-KD",
-    "cmi": "CMI",
-    "msarc": "MSARC",
-    "spaceshipnet": "SpaceshipNet",
-    "hidfd": "HiDFD",
-    "dafl": "DAFL",
-    "zskt": "ZSKT",
-    "dfq": "DFQ",
-}
-"""how papers call a method; one that is not listed goes by its name"""
+TITLES = {name: facts.title + (" (real images)" if facts.real_images else "") for name, facts in FACTS.items()}
+"""how tables call a method: as papers do, and what is not data-free in the strict sense is marked"""
 
 Variants = dict[str, tuple[str, ...]]
 
@@ -82,7 +68,7 @@ class Cell:
     def title(self) -> str:
         """The method as tables call it, with its variant and, where it is not the preset's, its precision."""
         where = f"in {self.precision}" if self.precision else ""
-        return " ".join(filter(None, (TITLES.get(self.method, self.method), self.variant, where)))
+        return " ".join(filter(None, (TITLES[self.method], self.variant, where)))
 
     @property
     def flags(self) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ def precision_table(methods: Sequence[str], seeds: Sequence[int], lines: Sequenc
         used += [*ours, *theirs]
         if ours and theirs:
             pairs.append((ours, theirs))
-        rows.append(_row(TITLES.get(method, method), ours, theirs, len(seeds)))
+        rows.append(_row(TITLES[method], ours, theirs, len(seeds)))
     text = "\n".join([HEAD.format(PRESETS, other), *rows])
     noise = _noise(pairs)
     return "\n\n".join(filter(None, (text, noise, origin(used) if used else "")))
