@@ -251,6 +251,23 @@ def test_resume(runs: list[tuple[TrainConfig, bool]], tmp_path: Path, monkeypatc
     assert runs[4] == (replace(whole, run_dir=Path("moved"), stop_after_epoch=3), True)
 
 
+def test_torchrun_restarts(
+    runs: list[tuple[TrainConfig, bool]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command goes on where torchrun was told to restart it; with another recipe it does not."""
+    monkeypatch.chdir(tmp_path)
+    command = ["train", "nayer", "--preset", "cifar10"]
+    named = [*command, "--run-dir", "one"]
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    assert [main(named), main(named), main(command), main(command)] == [0, 0, 0, 0]
+    assert [resumed for _, resumed in runs] == [False, True, False, False]
+    assert runs[0][0] == runs[1][0]
+    assert main([*named, "--seed", "1"]) == 2
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    main(named)
+    assert not runs[-1][1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -77,7 +77,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[TrainConfig[Any], bool]:
         base, folder = default_config(method or named_method(file or Path())), None
     config = load_config(base, preset=preset, file=file, flags=flags)
     config.check()
-    if resumed is None:
+    if resumed is None and not _goes_on(config):
         free = _free_folder(config.run_folder)
         if config.run_dir is None and free != config.run_folder:
             config = replace(config, run_dir=free)
@@ -90,6 +90,12 @@ def read_arguments(arguments: Sequence[str]) -> tuple[TrainConfig[Any], bool]:
     folder = folder or config.run_dir or _newest_run(config.run_folder)
     _check_same(load_run(folder), config, folder)
     return replace(config, run_dir=folder), True
+
+
+def _goes_on(config: TrainConfig[Any]) -> bool:
+    """Whether torchrun may have started this command before (`--max-restarts`), and --run-dir holds what it made."""
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+    return restarts > 0 and config.run_dir is not None and (config.run_dir / CONFIG_FILE).exists()
 
 
 def _numbered(folder: Path) -> Iterator[Path]:
