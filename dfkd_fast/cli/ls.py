@@ -72,7 +72,8 @@ def list_presets(methods: Sequence[str] = tuple(METHODS)) -> None:
     for method in methods:
         rows = list(_preset_rows(method))
         sources = list(dict.fromkeys(row[4] for row in rows))
-        print(f"dfkd-fast train {method} FLAGS")
+        real = " --collected DATA" if FACTS[method].real_images else ""
+        print(f"dfkd-fast train {method} FLAGS{real}")
         print_table([head, *((*row[:4], f"[{sources.index(row[4]) + 1}]", row[5]) for row in rows)])
         for number, source in enumerate(sources, 1):
             print(f"  [{number}] {source}")

@@ -165,6 +165,8 @@ def test_ls_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"imagenet tv:resnet50 -> tv:mobilenet_v2 24.25 % 9.30 h [3] --preset imagenet {pair}" in lines
     assert "[3] MUSE table 1, A100" in lines
     assert not [line for line in lines if "train fast" in line]
+    assert main(["ls", "presets", "hidfd"]) == 0
+    assert capsys.readouterr().out.startswith("dfkd-fast train hidfd FLAGS --collected DATA\n")
     assert main(["ls", "presets", "mouse"]) == 2
     assert capsys.readouterr().err == "dfkd-fast: ls presets mouse: did you mean muse? choose " + METHODS_LISTED
 
