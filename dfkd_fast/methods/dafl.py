@@ -34,7 +34,7 @@ class DaflConfig(StepwiseConfig):
     act_weight: float = 0.001
     """weight of the activation term (paper: alpha, L_a; original: 0.1)"""
     balance_weight: float = 20.0
-    """weight of the class-balance term (paper: beta, L_ie; original: 5)"""
+    """weight of the class-balance term (paper: beta, L_ie; original: 5, by log10)"""
 
 
 class Dafl(StepwiseMethod):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -111,8 +112,11 @@ def test_presets_are_the_benchmark(name: str) -> None:
 
 def test_originals_values() -> None:
     recipe = load_config(default_config("dafl"), preset="cifar10-original").method
-    assert (recipe.latent_dim, recipe.act_weight, recipe.balance_weight) == (1000, 0.1, 5)
-    assert (recipe.synthesis_batch_size, recipe.batch_size) == (1024, 1024)
+    assert (recipe.latent_dim, recipe.ce_weight, recipe.act_weight) == (1000, 1, 0.1)
+    assert recipe.balance_weight == pytest.approx(5 / math.log(10), rel=1e-4)  # logarithms to base 10 there
+    assert (recipe.synthesis_batch_size, recipe.batch_size, recipe.student_steps_per_round) == (1024, 1024, 1)
+    assert (recipe.epochs, recipe.student_steps, recipe.student_lr_steps) == (2000, 120, (800, 1600))
+    assert (recipe.generator_lr, recipe.student_lr, recipe.student_weight_decay) == (0.02, 0.1, 5e-4)
 
 
 def test_golden_trajectory(method: Dafl, runtime: Any) -> None:

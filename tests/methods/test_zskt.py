@@ -122,7 +122,9 @@ def test_presets_are_the_benchmark(name: str) -> None:
 
 def test_originals_values() -> None:
     recipe = load_config(default_config("zskt"), preset="cifar10-original").method
-    assert (recipe.attention_weight, recipe.student_steps_per_round) == (250, 10)
+    assert (recipe.attention_weight, recipe.student_steps_per_round, recipe.latent_dim) == (250, 10, 100)
+    assert recipe.epochs * recipe.student_steps / recipe.student_steps_per_round == 80_000
+    assert recipe.kd_weight == recipe.adv_weight == 1 / 10  # a mean over ten classes there
     assert (recipe.student_optimizer, recipe.student_lr, recipe.student_weight_decay) == ("adamw", 2e-3, 0)
 
 
