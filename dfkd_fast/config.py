@@ -17,6 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 import tomli_w
 
 from dfkd_fast.catalog import METHODS
+from dfkd_fast.config_limits import ABOVE_ZERO, LEAST
 from dfkd_fast.config_sections import (
     BnConfig,
     CheckpointConfig,
@@ -52,6 +53,7 @@ _LATER = {
     "bn.scope": "rank",
     "teacher_precision": "same",
     "cache_teacher_logits": "0",
+    "synthesis_micro_batches": "1",
     "method.is_normalized": "False",
     "method.is_weighted_loss": "True",
     "method.student_crop_scale": "None",
@@ -64,32 +66,6 @@ _LATER = {
     "collected_share": "1.0",
 }
 """settings that are younger than recorded runs, with the value that those had: that one is left out of the hash"""
-
-_RECIPE_LEAST = {
-    **dict.fromkeys(("epochs", "batch_size"), 1),
-    **dict.fromkeys(("lr", "momentum", "weight_decay", "label_smoothing", "crop_padding"), 0),
-}
-_LEAST = {
-    **dict.fromkeys(("method.epochs", "method.batch_size", "method.synthesis_steps", "method.student_steps"), 1),
-    **dict.fromkeys(("method.noise_features", "method.generator_width", "method.latent_dim"), 1),
-    **dict.fromkeys(("method.synthetic_images", "method.inflation"), 1),
-    **dict.fromkeys(("method.discriminator_lr", "method.frequency_momentum", "method.blend_threshold"), 0),
-    **dict.fromkeys(("method.head_features", "method.num_negatives"), 1),
-    **dict.fromkeys(("method.image_lr", "method.lr_warmup_steps", "method.window_decay"), 0),
-    **dict.fromkeys(("method.warmup_epochs", "method.warmup_rounds", "method.rounds", "method.generator_life"), 0),
-    **dict.fromkeys(("method.student_lr", "method.student_lr_min", "method.generator_lr", "method.crop_padding"), 0),
-    **dict.fromkeys(("method.student_momentum", "method.student_weight_decay"), 0),
-    "method.synthesis_batch_size": 2,  # one image has no batch statistics
-    **{f"{section}.{key}": least for section in ("recipe", "teacher_recipe") for key, least in _RECIPE_LEAST.items()},
-    **dict.fromkeys(("image_size", "threads", "stop_after_epoch", "pool.capacity", "log.every"), 1),
-    **dict.fromkeys(("checkpoint.every", "checkpoint.keep", "eval.batch_size", "batch_size"), 1),
-    **dict.fromkeys(("eval.workers", "eval.resize", "workers", "resize"), 1),
-    **dict.fromkeys(("seed", "cache_teacher_logits", "eval.every", "log.images_per_class", "pool.prefetch"), 0),
-    "num_classes": 2,
-}
-"""the least value of a setting, whichever config has it"""
-
-_ABOVE_ZERO = ("method.kd_temperature", "method.contrastive_temperature", "collected_share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +87,10 @@ class TrainConfig(Hardware, Generic[M]):
     cache_teacher_logits: int = 0
     """let the student see so many crops and flips of each image, answered by the teacher once and kept; 0: all of them,
     answered in each step. Changes results
+    """
+    synthesis_micro_batches: int = 1
+    """parts that a synthesis batch is computed in, one behind the other, to save memory; batch statistics are each
+    part's own, which changes results
     """
     train_teacher: bool = False
     """first train the teacher on the training split of --data, by [teacher_recipe]; kept for the next run"""
@@ -208,9 +188,9 @@ def check_values(config: Any) -> None:
         setting = f"--{key.replace('_', '-')} {value}"
         if not math.isfinite(value):
             raise UserError(f"{setting}: choose a finite number")
-        if key in _LEAST and value < _LEAST[key]:
-            raise UserError(f"{setting}: choose {_LEAST[key]} or more")
-        if key in _ABOVE_ZERO and value <= 0:
+        if key in LEAST and value < LEAST[key]:
+            raise UserError(f"{setting}: choose {LEAST[key]} or more")
+        if key in ABOVE_ZERO and value <= 0:
             raise UserError(f"{setting}: choose more than 0")
 
 

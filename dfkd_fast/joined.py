@@ -7,7 +7,7 @@ times their number, without a message. At one rank everything here is the identi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from dfkd_kernels import Moments
 T = TypeVar("T", Tensor, Tensor | None)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class JoinedBatch:
     """Which rows of a joined batch are this rank's: the `rank`-th of `size` equal parts, in order."""
 
@@ -40,6 +40,14 @@ class JoinedBatch:
         gathered: Tensor = part if self.size == 1 else _Gather.apply(part, self.rank, self.size)
         return gathered
 
+    def whole(self, joined: Tensor) -> Tensor:
+        """What `gather` gives for this rank's rows of a tensor (B, ...) that all ranks have."""
+        return joined
+
+    def micro_batches(self) -> Iterator[float]:
+        """Once for each part that a step computes behind the other, with its share of the step's loss: here 1."""
+        yield 1.0
+
     def moments(self, found: Sequence[Moments]) -> Sequence[Moments]:
         """Those of the joined batch, about the same shifts, with one message for all layers. Differentiable."""
         if self.size == 1 or not found:
@@ -51,6 +59,38 @@ class JoinedBatch:
             Moments(parts[2 * index], parts[2 * index + 1], layer.shift, layer.count * self.size)
             for index, layer in enumerate(found)
         ]
+
+
+class MicroBatches(JoinedBatch):
+    """One process's batch in `number` equal parts, computed one behind the other (`--synthesis-micro-batches`).
+
+    Nothing is joined: statistics are each part's own. Between steps the batch is whole.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def __bool__(self) -> bool:
+        return False
+
+    def gather(self, part: Tensor) -> Tensor:
+        return part
+
+    def whole(self, joined: Tensor) -> Tensor:
+        return self.part(joined)
+
+    def micro_batches(self) -> Iterator[float]:
+        self.size = self.number
+        try:
+            for rank in range(self.number):
+                self.rank = rank
+                yield 1 / self.number
+        finally:
+            self.rank, self.size = 0, 1
+
+    def moments(self, found: Sequence[Moments]) -> Sequence[Moments]:
+        return found
 
 
 ALONE = JoinedBatch()

@@ -28,6 +28,7 @@ LAYERS: dict[str, int] = {
             "losses",
             "sampling",
             "compilation",
+            "config_limits",
             "config_sections",
         ],
         1,
@@ -43,7 +44,7 @@ LAYERS: dict[str, int] = {
 }
 # Within one layer a package may use these neighbours; the arrows must not close a circle (checked below).
 NEIGHBOURS: dict[str, set[str]] = {
-    "config": {"config_sections", "flags", "recipes"},
+    "config": {"config_limits", "config_sections", "flags", "recipes"},
     "runtime": {"compilation", "joined", "optim", "process_group"},
     "joined": {"process_group"},
     "joined_norm": {"joined", "process_group"},

@@ -14,10 +14,11 @@ from dfkd_fast.config import TrainConfig
 from dfkd_fast.data import load_split
 from dfkd_fast.errors import UserError, one_of
 from dfkd_fast.image_stream import LabelledImages
+from dfkd_fast.joined import MicroBatches
 from dfkd_fast.joined_norm import join_norms
 from dfkd_fast.loops.class_vectors import class_vectors
 from dfkd_fast.loops.evaluate import check_fit
-from dfkd_fast.loops.ranks import check_joined, share_of_rank
+from dfkd_fast.loops.ranks import check_joined, check_micro_batches, share_of_rank
 from dfkd_fast.loops.teacher import cached_teacher
 from dfkd_fast.methods.base import CollectedImages, Method, Setup
 from dfkd_fast.models.factory import ModelInfo, load_model, saved_info
@@ -167,8 +168,10 @@ def make_method(
     embeddings, text = class_vectors(config, method_class, teacher.info.num_classes, test)
     seed_phase(config.seed, 0, 0, "method")
     share = share_of_rank(config.method, runtime.shares)
-    twin, joined = frozen_twin(student), runtime.joined
+    parts = config.synthesis_micro_batches
+    twin, joined = frozen_twin(student), runtime.joined if parts == 1 else MicroBatches(parts)
     method = method_class(share, Setup(teacher, twin, teacher.info, embeddings, text, collected, joined))
     runtime.place(method)
     check_joined(method, config.method_name)
+    check_micro_batches(method, config.method_name, parts, runtime)
     return method

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dfkd_fast.checkpoint import Checkpoint, checkpoints_in, latest_boundary, latest_checkpoint
-from dfkd_fast.errors import UserError
+from dfkd_fast.errors import UserError, one_of
 from dfkd_fast.methods.base import Method, MethodConfig
 from dfkd_fast.pool.shards import shard_folder
 from dfkd_fast.runtime import Runtime
@@ -42,6 +42,20 @@ def check_joined(method: Method, name: str) -> None:
             if getattr(source.config, batch) % size:
                 flag = f"--method.{batch.replace('_', '-')} {getattr(method.config, batch)}"
                 raise UserError(f"{flag}: choose a multiple of {size}, the number of processes, for each image size")
+
+
+def check_micro_batches(method: Method, name: str, number: int, runtime: Runtime) -> None:
+    """Raise UserError where `--synthesis-micro-batches` cannot part a method's batches, or not evenly."""
+    flag = f"--synthesis-micro-batches {number}"
+    if number > 1 and not method.splits_batches:
+        raise UserError(f"{flag}: {name} needs its whole batch in one step; choose 1")
+    if number > 1 and runtime.joined:
+        raise UserError(f"{flag}: parts are not joined, so --bn.scope global cannot hold; choose 1, or --bn.scope rank")
+    for source in method.sources():
+        size = source.config.synthesis_batch_size
+        if size % number or size // number < 2:  # one image has no batch statistics
+            choices = one_of(str(parts) for parts in range(1, size // 2 + 1) if size % parts == 0)
+            raise UserError(f"{flag}: batches of {size} images cannot be parted so; choose {choices}")
 
 
 def checkpoint_folder(run_dir: Path, runtime: Runtime) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ from dfkd_fast.runtime import Runtime
 
 OnStep = Callable[[LossTerms, int], None]
 """called after each step with its loss terms and the number of images it saw; raises to stop the run"""
+
+
+_Made = tuple[Tensor, Tensor, LossTerms]
+"""images, loss and terms, without gradients"""
 
 
 class Synthesizer:
@@ -71,20 +75,18 @@ class Synthesizer:
         """One step: images, loss, backward, best iterate, optimiser. Returns the detached terms."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        with self.runtime.autocast():
-            images, terms = self._forward()
-        loss = weighted_sum(terms, self.method.config)
-        self.scaler.scale(loss).backward()
+        parts = [self._part(share) for share in self.method.joined.micro_batches()]
+        images, loss, terms = parts[0] if len(parts) == 1 else _joined(parts)
         if self.runtime.joined:  # the batch's loss decides which images are kept, and its terms are shown
-            self.runtime.average([*self._gradients(), loss.detach(), *(term.detach() for term in terms.values())])
+            self.runtime.average([*self._gradients(), loss, *terms.values()])
         elif self.method.synchronized:
             self.runtime.average(self._gradients())
-        self._keep_best(loss.detach(), images.detach())
+        self._keep_best(loss, images)
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
         self.method.end_step()
-        return {name: term.detach() for name, term in terms.items()}
+        return terms
 
     def fill(self) -> Iterator[SynthBatch]:
         """What goes into the pool once the warm-up's rounds are over, batch by batch."""
@@ -92,6 +94,14 @@ class Synthesizer:
             with torch.no_grad(), self.runtime.autocast():
                 batch = self.method.fill(index)
             yield batch
+
+    def _part(self, share: float) -> _Made:
+        """Forward and backward of the batch, or of the next micro-batch, which has a share of the loss."""
+        with self.runtime.autocast():
+            images, terms = self._forward()
+        loss = weighted_sum(terms, self.method.config)
+        self.scaler.scale(loss if share == 1 else loss * share).backward()
+        return images.detach(), loss.detach(), {name: term.detach() for name, term in terms.items()}
 
     def _gradients(self) -> list[Tensor]:
         learning = [
@@ -111,3 +121,10 @@ class Synthesizer:
         torch.where(better, loss, self.best_loss, out=self.best_loss)
         with torch.no_grad():
             self.method.keep_best(better)
+
+
+def _joined(parts: Sequence[_Made]) -> _Made:
+    """All images, and the means of losses and terms."""
+    images, losses, terms = zip(*parts, strict=True)
+    means = {name: torch.stack([part[name] for part in terms]).mean() for name in terms[0]}
+    return torch.cat(images), torch.stack(losses).mean(), means

@@ -42,6 +42,8 @@ class Method(nn.Module):
     """one generator for all ranks: gradients are averaged in each step, buffers after the rounds; else one for each"""
     joins_batches: ClassVar[bool] = False
     """whether `--bn.scope global` makes all ranks together what one process is: `Setup.joined` is heeded throughout"""
+    splits_batches: ClassVar[bool] = False
+    """whether `--synthesis-micro-batches` may compute a batch in parts: all that is kept of a step is images"""
     turns: ClassVar[int] = 1
     """steps in turn, unlike each other, that make one iteration (a GAN: 2); what a step costs is their mean"""
     text_sources: ClassVar[Sequence[str]] = ()

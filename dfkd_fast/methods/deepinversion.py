@@ -88,7 +88,7 @@ class DeepInversionConfig(MethodConfig):
 
 class DeepInversion(Method):
     loop = "alternating"
-    joins_batches = True
+    joins_batches = splits_batches = True
     paper = "arXiv:1912.08795"
 
     bn_weights: Tensor

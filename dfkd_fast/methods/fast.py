@@ -76,7 +76,7 @@ class FastConfig(MethodConfig):
 
 class Fast(Method):
     loop = "alternating"
-    joins_batches = True
+    joins_batches = splits_batches = True
     paper = "arXiv:2112.06253"
 
     labels: Tensor

@@ -120,7 +120,7 @@ class MuseConfig(MuseSConfig):
 class Muse(Method):
     """MUSE at any number of image sizes: a generator for each, a student that learns from all (Eqs. 7 and 8)."""
 
-    loop, joins_batches = "alternating", True
+    loop, joins_batches, splits_batches = "alternating", True, True
     text_sources = (*SOURCES, CENTRES)
     paper = "arXiv:2411.17046"
 

@@ -99,7 +99,8 @@ class MuseScale(Method):
             seen = student(view)
             terms["adv"] = disagreement(seen.logits, teacher.logits)  # Eq. 3, alpha_adv
             if self.config.aed_weight:
-                terms["aed"] = embedding.repulsion(self.joined.gather(seen.pooled()), self.labels)  # Eq. 12
+                gather, whole = self.joined.gather, self.joined.whole
+                terms["aed"] = embedding.repulsion(gather(seen.pooled()), whole(self.labels))  # Eq. 12
         return images, terms
 
     def end_round(self, best_images: Tensor) -> SynthBatch:

@@ -68,7 +68,7 @@ class NayerConfig(MethodConfig):
 
 class Nayer(Method):
     loop = "alternating"
-    joins_batches = True
+    joins_batches = splits_batches = True
     text_sources = SOURCES
     paper = "arXiv:2310.00258"
 

@@ -78,7 +78,7 @@ class SsdkdConfig(MethodConfig):
 
 class Ssdkd(Method):
     loop = "alternating"
-    joins_batches = True
+    joins_batches = splits_batches = True
     paper = "arXiv:2406.07876"
     pool_policy = "ring"
 

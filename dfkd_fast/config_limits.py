@@ -1,0 +1,32 @@
+"""What a number among the settings may not fall below, by its key, whichever config has it. Imports nothing."""
+
+from __future__ import annotations
+
+_RECIPE_LEAST = {
+    **dict.fromkeys(("epochs", "batch_size"), 1),
+    **dict.fromkeys(("lr", "momentum", "weight_decay", "label_smoothing", "crop_padding"), 0),
+}
+LEAST = {
+    **dict.fromkeys(("method.epochs", "method.batch_size", "method.synthesis_steps", "method.student_steps"), 1),
+    **dict.fromkeys(("method.noise_features", "method.generator_width", "method.latent_dim"), 1),
+    **dict.fromkeys(("method.synthetic_images", "method.inflation"), 1),
+    **dict.fromkeys(("method.discriminator_lr", "method.frequency_momentum", "method.blend_threshold"), 0),
+    **dict.fromkeys(("method.head_features", "method.num_negatives"), 1),
+    **dict.fromkeys(("method.image_lr", "method.lr_warmup_steps", "method.window_decay"), 0),
+    **dict.fromkeys(("method.warmup_epochs", "method.warmup_rounds", "method.rounds", "method.generator_life"), 0),
+    **dict.fromkeys(("method.student_lr", "method.student_lr_min", "method.generator_lr", "method.crop_padding"), 0),
+    **dict.fromkeys(("method.student_momentum", "method.student_weight_decay"), 0),
+    "method.synthesis_batch_size": 2,  # one image has no batch statistics
+    **{f"{section}.{key}": least for section in ("recipe", "teacher_recipe") for key, least in _RECIPE_LEAST.items()},
+    **dict.fromkeys(
+        ("image_size", "synthesis_micro_batches", "threads", "stop_after_epoch", "pool.capacity", "log.every"), 1
+    ),
+    **dict.fromkeys(("checkpoint.every", "checkpoint.keep", "eval.batch_size", "batch_size"), 1),
+    **dict.fromkeys(("eval.workers", "eval.resize", "workers", "resize"), 1),
+    **dict.fromkeys(("seed", "cache_teacher_logits", "eval.every", "log.images_per_class", "pool.prefetch"), 0),
+    "num_classes": 2,
+}
+"""the least value of a setting, whichever config has it"""
+
+ABOVE_ZERO = ("method.kd_temperature", "method.contrastive_temperature", "collected_share")
+"""settings that must be above 0"""

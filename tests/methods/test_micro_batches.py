@@ -1,0 +1,104 @@
+"""`--synthesis-micro-batches`: a synthesis batch in parts, whose gradients and images are put together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import tiny, write_teacher
+
+from dfkd_fast.catalog import METHODS
+from dfkd_fast.errors import UserError
+from dfkd_fast.joined import MicroBatches
+from dfkd_fast.loops.networks import load_method
+from dfkd_fast.loops.synthesis import Synthesizer
+from dfkd_fast.loops.train import train
+from dfkd_fast.methods.base import Setup
+from dfkd_fast.methods.deepinversion import DeepInversion, DeepInversionConfig
+from dfkd_fast.methods.nayer import Nayer, NayerConfig
+from dfkd_fast.models.teacher import FrozenNet, NetOutput
+from dfkd_fast.runtime import Runtime
+
+SPLITTING = [name for name in METHODS if load_method(name).splits_batches]
+BATCH = 24
+
+
+@pytest.fixture
+def teacher_file(tmp_path: Path) -> Path:
+    return write_teacher(tmp_path / "teacher.safetensors")
+
+
+def pixel_gradients(setup: Setup, runtime: Runtime, parts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients and kept images of one step on pixels; the loss is a mean over images and nothing is drawn."""
+    config = DeepInversionConfig(
+        synthesis_batch_size=BATCH, synthesis_steps=1, bn_weight=0.0, jitter=0, jitter_flip=False, tv_l2_weight=1e-3
+    )
+    torch.manual_seed(0)
+    method = DeepInversion(config, setup._replace(joined=MicroBatches(parts)))
+    runtime.place(method)
+    synthesizer = Synthesizer(method, runtime)
+    method.begin_round(0, 0)
+    synthesizer.step()
+    assert method.pixels.grad is not None
+    assert synthesizer.best_images is not None
+    return method.pixels.grad, synthesizer.best_images
+
+
+@pytest.mark.parametrize("parts", [2, 4, 12])
+def test_without_statistics_parts_are_the_whole(setup: Setup, runtime: Runtime, parts: int) -> None:
+    whole, in_parts = (pixel_gradients(setup, runtime, number) for number in (1, parts))
+    for first, second in zip(whole, in_parts, strict=True):
+        assert first.abs().sum() > 0
+        torch.testing.assert_close(first, second, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SPLITTING)
+def test_a_run_in_parts(name: str, tmp_path: Path, teacher_file: Path) -> None:
+    config = tiny(name, teacher_file, tmp_path / name, synthesis_micro_batches=2)
+    config = replace(config, method=replace(config.method, synthesis_batch_size=BATCH))
+    if name == "muse":
+        config = replace(config, method=replace(config.method, batch_shares=(1, 1)))
+    folder = train(config)
+    assert (folder / "student.safetensors").is_file()
+
+
+class Counted:
+    """A teacher that remembers how many images it saw at once."""
+
+    def __init__(self, teacher: FrozenNet, seen: list[int]) -> None:
+        self.teacher, self.seen = teacher, seen
+
+    def __call__(self, view: torch.Tensor) -> NetOutput:
+        self.seen.append(len(view))
+        return self.teacher(view)
+
+
+def test_networks_see_parts_and_the_pool_all(setup: Setup, runtime: Runtime) -> None:
+    config = NayerConfig(synthesis_batch_size=BATCH, synthesis_steps=2, noise_features=16, generator_width=16)
+    method = Nayer(config, setup._replace(joined=MicroBatches(3)))
+    runtime.place(method)
+    seen: list[int] = []
+    method.teacher = Counted(method.teacher, seen)  # type: ignore[assignment]
+    made = Synthesizer(method, runtime).round(0, 0, lambda *_: None)
+    assert seen == [BATCH // 3] * 3 * config.synthesis_steps
+    assert len(made.images) == len(made.labels) == BATCH
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "parts", "message"),
+    [
+        ("nayer", 24, 5, r"^--synthesis-micro-batches 5: batches of 24 images cannot be parted so; choose 1, 2, 3, 4,"),
+        ("nayer", 24, 24, r"^--synthesis-micro-batches 24: batches of 24 images .* choose 1, 2, 3, 4, 6, 8 or 12$"),
+        ("nayer", 24, 0, r"^--synthesis-micro-batches 0: "),
+        ("cmi", 24, 2, r"^--synthesis-micro-batches 2: cmi needs its whole batch in one step; choose 1$"),
+    ],
+)
+def test_numbers_that_cannot_be(
+    name: str, batch: int, parts: int, message: str, tmp_path: Path, teacher_file: Path
+) -> None:
+    config = tiny(name, teacher_file, tmp_path / name, synthesis_micro_batches=parts)
+    with pytest.raises(UserError, match=message):
+        train(replace(config, method=replace(config.method, synthesis_batch_size=batch)))
+    assert not (tmp_path / name).exists()
