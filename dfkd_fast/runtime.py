@@ -173,12 +173,7 @@ def make_runtime(
         torch.set_num_threads(threads)
     if precision == "tf32" and chosen.type != "cuda":
         raise UserError(f"--precision tf32: needs a CUDA device, not {chosen}; choose fp32, bf16 or fp16")
-    if chosen.type == "cuda":
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        torch.backends.cudnn.benchmark = True  # shapes are static
-    else:
-        keep_freed_memory()
+    _set_switches(chosen, precision)
     check_optimizer(optimizer, chosen)
     rank, world_size = process_group.join(chosen)
     whole = bn_scope == "global" and world_size > 1
@@ -195,6 +190,15 @@ def make_runtime(
         graphs=graphs and chosen.type == "cuda",
         optimizer=optimizer,
     )
+
+
+def _set_switches(device: torch.device, precision: str) -> None:
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.benchmark = True  # shapes are static
+    else:
+        keep_freed_memory()
 
 
 def has_fast_bf16(device: torch.device) -> bool:

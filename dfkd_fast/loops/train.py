@@ -133,10 +133,10 @@ class Run:
         if collected is not None:
             real = f"{len(collected)} real images of {collected.name}"
             self.logger.message(f"not strictly data-free: {config.method_name} also learns from {real}")
-        if runtime.compilation != "off" and runtime.device.type == "cpu":
-            pool_lines.append(f"--compile {runtime.compilation}: on a CPU the first step of each kind takes minutes")
         for line in pool_lines:
             self.logger.message(line)
+        if runtime.compilation != "off" and runtime.device.type == "cpu":
+            self.logger.message(f"--compile {runtime.compilation}: on a CPU the first step of each kind takes minutes")
         self.teacher_evaluation = self._evaluate_teacher()
         self.loop = LOOPS[method.loop](
             method=self.method,

@@ -23,6 +23,8 @@ def check_pool(config: PoolConfig, runtime: Runtime) -> None:
     host_only = config.stream == "dali"
     if host_only:
         import_dali()
+    if config.storage == "mmap" and runtime.joined:
+        raise UserError("--pool.storage mmap: --bn.scope global keeps the pool in each process's memory; choose device")
     choose_tier(config.storage, 0, device=runtime.device, room=Room(0, 0), on_disk=True, host_only=host_only)
 
 
@@ -48,10 +50,6 @@ def make_pool(
         capacity = -(-config.capacity // runtime.shares)
     channels, height, width = image_shape
     writes = runtime.is_main or not runtime.joined  # joined ranks have one pool, each the whole of it in memory
-    if config.storage == "mmap" and runtime.joined:
-        raise UserError(
-            "--pool.storage mmap: with --bn.scope global each process keeps the pool in memory; choose device"
-        )
     tier, why = choose_tier(
         config.storage,
         capacity * (channels * height * width + extra_bytes),

@@ -16,11 +16,14 @@ from tiny_runs import tiny, write_teacher
 
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.config import TrainConfig
-from dfkd_fast.config_sections import BnConfig
+from dfkd_fast.config_sections import BnConfig, PoolConfig
 from dfkd_fast.errors import UserError
+from dfkd_fast.joined import JoinedBatch
 from dfkd_fast.loops import run_costs
 from dfkd_fast.loops.networks import load_method
 from dfkd_fast.loops.train import train
+from dfkd_fast.pool.build import check_pool
+from dfkd_fast.runtime import Runtime
 
 RANKS = 2
 CLAIMED = [name for name in METHODS if load_method(name).joins_batches]
@@ -104,3 +107,12 @@ def test_a_method_that_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     message = r"^--bn\.scope global: fast cannot join the batches of its ranks; choose rank$"
     with pytest.raises(UserError, match=message):
         run("fast", tmp_path)
+
+
+def test_a_pool_in_files_is_refused() -> None:
+    """Before anything is written: one rank writes them, and the others' would change under their hands."""
+    cpu, files = torch.device("cpu"), PoolConfig(storage="mmap")
+    runtime = Runtime(device=cpu, precision="fp32", channels_last=False, world_size=2)
+    check_pool(files, runtime)
+    with pytest.raises(UserError, match=r"^--pool\.storage mmap: --bn\.scope global keeps the pool in each process's"):
+        check_pool(files, replace(runtime, joined=JoinedBatch(0, 2)))
