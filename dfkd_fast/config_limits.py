@@ -9,7 +9,9 @@ _RECIPE_LEAST = {
 LEAST = {
     **dict.fromkeys(("method.epochs", "method.batch_size", "method.synthesis_steps", "method.student_steps"), 1),
     **dict.fromkeys(("method.noise_features", "method.generator_width", "method.latent_dim"), 1),
-    **dict.fromkeys(("method.synthetic_images", "method.inflation"), 1),
+    **dict.fromkeys(("method.synthetic_images", "method.inflation", "method.student_steps_per_round"), 1),
+    **dict.fromkeys(("method.grad_cam_stages", "method.attention_stages", "method.exchange_probability"), 0),
+    **dict.fromkeys(("method.latent_lr", "method.meta_lr", "method.reset_epoch"), 0),
     **dict.fromkeys(("method.discriminator_lr", "method.frequency_momentum", "method.blend_threshold"), 0),
     **dict.fromkeys(("method.head_features", "method.num_negatives"), 1),
     **dict.fromkeys(("method.image_lr", "method.lr_warmup_steps", "method.window_decay"), 0),

@@ -186,6 +186,23 @@ def test_check(flags: str, message: str) -> None:
     assert str(error.value).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("method", "flag", "least"),
+    [
+        ("dfq", "--method.student-steps-per-round", 1),
+        ("zskt", "--method.attention-stages", 0),
+        ("spaceshipnet", "--method.exchange-probability", 0),
+        ("msarc", "--method.grad-cam-stages", 0),
+        ("msarc", "--method.latent-lr", 0),
+    ],
+)
+def test_limits_of_methods(method: str, flag: str, least: int) -> None:
+    config = load_config(default_config(method), preset="digits", flags=[flag, str(least)])
+    config.check()
+    with pytest.raises(UserError, match=rf"^{flag} {least - 1}(\.0)?: choose {least} or more$"):
+        load_config(config, flags=[flag, str(least - 1)]).check()
+
+
 def test_run_folder() -> None:
     flags = ["--teacher", "tv:resnet50", "--student", "cnn", "--seed", "2"]
     assert toy(*flags).run_folder == Path("runs/toy-nodata-tv_resnet50-cnn-s2")
