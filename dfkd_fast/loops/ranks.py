@@ -46,15 +46,19 @@ def check_joined(method: Method, name: str) -> None:
 
 def check_micro_batches(method: Method, name: str, number: int, runtime: Runtime) -> None:
     """Raise UserError where `--synthesis-micro-batches` cannot part a method's batches, or not evenly."""
+    if number == 1:
+        return
     flag = f"--synthesis-micro-batches {number}"
-    if number > 1 and not method.splits_batches:
+    if not method.splits_batches:
         raise UserError(f"{flag}: {name} needs its whole batch in one step; choose 1")
-    if number > 1 and runtime.joined:
+    if runtime.joined:
         raise UserError(f"{flag}: parts are not joined, so --bn.scope global cannot hold; choose 1, or --bn.scope rank")
+    if runtime.compilation != "off":  # which part it is is Python's: each would be compiled by itself
+        raise UserError(f"{flag}: does not go with --compile {runtime.compilation}; choose off")
     for source in method.sources():
         size = source.config.synthesis_batch_size
         if size % number or size // number < 2:  # one image has no batch statistics
-            choices = one_of(str(parts) for parts in range(1, size // 2 + 1) if size % parts == 0)
+            choices = one_of(["1", *(str(parts) for parts in range(2, size // 2 + 1) if size % parts == 0)])
             raise UserError(f"{flag}: batches of {size} images cannot be parted so; choose {choices}")
 
 

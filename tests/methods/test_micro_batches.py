@@ -11,8 +11,9 @@ from tiny_runs import tiny, write_teacher
 
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.errors import UserError
-from dfkd_fast.joined import MicroBatches
+from dfkd_fast.joined import JoinedBatch, MicroBatches
 from dfkd_fast.loops.networks import load_method
+from dfkd_fast.loops.ranks import check_micro_batches
 from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.loops.train import train
 from dfkd_fast.methods.base import Setup
@@ -91,6 +92,7 @@ def test_networks_see_parts_and_the_pool_all(setup: Setup, runtime: Runtime) -> 
     [
         ("nayer", 24, 5, r"^--synthesis-micro-batches 5: batches of 24 images cannot be parted so; choose 1, 2, 3, 4,"),
         ("nayer", 24, 24, r"^--synthesis-micro-batches 24: batches of 24 images .* choose 1, 2, 3, 4, 6, 8 or 12$"),
+        ("nayer", 3, 2, r"^--synthesis-micro-batches 2: batches of 3 images cannot be parted so; choose 1$"),
         ("nayer", 24, 0, r"^--synthesis-micro-batches 0: "),
         ("cmi", 24, 2, r"^--synthesis-micro-batches 2: cmi needs its whole batch in one step; choose 1$"),
     ],
@@ -102,3 +104,15 @@ def test_numbers_that_cannot_be(
     with pytest.raises(UserError, match=message):
         train(replace(config, method=replace(config.method, synthesis_batch_size=batch)))
     assert not (tmp_path / name).exists()
+
+
+def test_what_parts_do_not_go_with(setup: Setup, runtime: Runtime) -> None:
+    """Nor does one part ask anything: a rank may have a single image."""
+    config = NayerConfig(synthesis_batch_size=BATCH, noise_features=16, generator_width=16)
+    method, together = Nayer(config, setup), replace(runtime, joined=JoinedBatch(0, 2))
+    for asked, message in ((together, "--bn.scope global cannot hold"), (replace(runtime, compilation="max"), "max")):
+        with pytest.raises(UserError, match=f"^--synthesis-micro-batches 2: .*{message}"):
+            check_micro_batches(method, "nayer", 2, asked)
+        check_micro_batches(method, "nayer", 1, asked)
+    method.config = replace(config, synthesis_batch_size=1)
+    check_micro_batches(method, "nayer", 1, runtime)
