@@ -29,8 +29,8 @@ def explained(phase: str, epoch: int, config: MethodConfig, runtime: Runtime) ->
     except Exception as error:
         if is_out_of_memory(error):
             raise UserError(
-                f"{batch_setting(phase, config)}: {where} ran out of memory on {runtime.describe()}; choose a smaller "
-                "batch or --precision bf16, or go on from the last phase with --resume on a larger device"
+                f"{batch_setting(phase, config, runtime.shares)}: {where} ran out of memory on "
+                f"{runtime.describe()}; choose a smaller batch or --precision bf16, or go on from the last phase with --resume on a larger device"
             ) from error
         if is_compile_failure(error):
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -40,11 +40,11 @@ def explained(phase: str, epoch: int, config: MethodConfig, runtime: Runtime) ->
         raise
 
 
-def batch_setting(phase: str, config: MethodConfig) -> str:
-    """The flag, with its value, that decides how much memory a phase takes."""
+def batch_setting(phase: str, config: MethodConfig, shares: int) -> str:
+    """The flag that decides how much memory a phase takes, with its value: `config` is one of so many shares."""
     if phase == "synthesis":
-        return f"--method.synthesis-batch-size {config.synthesis_batch_size}"
-    return f"--method.batch-size {config.batch_size}"
+        return f"--method.synthesis-batch-size {config.synthesis_batch_size * shares}"
+    return f"--method.batch-size {config.batch_size * shares}"
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -16,11 +16,12 @@ from torch import Tensor
 from dfkd_fast.checkpoint import latest_checkpoint
 from dfkd_fast.errors import UserError
 from dfkd_fast.loops.failures import check_finite, explained, is_out_of_memory
+from dfkd_fast.loops.ranks import share_of_rank
 from dfkd_fast.loops.student import StudentTrainer
 from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.loops.train import train
 from dfkd_fast.methods.nayer import NayerConfig
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.runtime import Runtime, make_runtime
 
 
 @pytest.fixture
@@ -51,6 +52,14 @@ def test_out_of_memory(
     assert (checkpoint and checkpoint.phase) == kept
     train(config, resume=True)
     assert (config.run_folder / "student.safetensors").exists()
+
+
+def test_the_flag_has_the_batch_of_all_processes(config: Any, runtime: Runtime) -> None:
+    two = replace(runtime, world_size=2)
+    share = share_of_rank(replace(config.method, synthesis_batch_size=24, batch_size=46), 2)
+    message = r"^--method\.batch-size 46: distillation of epoch 1 ran out of memory"
+    with pytest.raises(UserError, match=message), explained("distillation", 0, share, two):
+        fail()
 
 
 def test_a_real_allocation_that_fails() -> None:
