@@ -30,7 +30,8 @@ def explained(phase: str, epoch: int, config: MethodConfig, runtime: Runtime) ->
         if is_out_of_memory(error):
             raise UserError(
                 f"{batch_setting(phase, config, runtime.shares)}: {where} ran out of memory on "
-                f"{runtime.describe()}; choose a smaller batch or --precision bf16, or go on from the last phase with --resume on a larger device"
+                f"{runtime.describe()}; choose a smaller batch or --precision bf16, or go on from the last phase with "
+                "--resume on a larger device"
             ) from error
         if is_compile_failure(error):
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
