@@ -20,6 +20,7 @@ from toy_networks import INFO
 
 from dfkd_fast.benchmark.rehearsal import rehearse
 from dfkd_fast.benchmark.watch import Window
+from dfkd_fast.catalog import presets
 from dfkd_fast.checkpoint import load_network
 from dfkd_fast.cli.main import main
 from dfkd_fast.config_sources import default_config, load_config
@@ -280,6 +281,17 @@ def test_a_golden_trajectory(make: Make, runtime: Runtime) -> None:
 def test_learning_rate_falls_in_steps() -> None:
     rates = [student_lr(HidfdConfig(), 500 + epoch) for epoch in (0, 149, 150, 179, 180, 210, 239)]
     assert rates == pytest.approx([0.05, 0.05, 5e-3, 5e-3, 5e-4, 5e-5, 5e-5])
+
+
+@pytest.mark.parametrize("name", [name for name in presets("hidfd") if name != "digits"])
+def test_an_epoch_is_one_pass(name: str) -> None:
+    """Of the GAN over a tenth of the data, of the student over as many generated and as many inflated images."""
+    recipe = load_config(default_config("hidfd"), preset=name).method
+    assert recipe.synthesis_steps == 2 * (recipe.synthetic_images // 10 // recipe.synthesis_batch_size)
+    assert recipe.student_steps == 2 * recipe.synthetic_images // recipe.batch_size
+    assert recipe.epochs - recipe.warmup_epochs == 240
+    assert recipe.batch_size == (256 if name == "imagenet" else 64)
+    assert (recipe.crop_scale, recipe.flip) == ((1.0, False) if name == "ham10000" else (0.08, True))
 
 
 @pytest.fixture
