@@ -38,8 +38,10 @@ SHAPES = {
     "imagewoof": (10, 224),
     "imagenet": (1000, 224),
     "digits": (10, 32),
+    "cinic": (10, 32),
+    "ham10000": (7, 224),
 }
-"""what a preset's name begins with -> classes and pixels per side"""
+"""the data set that a preset is named after -> classes and pixels per side, where the preset does not say"""
 
 TARGETS = (
     "nayer/cifar10",
@@ -95,15 +97,17 @@ def read_target(name: str) -> Target:
     known = presets(method)
     if preset not in known:
         raise unknown(f"bench methods {method}/", preset, known)
-    dataset = next((dataset for dataset in SHAPES if preset.startswith(dataset)), None)
-    if dataset is None:
+    config = load_config(default_config(method), preset=preset)
+    dataset = next((dataset for dataset in SHAPES if preset == dataset or preset.startswith(f"{dataset}-")), "")
+    shape = SHAPES.get(dataset, (0, 0))
+    classes, size = config.num_classes or shape[0], config.image_size or shape[1]
+    if not (classes and size):
         raise UserError(f"bench methods {name}: it is not known how large its images are; choose another preset")
     about = tomllib.loads(known[preset].read_text(encoding="utf-8"))["preset"]
-    classes, size = SHAPES[dataset]
     return Target(
         method=method,
         preset=preset,
-        config=load_config(default_config(method), preset=preset),
+        config=config,
         info=ModelInfo(name="", num_classes=classes, image_size=size, mean=(0.5,) * 3, std=(0.25,) * 3),
         published_hours=about.get("hours"),
         source=about["source"],

@@ -13,6 +13,7 @@ import torch
 from dfkd_fast.benchmark import methods
 from dfkd_fast.benchmark.plot import plot
 from dfkd_fast.benchmark.watch import Window
+from dfkd_fast.catalog import METHODS, presets
 from dfkd_fast.cli.main import main
 from dfkd_fast.runtime import Runtime, make_runtime
 
@@ -80,6 +81,19 @@ def test_every_target_of_the_default_exists_and_published_hours_are_the_presets(
     assert targets["nayer/cifar100"].published_hours == 7.22
     assert targets["muse-s/imagenet"].published_hours == 31.4
     assert all(target.published_hours for target in targets.values())
+
+
+def test_every_preset_can_be_measured() -> None:
+    """Its classes and pixels are the preset's own, or its data set's: ImageNet100 is not ImageNet."""
+    targets = {
+        f"{method}/{name}": methods.read_target(f"{method}/{name}") for method in METHODS for name in presets(method)
+    }
+    shapes = {name: (target.info.num_classes, target.info.image_size) for name, target in targets.items()}
+    assert shapes["msarc/imagenet100"] == (100, 224)
+    assert shapes["msarc/bloodmnist"] == (8, 64)
+    assert shapes["hidfd/ham10000"] == (7, 224)
+    assert shapes["hidfd/imagenet"] == shapes["muse-s/imagenet-deit"] == (1000, 224)
+    assert shapes["zskt/cifar10-original"] == (10, 32)
 
 
 @pytest.mark.parametrize("name", ["nayer", "muse-s"])
