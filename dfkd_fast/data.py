@@ -133,6 +133,19 @@ def open_test(
     return ImageSet(_name(path), images, labels, files.class_names, *statistics, digest)
 
 
+def check_apart(source: str | Path, *, flag: str = "--data") -> None:
+    """Raise UserError where the training images of a source are its test images: a tree without splits is both.
+
+    By the files: large test images are cut otherwise than training images, so that pixels tell nothing.
+    """
+    path = Path(source)
+    if str(source) == "digits" or not path.exists() or find_cifar(path, flag=flag) is not None:
+        return
+    train, test = (find_images(path, split, flag=flag) for split in ("train", "test"))
+    if (train.source, train.names) == (test.source, test.names):
+        raise UserError(f"{flag} {source}: no test split apart from the training images; expected train/ and test/")
+
+
 def _check_classes(class_names: Sequence[str], source: str | Path, flag: str) -> None:
     if len(class_names) < 2:
         raise UserError(f"{flag} {source}: one class ({class_names[0]}); expected <class>/*.jpg for each class")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Literal, Protocol
 
 import torch
@@ -31,8 +30,6 @@ class LabelledImages(Protocol):
     def mean(self) -> tuple[float, ...]: ...
     @property
     def std(self) -> tuple[float, ...]: ...
-    @property
-    def digest(self) -> str: ...
     @property
     def num_classes(self) -> int: ...
     @property
@@ -111,11 +108,6 @@ class ImageStream:
     def num_classes(self) -> int:
         """K."""
         return len(self.class_names)
-
-    @property
-    def digest(self) -> str:
-        """Hash of the files' names: nobody has read the images."""
-        return sha256("\n".join((str(self.image_size), *self.files.names)).encode()).hexdigest()
 
     def batches(self, batch_size: int, rows: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, S, S, 3) uint8, on the device that has decoded them, and labels (B,) of `rows` in their order."""

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from dfkd_fast.data import load_split
+from dfkd_fast.data import check_apart, load_split
 from dfkd_fast.errors import UserError
 from dfkd_fast.image_statistics import STATISTICS, compute_statistics, known_statistics
 
@@ -95,6 +95,17 @@ def test_class_folders_alone_serve_either_split(tmp_path: Path) -> None:
     for split in ("train", "test"):
         found = load_split(root, split)  # type: ignore[arg-type]
         assert torch.equal(found.images, expected("test")[0])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_training_images_are_no_test_images(tmp_path: Path, packed: bool) -> None:
+    """Also where test images would be cut otherwise."""
+    both, whole = write_tree(tmp_path / "both"), write_tree(tmp_path / "whole", ("train",)) / "train"
+    sources = [as_tar(root, tmp_path / f"{root.name}.tar.gz") if packed else root for root in (both, whole)]
+    check_apart("digits")
+    check_apart(sources[0])
+    with pytest.raises(UserError, match=r"^--data .*: no test split apart from the training images; expected train/"):
+        check_apart(sources[1])
 
 
 def test_val_is_a_test_split_and_an_unlabelled_test_folder_is_passed_over(tmp_path: Path) -> None:

@@ -69,14 +69,17 @@ def train(model: str, arguments: Sequence[str]) -> None:
     out = check_out(options.out)
 
     from dfkd_fast.checkpoint import save_network
-    from dfkd_fast.data import load_split
+    from dfkd_fast.data import check_apart, load_split, open_test
+    from dfkd_fast.image_stream import Decoding
     from dfkd_fast.loops.teacher import train_teacher
     from dfkd_fast.runtime import make_runtime
 
     runtime = make_runtime(
         device=options.device, precision=options.precision, channels_last=options.channels_last, threads=options.threads
     )
-    images, test = (load_split(options.data, split, image_size=options.image_size) for split in ("train", "test"))
+    check_apart(options.data)
+    images = load_split(options.data, "train", image_size=options.image_size)
+    test = open_test(options.data, image_size=options.image_size, decoding=Decoding(flags="--"), device=runtime.device)
     network, found, _ = train_teacher(options.recipe, model, images, test, runtime=runtime)
     save_network(out, network, found)
     print(f"wrote {out}; to distil from it: dfkd-fast train METHOD --teacher {model} --teacher-weights {out}")

@@ -11,7 +11,7 @@ from torch import nn
 
 from dfkd_fast.catalog import FACTS, METHODS, MODELS
 from dfkd_fast.config import TrainConfig
-from dfkd_fast.data import load_split
+from dfkd_fast.data import check_apart, load_split
 from dfkd_fast.errors import UserError, one_of
 from dfkd_fast.image_stream import LabelledImages
 from dfkd_fast.joined import MicroBatches
@@ -54,6 +54,7 @@ def load_teacher(
     `test`. `on_step` is called after each step of a training and raises to stop it.
     """
     if config.train_teacher:
+        check_apart(str(config.data))
         train = load_split(str(config.data), "train", image_size=config.image_size)
         return cached_teacher(config.teacher_recipe, config.teacher, train, test, runtime=runtime, on_step=on_step)
     if config.teacher_weights is None and config.teacher in MODELS:

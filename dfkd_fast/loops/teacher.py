@@ -199,8 +199,6 @@ def _fresh_network(recipe: TeacherRecipe, model_name: str, train: ImageSet) -> t
 def _check_splits(train: ImageSet, test: LabelledImages | None) -> None:
     if test is None:
         return
-    if test.digest == train.digest:
-        raise UserError(f"--data {train.name}: no test split apart from the training images; expected train/ and test/")
     if test.class_names != train.class_names:
         odd = sorted(set(test.class_names) ^ set(train.class_names))
         raise UserError(f"--data {train.name}: training and test images are of different classes: {', '.join(odd[:3])}")
