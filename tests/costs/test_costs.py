@@ -15,7 +15,7 @@ from dfkd_fast.costs.flops import StepFlops, count_step_flops
 from dfkd_fast.costs.peak import matmul_rate
 from dfkd_fast.costs.work import SynthesisKind, Work, recipe_work
 from dfkd_fast.loops.train import load_method
-from dfkd_fast.methods.base import Method, Setup
+from dfkd_fast.methods.base import CollectedImages, Method, Setup
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.teacher import FrozenNet, frozen_twin
 from dfkd_fast.runtime import Runtime, make_runtime
@@ -44,7 +44,8 @@ def make(runtime: Runtime) -> Callable[..., Method]:
             known["image_sizes"] = (8, 16)[: len(config.image_sizes)]
         method_class = load_method(name)
         embeddings = torch.randn(INFO.num_classes, 512 if method_class.text_sources else 0)
-        setup = Setup(FrozenNet(network("cnn"), INFO, runtime), frozen_twin(network("cnn_s")), INFO, embeddings)
+        networks = FrozenNet(network("cnn"), INFO, runtime), frozen_twin(network("cnn_s"))
+        setup = Setup(*networks, INFO, embeddings, collected=CollectedImages.noise(INFO, 15))
         return method_class(replace(config, **known), setup)
 
     return build
