@@ -45,8 +45,9 @@ FLAGS = [
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model, info = load_model("cnn", num_classes=3, image_size=8, mean=(0.5,) * 3, std=(0.2,) * 3)
-    save_network(tmp_path_factory.mktemp("teacher") / "teacher.safetensors", model, info)
-    return tmp_path_factory.getbasetemp() / "teacher0" / "teacher.safetensors"
+    file = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_network(file, model, info)
+    return file
 
 
 def config_of(teacher: Path, folder: Path, *flags: str) -> TrainConfig[Any]:
