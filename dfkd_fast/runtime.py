@@ -109,6 +109,10 @@ class Runtime:
             for value, mean in zip(values, flat.split(sizes), strict=True):
                 value.copy_(mean.view(value.shape))
 
+    def average_buffers(self, *modules: nn.Module) -> None:
+        """The same for the modules' running statistics: what is no floating point number stays."""
+        self.average([value for module in modules for value in module.buffers() if value.is_floating_point()])
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world_size > 1:

@@ -44,7 +44,7 @@ class AlternatingLoop(Loop):
                 for index in range(count):
                     self._round(synthesizer, epoch, index, on_step)
                 if self.method.synchronized:
-                    self.runtime.average([value for value in self.method.buffers() if value.is_floating_point()])
+                    self.runtime.average_buffers(self.method)
                 if ready:
                     self._fill(synthesizer, on_step)
         self._boundary(epoch, "synthesis")

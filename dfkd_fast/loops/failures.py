@@ -69,9 +69,10 @@ def rate_setting(phase: str, config: MethodConfig) -> str:
     """The flag, with its value, of the learning rate of a phase; of both rates where generator and student take
     turns.
     """
-    names = [name for name in ("generator_lr", "image_lr") if hasattr(config, name)][: phase == "synthesis"]
-    if phase != "synthesis":
-        names = ["student_lr", *(["generator_lr"] if isinstance(config, StepwiseConfig) else [])]
+    if phase == "synthesis":
+        names = ["generator_lr" if hasattr(config, "generator_lr") else "image_lr"]
+    else:
+        names = ["student_lr", "generator_lr"] if isinstance(config, StepwiseConfig) else ["student_lr"]
     return " or ".join(f"--method.{name.replace('_', '-')} {getattr(config, name)}" for name in names)
 
 

@@ -68,7 +68,7 @@ class StepwiseLoop(Loop):
             if student_steps:
                 self.trainer.end_epoch()
             if self.method.synchronized:  # each rank's generator has seen its own images, and one is saved
-                self.runtime.average([value for value in self.method.buffers() if value.is_floating_point()])
+                self.runtime.average_buffers(self.method)
             images = student_steps * self.method.config.batch_size * self.runtime.shares
             self.progress.counts.update(
                 generator_steps=generator_steps, student_steps=student_steps, images_synthesized=images

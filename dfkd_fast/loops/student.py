@@ -71,9 +71,7 @@ class StudentSteps:
         if self.runtime.joined:  # it has seen those of all
             return
         side = self.method.student_side()
-        learning = [self.student] if side is None else [self.student, side]
-        buffers = [value for module in learning for value in module.buffers()]
-        self.runtime.average([value for value in buffers if value.is_floating_point()])
+        self.runtime.average_buffers(self.student, *([] if side is None else [side]))
 
     def inputs(self, count: int) -> Iterator[tuple[Any, ...]]:
         """What each of `count` steps is given from outside, on the host."""
