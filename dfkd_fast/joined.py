@@ -37,7 +37,7 @@ class JoinedBatch:
 
     def gather(self, part: Tensor) -> Tensor:
         """The rows of all ranks (B, ...), from each rank's (B / size, ...). Differentiable."""
-        gathered: Tensor = part if self.size == 1 else _Gather.apply(part, self.rank, self.size)
+        gathered: Tensor = _Gather.apply(part, self.rank, self.size) if self else part
         return gathered
 
     def whole(self, joined: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class JoinedBatch:
 
     def moments(self, found: Sequence[Moments]) -> Sequence[Moments]:
         """Those of the joined batch, about the same shifts, with one message for all layers. Differentiable."""
-        if self.size == 1 or not found:
+        if not (self and found):
             return found
         sizes = [len(layer.sum) for layer in found for _ in range(2)]
         packed: Tensor = _Sum.apply(torch.cat([part for layer in found for part in layer[:2]]), self.size)
@@ -74,9 +74,6 @@ class MicroBatches(JoinedBatch):
     def __bool__(self) -> bool:
         return False
 
-    def gather(self, part: Tensor) -> Tensor:
-        return part
-
     def whole(self, joined: Tensor) -> Tensor:
         return self.part(joined)
 
@@ -88,9 +85,6 @@ class MicroBatches(JoinedBatch):
                 yield 1 / self.number
         finally:
             self.rank, self.size = 0, 1
-
-    def moments(self, found: Sequence[Moments]) -> Sequence[Moments]:
-        return found
 
 
 ALONE = JoinedBatch()
