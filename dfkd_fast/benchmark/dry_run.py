@@ -14,8 +14,7 @@ from dfkd_fast.costs.peak import matmul_rate
 from dfkd_fast.costs.work import recipe_work
 from dfkd_fast.image_stream import LabelledImages
 from dfkd_fast.loops.evaluate import evaluation_images
-from dfkd_fast.loops.networks import check_teacher, runtime_of
-from dfkd_fast.loops.train import load_method
+from dfkd_fast.loops.networks import check_teacher, load_method, runtime_of
 from dfkd_fast.models.factory import ModelInfo, load_model, saved_info
 from dfkd_fast.models.weights import read_weights
 from dfkd_fast.pool.build import check_pool

@@ -16,11 +16,10 @@ from dfkd_fast.benchmark.watch import Spread, Watch, Window
 from dfkd_fast.config import TrainConfig
 from dfkd_fast.costs.work import SynthesisKind, Work, probe_epoch, stage_kinds
 from dfkd_fast.loops.logit_cache import make_cache
-from dfkd_fast.loops.networks import check_pool_use, make_student
+from dfkd_fast.loops.networks import check_pool_use, load_method, make_method, make_student
 from dfkd_fast.loops.pools import make_pools
 from dfkd_fast.loops.student import StudentTrainer
 from dfkd_fast.loops.synthesis import Synthesizer
-from dfkd_fast.loops.train import load_method, make_method
 from dfkd_fast.loops.trainers import make_trainer
 from dfkd_fast.methods.base import CollectedImages, LossTerms, Method, SynthBatch
 from dfkd_fast.models.factory import ModelInfo, load_model

@@ -14,7 +14,7 @@ from dfkd_fast.config_sources import default_config
 from dfkd_fast.costs.flops import StepFlops, count_step_flops
 from dfkd_fast.costs.peak import matmul_rate
 from dfkd_fast.costs.work import SynthesisKind, Work, recipe_work
-from dfkd_fast.loops.train import load_method
+from dfkd_fast.loops.networks import load_method
 from dfkd_fast.methods.base import CollectedImages, Method, Setup
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.teacher import FrozenNet, frozen_twin

@@ -30,10 +30,10 @@ from dfkd_fast.config import TrainConfig
 from dfkd_fast.config_sources import default_config, load_config
 from dfkd_fast.errors import UserError
 from dfkd_fast.loops.collected import load_collected, rank_part
-from dfkd_fast.loops.networks import check_teacher, make_student
+from dfkd_fast.loops.networks import check_teacher, load_method, make_method, make_student
 from dfkd_fast.loops.pools import make_pools
 from dfkd_fast.loops.synthesis import OnStep, Synthesizer
-from dfkd_fast.loops.train import load_method, make_method, train
+from dfkd_fast.loops.train import train
 from dfkd_fast.loops.trainers import make_trainer
 from dfkd_fast.methods.base import Method, MethodConfig, weighted_sum
 from dfkd_fast.models.factory import ModelInfo, load_model

@@ -15,7 +15,7 @@ from toy_networks import INFO, lived_in
 
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.config_sources import default_config
-from dfkd_fast.loops.train import load_method
+from dfkd_fast.loops.networks import load_method
 from dfkd_fast.methods.base import CollectedImages, Method, Setup
 from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_twin
 from dfkd_fast.pool.pool import Pool, PoolBatch

@@ -16,7 +16,7 @@ from dfkd_fast.cli.ls import published
 from dfkd_fast.cli.main import main
 from dfkd_fast.config import TrainConfig
 from dfkd_fast.config_sources import default_config, load_config
-from dfkd_fast.loops.train import load_method
+from dfkd_fast.loops.networks import load_method
 from dfkd_fast.methods.nayer import NayerConfig
 
 CIFAR_PAIRS = {

@@ -17,8 +17,8 @@ from dfkd_fast.catalog import FACTS, METHODS, MODELS
 from dfkd_fast.checkpoint import save_network
 from dfkd_fast.config_sources import default_config
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops.networks import check_teacher
-from dfkd_fast.loops.train import load_method, train
+from dfkd_fast.loops.networks import check_teacher, load_method
+from dfkd_fast.loops.train import train
 from dfkd_fast.methods.base import MethodConfig, Setup, weighted_sum
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.statistics import PoolStatistics
