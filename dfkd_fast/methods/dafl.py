@@ -63,6 +63,5 @@ class Dafl(StepwiseMethod):
 
 @torch.no_grad()
 def _has_features(setup: Setup) -> bool:
-    info = setup.info
-    probe = next(setup.student.parameters()).new_zeros(1, info.in_chans, info.image_size, info.image_size)
+    probe = setup.info.blank(next(setup.student.parameters()))
     return setup.teacher(probe, moments=False).features is not None

@@ -20,7 +20,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.losses.attention import attention_transfer
 from dfkd_fast.methods.base import LossTerms, Setup
 from dfkd_fast.methods.stepwise import StepwiseConfig, StepwiseMethod
-from dfkd_fast.models.stages import stage_ends
+from dfkd_fast.models.stages import pair_stages, stage_ends
 from dfkd_fast.models.taps import TappedNet
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.pool.pool import PoolBatch
@@ -48,14 +48,14 @@ class Zskt(StepwiseMethod):
         super().__init__(config, setup)
         self._student_maps: tuple[str, ...] = ()
         if config.attention_weight:
-            student = [names[0] for names in stage_ends(setup.student)]
-            pairs = list(zip(setup.teacher.stage_maps(config.attention_stages), student, strict=False))
-            if not pairs:
+            of_teacher = setup.teacher.stage_maps(config.attention_stages)
+            self.teacher_maps, self._student_maps = pair_stages(of_teacher, setup.student)
+            if not self.teacher_maps:
                 raise UserError(
                     f"--method.attention-weight {config.attention_weight:g}: no stages to compare, "
-                    f"{config.attention_stages} asked for, {len(student)} found in the student; choose 0"
+                    f"{config.attention_stages} asked for, {len(stage_ends(setup.student))} found in the student; "
+                    "choose 0"
                 )
-            self.teacher_maps, self._student_maps = (tuple(maps) for maps in zip(*pairs, strict=True))
             _check_sizes(self.teacher_maps, self._student_maps, config, setup)
 
     def losses(self, view: Tensor, teacher: NetOutput) -> LossTerms:
@@ -74,8 +74,7 @@ class Zskt(StepwiseMethod):
 @torch.no_grad()
 def _check_sizes(teacher: Sequence[str], student: Sequence[str], config: ZsktConfig, setup: Setup) -> None:
     """Raise UserError where the maps of a stage are not of one size in both networks."""
-    info = setup.info
-    probe = next(setup.student.parameters()).new_zeros(1, info.in_chans, info.image_size, info.image_size)
+    probe = setup.info.blank(next(setup.student.parameters()))
     theirs = setup.teacher(probe, maps=teacher, moments=False).maps
     mine = TappedNet(setup.student, maps=student)(probe).maps
     for stage, names in enumerate(zip(teacher, student, strict=True), start=1):

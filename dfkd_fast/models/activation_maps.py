@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dfkd_fast.errors import UserError
 from dfkd_fast.losses.cam_consistency import Weighting, cam_distance, class_maps, grad_cams
-from dfkd_fast.models.stages import stage_ends
+from dfkd_fast.models.stages import pair_stages, stage_ends
 from dfkd_fast.models.taps import TappedNet
 from dfkd_fast.models.teacher import FrozenNet, NetOutput
 
@@ -22,12 +22,9 @@ class CamPair:
 
     def __init__(self, teacher: FrozenNet, student: nn.Module, stages: int) -> None:
         """`student` is seen as it learns: its frozen twin, which shares its storage, will do."""
-        ends = stage_ends(student)[:stages]
-        if stages and not ends:
+        if stages and not stage_ends(student):
             raise UserError("--student: no stages of convolutions found, whose activation maps are compared")
-        pairs = list(zip(teacher.stage_maps(stages), (names[0] for names in ends), strict=False))
-        self.teacher_maps = tuple(of_teacher for of_teacher, _ in pairs)
-        self.student_maps = tuple(of_student for _, of_student in pairs)
+        self.teacher_maps, self.student_maps = pair_stages(teacher.stage_maps(stages), student)
         self._student = TappedNet(student, maps=self.student_maps)
         self._teacher_weights, _ = teacher.class_weights, self._student.class_weights  # both there, or say so now
         if self.teacher_maps:

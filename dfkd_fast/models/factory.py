@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dfkd_fast.catalog import MODELS
 from dfkd_fast.errors import UserError, one_of, unknown
@@ -38,6 +38,10 @@ class ModelInfo:
     """of each channel, for pixels in [0, 1]"""
     in_chans: int = 3
     """channels of the input"""
+
+    def blank(self, like: Tensor) -> Tensor:
+        """One black image (1, in_chans, H, W), of the dtype and device of `like`: to see what a network hands out."""
+        return like.new_zeros(1, self.in_chans, self.image_size, self.image_size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,7 @@ def describe(output: NetOutput) -> Tensor:
 
 def description_width(net: FrozenNet, maps: Sequence[str]) -> int:
     """D of `describe` for these maps, found by looking at one image. Raises ValueError for a map that is not there."""
-    like = next(net.net.parameters())
-    probe = like.new_zeros(1, net.info.in_chans, net.info.image_size, net.info.image_size)
+    probe = net.info.blank(next(net.net.parameters()))
     return describe(net(probe, maps=maps, moments=False)).shape[1]
 
 

@@ -106,7 +106,7 @@ class ClassifierSharing(nn.Module):
     def __init__(self, student: nn.Module, teacher: FrozenNet, info: ModelInfo, *, projects: bool) -> None:
         super().__init__()
         self._classifier = (teacher.classifier,)  # the teacher's: not trained, and not saved here
-        view = next(student.parameters()).new_zeros(1, info.in_chans, info.image_size, info.image_size)
+        view = info.blank(next(student.parameters()))
         with torch.no_grad():
             own, target = TappedNet(student)(view).features, teacher(view, moments=False).features
         assert own is not None, "a network that has been tapped"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import nn
@@ -22,6 +23,12 @@ def stage_ends(model: nn.Module) -> tuple[Names, ...]:
         return (*inner, (parts[-1],))
     convolutions = _convolutions(model)
     return tuple((f"{name}:input",) for name, layer in convolutions[1:] if max(layer.stride) > 1)
+
+
+def pair_stages(of_teacher: Sequence[str], student: nn.Module) -> tuple[Names, Names]:
+    """The names of a teacher's stages, from the first on, and those of a student's, as many as both have."""
+    pairs = list(zip(of_teacher, (names[0] for names in stage_ends(student)), strict=False))
+    return tuple(name for name, _ in pairs), tuple(name for _, name in pairs)
 
 
 def _convolutions(module: nn.Module) -> list[tuple[str, nn.Conv2d]]:

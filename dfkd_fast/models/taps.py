@@ -83,9 +83,7 @@ class TappedNet(nn.Module):
     def width(self, info: ModelInfo) -> int:
         """Channels of the feature map, for images of `info`'s size. The network must be in evaluation mode."""
         with torch.no_grad():
-            features = self(
-                next(self.parameters()).new_zeros(1, info.in_chans, info.image_size, info.image_size)
-            ).features
+            features = self(info.blank(next(self.parameters()))).features
         return features.shape[1]
 
 

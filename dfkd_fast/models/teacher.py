@@ -65,7 +65,7 @@ class FrozenNet:
             else freeze_teacher(placed, dtype=dtype, channels_last=runtime.channels_last)
         )
         path = getattr(self.net, "classifier", None)  # no other kind of frozen network has one to share
-        self._classifier = None if path is None else copy.deepcopy(model.get_submodule(path)).to(runtime.device)
+        self._classifier = None if path is None else model.get_submodule(path)
 
     def __call__(self, view: Tensor, *, maps: Sequence[str] = (), moments: bool = True) -> NetOutput:
         """Views (B, C, H, W), normalised -> NetOutput. `moments=False` skips the statistics (the student phase needs
@@ -152,7 +152,7 @@ class FrozenNet:
                 f"--teacher {self.info.name}: its classifier is not one linear layer on pooled features, which could "
                 "be shared; choose another network"
             )
-        return copy.deepcopy(self._classifier).requires_grad_(False)
+        return copy.deepcopy(self._classifier).to(self._anchor.device).requires_grad_(False)
 
     @property
     def norm_inputs(self) -> tuple[str, ...]:
