@@ -62,6 +62,7 @@ _LATER = {
     "eval.decoder": "auto",
     "eval.resize": "None",
     "method.student_lr_steps": "()",
+    "teacher_recipe.precision": "same",
     "collected": "None",
     "collected_share": "1.0",
 }

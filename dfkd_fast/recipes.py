@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,3 +31,5 @@ class TeacherRecipe:
     """random horizontal flips; wrong for digits and letters"""
     seed: int = 0
     """seed of the initial weights, the order of images and their augmentation"""
+    precision: Literal["same", "bf16", "fp16"] = "same"
+    """numeric mode of the training; same: --precision, which everything else computes in"""

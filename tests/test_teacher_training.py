@@ -195,6 +195,8 @@ def test_cache_tells_everything_apart(
     cached(quick, (replace(digits[0], digest="other pixels"), digits[1]), runtime)
     cached(quick, digits, make_runtime(device="cpu", precision="bf16"))
     assert len(trainings) == 5
+    cached(replace(quick, precision="bf16"), digits, runtime)  # the recipe's precision, as if it were the run's
+    assert len(trainings) == 5
     cached(quick, (digits[0], head(digits[1], 50)), runtime)  # test images do not make the teacher
     assert len(trainings) == 5
 

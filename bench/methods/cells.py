@@ -21,6 +21,8 @@ from dfkd_fast.loops.run_record import active_backends
 from dfkd_fast.runtime import make_runtime
 
 PRESET = "digits"
+PRESET_PRECISION = "bf16"
+"""the precision of the presets (`auto`) on a CPU with AVX512-BF16 or AMX, and on a GPU"""
 THREADS = 1
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
 
@@ -62,7 +64,7 @@ class Cell:
     """what is changed, a key of `ABLATIONS`; empty: nothing"""
     seed: int
     precision: str = ""
-    """of teacher, synthesis and student; empty: as the preset has it"""
+    """of synthesis and student; the teacher is the preset's, trained in bf16. Empty: as the preset has it"""
 
     @property
     def title(self) -> str:
@@ -74,7 +76,9 @@ class Cell:
     def flags(self) -> tuple[str, ...]:
         """What the variant changes, and the precision."""
         variant = ABLATIONS[self.method][self.variant] if self.variant else ()
-        return (*variant, "--precision", self.precision) if self.precision else variant
+        if not self.precision:
+            return variant
+        return (*variant, "--precision", self.precision, "--teacher-recipe.precision", PRESET_PRECISION)
 
     @property
     def arguments(self) -> tuple[str, ...]:

@@ -6,11 +6,8 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, variance
 
-from cells import TITLES, Recipe, method_cells
+from cells import PRESET_PRECISION, TITLES, Recipe, method_cells
 from table import Line, newest, origin
-
-PRESETS = "bf16"
-"""the precision of the presets (`auto`) on a CPU with AVX512-BF16 or AMX, and on a GPU"""
 
 HEAD = (
     "| method | {0}: mean (lowest to highest) | {1}: mean (lowest to highest) | difference, points | ranges overlap "
@@ -21,19 +18,19 @@ HEAD = (
 def precision_table(methods: Sequence[str], seeds: Sequence[int], lines: Sequence[Line], other: str) -> str:
     """A row for each method, in the presets' precision and in `other`, and what their differences come to together.
 
-    Both are whole recipes, the teacher's training included. A run counts as in `table`, and where it really was
+    Both have the same teacher. A run counts as in `table`, and where it really was
     computed in the precision that its column says.
     """
     known = newest(lines)
     rows, pairs, used = [], [], []
     for method in methods:
-        ours = _runs(method, seeds, known, "", PRESETS)
+        ours = _runs(method, seeds, known, "", PRESET_PRECISION)
         theirs = _runs(method, seeds, known, other, other)
         used += [*ours, *theirs]
         if ours and theirs:
             pairs.append((ours, theirs))
         rows.append(_row(TITLES[method], ours, theirs, len(seeds)))
-    text = "\n".join([HEAD.format(PRESETS, other), *rows])
+    text = "\n".join([HEAD.format(PRESET_PRECISION, other), *rows])
     noise = _noise(pairs)
     return "\n\n".join(filter(None, (text, noise, origin(used) if used else "")))
 

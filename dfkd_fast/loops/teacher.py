@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def train_teacher(
     console: ConsoleKind = "auto",
     on_step: Callable[[], None] | None = None,
 ) -> tuple[nn.Module, ModelInfo, Evaluation | None]:
-    """Train `model_name` on `train` by `recipe`, in the runtime's precision and memory format.
+    """Train `model_name` on `train` by `recipe`, in the runtime's precision and memory format unless it has its own.
 
     Returns the last epoch's network in evaluation mode on the runtime's device, what it expects, and its evaluation on
     `test` (None without one), which is made once, at the end. `on_step` is called after each step and raises to stop
@@ -55,7 +55,7 @@ def train_teacher(
     model = runtime.place(model)
     show = make_console(console, is_main=runtime.is_main)
     start = time.perf_counter()
-    _Trainer(recipe, model, info, train, runtime, on_step).run(show)
+    _Trainer(recipe, model, info, train, _in_precision(recipe, runtime), on_step).run(show)
     model.eval()
     found = evaluate(model, test, info=info, runtime=runtime) if test is not None else None
     accuracy = f" | top-1 {found.top1:.4f} on {len(found.predictions)} held-out images" if found else ""
@@ -209,12 +209,16 @@ def _made_from(recipe: TeacherRecipe, model_name: str, train: ImageSet, runtime:
     model, info = _fresh_network(recipe, model_name, train)
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
     return {
-        "recipe": asdict(recipe),
+        "recipe": {key: value for key, value in asdict(recipe).items() if key != "precision"},
         "network": asdict(info),
         "shapes": sha256(json.dumps(shapes).encode()).hexdigest(),
         "data": train.digest,
-        "precision": runtime.precision,
+        "precision": _in_precision(recipe, runtime).precision,
     }
+
+
+def _in_precision(recipe: TeacherRecipe, runtime: Runtime) -> Runtime:
+    return runtime if recipe.precision == "same" else replace(runtime, precision=recipe.precision)
 
 
 def _check_writable(folder: Path) -> None:
