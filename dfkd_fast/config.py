@@ -63,6 +63,8 @@ _LATER = {
     "eval.resize": "None",
     "method.student_lr_steps": "()",
     "teacher_recipe.precision": "same",
+    "method.generator_lr_schedule": "constant",
+    "method.generator_output": "sigmoid",
     "collected": "None",
     "collected_share": "1.0",
 }

@@ -58,6 +58,10 @@ class Decoder(nn.Module):
     def forward(self, vectors: Tensor) -> Tensor:
         return decode(self.layers, self.start(vectors))
 
+    def logits(self, vectors: Tensor) -> Tensor:
+        """What the sigmoid is taken of: vectors (B, in_features) -> (B, 3, H, W)."""
+        return _convolve(self.layers, self.start(vectors))
+
     def start(self, vectors: Tensor) -> Tensor:
         """The maps (B, stem_channels, h, h) that `layers` begin with."""
         return self.stem(vectors).view(-1, self.stem_channels, self.start_size, self.start_size)
@@ -153,7 +157,12 @@ def _reset(layers: nn.Sequential) -> None:
 
 def decode(layers: nn.Sequential, maps: Tensor) -> Tensor:
     """Images in [0, 1] from the maps that `layers`, the last of a decoder's, begin with."""
+    return torch.sigmoid(_convolve(layers, maps))
+
+
+def _convolve(layers: nn.Sequential, maps: Tensor) -> Tensor:
+    """At least float32, see `Decoder`."""
     if layers.get_parameter("to_rgb.weight").is_contiguous(memory_format=torch.channels_last):
         maps = maps.contiguous(memory_format=torch.channels_last)
     logits: Tensor = layers(maps)
-    return torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -54,6 +54,8 @@ class Synthesizer:
     def steps(self, epoch: int, index: int, on_step: OnStep) -> None:
         """The steps of a round alone, `synthesis_steps` of them: nothing waits for the device."""
         self.method.begin_round(epoch, index)
+        if self.lasting_optimizer is not None:
+            scale_lr(self.lasting_optimizer, self.method.lasting_lr_scale(epoch, index))
         for stage, steps in enumerate(self.method.stages()):
             if self.optimizer is not None:
                 reset_state(self.optimizer)

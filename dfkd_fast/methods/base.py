@@ -110,6 +110,10 @@ class Method(nn.Module):
         """Factor on the learning rates of `synthesis_optimizer` at `step` (0-based) of a stage of `steps`."""
         return 1.0
 
+    def lasting_lr_scale(self, epoch: int, index: int) -> float:
+        """Factor on the learning rates of `lasting_optimizer` in round `index` of an epoch."""
+        return 1.0
+
     def begin_round(self, epoch: int, index: int) -> None:
         """In-place resets and new labels, before the first step of round `index`. Host code; may draw random
         numbers.

@@ -7,6 +7,7 @@ ZSKT and DFQ most published tables quote; docs/methods/stepwise.md has them with
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.augment import Augment
-from dfkd_fast.generators.decoder import make_large_decoder
+from dfkd_fast.generators.decoder import Decoder, make_large_decoder
+from dfkd_fast.generators.standardized import StandardizedDecoder
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
+from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.optim import OptimizerSpec
 from dfkd_fast.pool.pool import PoolBatch
@@ -52,10 +55,16 @@ class StepwiseConfig(MethodConfig):
     """random horizontal flips (release: no augmentation)"""
     generator_lr: float = 1e-3
     """Adam's learning rate for the generator (release: lr_g)"""
+    generator_lr_schedule: Literal["constant", "cosine"] = "constant"
+    """constant, or along a cosine to zero over all rounds (original of ZSKT)"""
     latent_dim: int = 256
     """size of a latent (release: nz)"""
     generator_width: int = 256
     """channels of the generator's stem; its blocks have a half and a quarter"""
+    generator_output: Literal["sigmoid", "batchnorm", "tanh-batchnorm"] = "sigmoid"
+    """what images end in: pixels in [0, 1], or the data's mean and spread over a batch, without bounds (originals: ZSKT
+    a BatchNorm, DAFL one behind a tanh)
+    """
     sampling: Literal["eval", "train"] = "eval"
     """BatchNorm mode of the generator while it makes the student's images; eval: CMI's repository, train: Fast's"""
 
@@ -76,14 +85,17 @@ class StepwiseMethod(Method):
         super().__init__()
         self.config, self.info, self.teacher = config, setup.info, setup.teacher
         self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
-        self.generator = make_large_decoder(
-            config.latent_dim, setup.info.image_size, width=config.generator_width, in_chans=setup.info.in_chans
-        )
+        self.generator = _make_generator(config, setup.info)
         self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
         self.register_buffer("labels", torch.zeros(config.synthesis_batch_size, dtype=torch.int64), persistent=False)
 
     def rounds(self, epoch: int) -> int:
         return -(-self.config.student_steps // self.config.student_steps_per_round)
+
+    def lasting_lr_scale(self, epoch: int, index: int) -> float:
+        if self.config.generator_lr_schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (epoch + index / self.rounds(epoch)) / self.config.epochs))
 
     def synthesis_optimizer(self) -> None:
         """Nothing starts anew with a round."""
@@ -107,18 +119,18 @@ class StepwiseMethod(Method):
         raise NotImplementedError
 
     def generate(self, count: int) -> Tensor:
-        """So many images (B, C, H, W) in [0, 1], of new latents from N(0, 1)."""
-        weight = self.generator.stem.weight
+        """So many images (B, C, H, W), in [0, 1] if they end in a sigmoid, of new latents from N(0, 1)."""
+        weight = next(self.generator.parameters())
         return self.generator(torch.randn(count, self.config.latent_dim, dtype=weight.dtype, device=weight.device))
 
     def fresh_images(self) -> Tensor:
-        """What the student sees in one step, (B, C, H, W) in [0, 1]. The loop calls it without gradients, the method in
+        """What the student sees in one step, as `generate` makes it. The loop calls it without gradients, the method in
         the mode that `config.sampling` names. A pure function, so that it can be captured with the student's step.
         """
         return self.generate(self.config.batch_size)
 
     def end_round(self, best_images: Tensor) -> SynthBatch:
-        return SynthBatch(best_images, self.labels)
+        return SynthBatch(best_images.clamp(0, 1), self.labels)
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}
@@ -129,3 +141,12 @@ class StepwiseMethod(Method):
         By the student itself. Two released codes hand the teacher over in its place, so that the term is always zero.
         """
         return -kd_kl(self._student[0](view), teacher.logits, 1.0)
+
+
+def _make_generator(config: StepwiseConfig, info: ModelInfo) -> Decoder | StandardizedDecoder:
+    decoder = make_large_decoder(
+        config.latent_dim, info.image_size, width=config.generator_width, in_chans=info.in_chans
+    )
+    if config.generator_output == "sigmoid":
+        return decoder
+    return StandardizedDecoder(decoder, info.mean, info.std, tanh=config.generator_output == "tanh-batchnorm")

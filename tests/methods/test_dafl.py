@@ -116,6 +116,7 @@ def test_originals_values() -> None:
     assert recipe.balance_weight == pytest.approx(5 / math.log(10), rel=1e-4)  # logarithms to base 10 there
     assert (recipe.synthesis_batch_size, recipe.batch_size, recipe.student_steps_per_round) == (1024, 1024, 1)
     assert (recipe.epochs, recipe.student_steps, recipe.student_lr_steps) == (2000, 120, (800, 1600))
+    assert recipe.generator_output == "tanh-batchnorm"
     assert (recipe.generator_lr, recipe.student_lr, recipe.student_weight_decay) == (0.02, 0.1, 5e-4)
 
 

@@ -15,6 +15,7 @@ from toy_networks import INFO
 
 from dfkd_fast.config_sources import default_config, load_config
 from dfkd_fast.errors import UserError
+from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.loops.trainers import FreshTrainer
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.zskt import Zskt, ZsktConfig
@@ -34,6 +35,37 @@ def test_rounds_equal_the_release(method: Zskt, teacher: nn.Module, student: nn.
         return -divergence(answer, logits)
 
     check_rounds(method, teacher, student, loss, runtime)
+
+
+def test_originals_generator(
+    make_method: Callable[..., Any], teacher: nn.Module, student: nn.Module, runtime: Any
+) -> None:
+    """The same game with images that end in a BatchNorm; the grids show what of them lies within pixels."""
+    method = make_method(Zskt, replace(CONFIG, generator_output="batchnorm", sampling="train"))
+
+    def loss(logits: Tensor, _pooled: Tensor, _bn: Tensor, answer: Tensor) -> Tensor:
+        return -divergence(answer, logits)
+
+    check_rounds(method, teacher, student, loss, runtime)
+    images = method.generate(64)
+    assert images.min() < 0
+    assert method.end_round(images).images.min() == 0
+
+
+def test_generators_rate_follows_torchs_cosine(make_method: Callable[..., Any], runtime: Any) -> None:
+    method = make_method(Zskt, replace(CONFIG, generator_lr_schedule="cosine", student_steps=12))
+    plain = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=CONFIG.generator_lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(plain, CONFIG.epochs * 4)
+    synthesizer = Synthesizer(method, runtime)
+    for epoch in range(CONFIG.epochs):
+        assert method.rounds(epoch) == 4
+        for index in range(4):
+            synthesizer.steps(epoch, index, lambda *_: None)
+            assert synthesizer.lasting_optimizer is not None
+            found = synthesizer.lasting_optimizer.param_groups[0]["lr"]
+            assert found == pytest.approx(plain.param_groups[0]["lr"], rel=1e-9)
+            plain.step()
+            schedule.step()
 
 
 def test_terms(method: Zskt, teacher: nn.Module, student: nn.Module) -> None:
@@ -125,6 +157,7 @@ def test_originals_values() -> None:
     assert (recipe.attention_weight, recipe.student_steps_per_round, recipe.latent_dim) == (250, 10, 100)
     assert recipe.epochs * recipe.student_steps / recipe.student_steps_per_round == 80_000
     assert recipe.kd_weight == recipe.adv_weight == 1 / 10  # a mean over ten classes there
+    assert (recipe.generator_output, recipe.generator_lr_schedule) == ("batchnorm", "cosine")
     assert (recipe.student_optimizer, recipe.student_lr, recipe.student_weight_decay) == ("adamw", 2e-3, 0)
 
 
