@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd_fast.errors import UserError
+from dfkd_fast.generators.pixels import at_least_float32, in_format_of
 from dfkd_fast.generators.spectral import SpectralConv2d, SpectralLinear
 
 # By number of doublings: channels of each map of the generator, in units of the width; the discriminator's blocks, in
@@ -113,12 +114,10 @@ class BigGenerator(nn.Module):
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
         maps = self.stem(latents).view(len(latents), -1, self.start_size, self.start_size)
-        if self.to_rgb.weight.is_contiguous(memory_format=torch.channels_last):
-            maps = maps.contiguous(memory_format=torch.channels_last)
+        maps = in_format_of(self.to_rgb, maps)
         for block in self.blocks:
             maps = block(maps, labels)
-        pixels: Tensor = self.to_rgb(F.relu(self.norm(maps)))
-        return (torch.tanh(pixels.to(torch.promote_types(pixels.dtype, torch.float32))) + 1) / 2
+        return (torch.tanh(at_least_float32(self.to_rgb(F.relu(self.norm(maps))))) + 1) / 2
 
 
 class BigDiscriminator(nn.Module):

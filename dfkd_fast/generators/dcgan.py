@@ -10,6 +10,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from dfkd_fast.errors import UserError
 from dfkd_fast.generators.attention import SoftmaxGain, SpatialAttention
+from dfkd_fast.generators.initialization import draw_small
+from dfkd_fast.generators.pixels import at_least_float32, in_format_of
 
 _SCALE = 16  # four blocks, each doubles the map
 
@@ -68,19 +70,13 @@ class DcganDecoder(nn.Module):
         for own, drawn in zip(self.state_dict().values(), fresh.state_dict().values(), strict=True):
             own.copy_(drawn)
 
-    @torch.no_grad()
-    def reset_first_layers(self, std: float = 0.02) -> None:
-        """Draw the stem's and its BN's weights from N(0, std^2) and zero their biases, in place (Fast's release)."""
-        for layer in (self.stem, self.stem_norm):
-            layer.weight.normal_(0, std)
-            layer.bias.zero_()
+    def reset_first_layers(self) -> None:
+        """`draw_small` for the stem and its BN (Fast's release)."""
+        draw_small(self.stem, self.stem_norm)
 
     def forward(self, vectors: Tensor) -> Tensor:
         maps = self.stem_norm(self.stem(vectors).unflatten(1, (-1, self.start_size, self.start_size)))
-        if self.to_rgb.weight.is_contiguous(memory_format=torch.channels_last):
-            maps = maps.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.to_rgb(self.blocks(maps))
-        return torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        return torch.sigmoid(at_least_float32(self.to_rgb(self.blocks(in_format_of(self.to_rgb, maps)))))
 
 
 def _block(in_chans: int, out_chans: int, attention: float | None, gain: SoftmaxGain) -> nn.Sequential:

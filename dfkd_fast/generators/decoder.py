@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_fast.errors import UserError
+from dfkd_fast.generators.initialization import draw_small
+from dfkd_fast.generators.pixels import at_least_float32, in_format_of
 from dfkd_fast.generators.upsample_conv import UpsampleConv2d
 
 
@@ -16,8 +18,7 @@ class Decoder(nn.Module):
     """Linear stem, then blocks of [nearest upsampling x2] - 3x3 convolution - BN - LeakyReLU(0.2), then 3x3 to RGB,
     sigmoid.
 
-    `blocks` lists (upsample, channels). Vectors (B, in_features) -> images (B, 3, H, W) in [0, 1], at least float32:
-    the sigmoid of a bfloat16 number has no more than 8 bits near 1, fewer than a pixel of the pool.
+    `blocks` lists (upsample, channels). Vectors (B, in_features) -> images (B, 3, H, W) in [0, 1], at least float32.
     """
 
     def __init__(
@@ -40,14 +41,11 @@ class Decoder(nn.Module):
         self.stem.reset_parameters()
         _reset(self.layers)
 
-    @torch.no_grad()
-    def reset_first_layers(self, std: float = 0.02) -> None:
-        """Draw the stem's and the first BN's weights from N(0, std^2) and zero their biases, in place: Fast's release
-        does so once, half-way, for the sake of diversity. The BN's weights are around 0 there, not 1.
+    def reset_first_layers(self) -> None:
+        """`draw_small` for the stem and the first BN: Fast's release does so once, half-way, for the sake of diversity.
+        The BN's weights are around 0 there, not 1.
         """
-        for layer in (self.stem, self.layers.get_submodule("norm0")):
-            layer.get_parameter("weight").normal_(0, std)
-            layer.get_parameter("bias").zero_()
+        draw_small(self.stem, self.layers.get_submodule("norm0"))
 
     @property
     def block_starts(self) -> list[int]:
@@ -161,8 +159,6 @@ def decode(layers: nn.Sequential, maps: Tensor) -> Tensor:
 
 
 def _convolve(layers: nn.Sequential, maps: Tensor) -> Tensor:
-    """At least float32, see `Decoder`."""
-    if layers.get_parameter("to_rgb.weight").is_contiguous(memory_format=torch.channels_last):
-        maps = maps.contiguous(memory_format=torch.channels_last)
-    logits: Tensor = layers(maps)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    to_rgb = layers.get_submodule("to_rgb")
+    assert isinstance(to_rgb, nn.Conv2d)
+    return at_least_float32(layers(in_format_of(to_rgb, maps)))

@@ -34,3 +34,11 @@ def kaiming_init(module: nn.Module, norm_std: float = 0.02) -> None:
             continue
         if layer.bias is not None:
             layer.bias.zero_()
+
+
+@torch.no_grad()
+def draw_small(*layers: nn.Module, std: float = 0.02) -> None:
+    """Draw the layers' weights, BatchNorm's too, from N(0, std^2), and zero their biases, in place."""
+    for layer in layers:
+        layer.get_parameter("weight").normal_(0, std)
+        layer.get_parameter("bias").zero_()
