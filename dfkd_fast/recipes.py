@@ -31,5 +31,5 @@ class TeacherRecipe:
     """random horizontal flips; wrong for digits and letters"""
     seed: int = 0
     """seed of the initial weights, the order of images and their augmentation"""
-    precision: Literal["same", "bf16", "fp16"] = "same"
-    """numeric mode of the training; same: --precision, which everything else computes in"""
+    precision: Literal["same", "fp32", "bf16", "fp16"] = "same"
+    """numeric mode of the training, where it is not the command's own --precision; in a run in tf32 fp32 is that"""

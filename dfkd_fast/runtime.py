@@ -110,8 +110,12 @@ class Runtime:
                 value.copy_(mean.view(value.shape))
 
     def average_buffers(self, *modules: nn.Module) -> None:
-        """The same for the modules' running statistics: what is no floating point number stays."""
-        self.average([value for module in modules for value in module.buffers() if value.is_floating_point()])
+        """The same for the modules' running statistics: what is no floating point number stays, and what is not saved,
+        since it is a constant.
+        """
+        saved = [module.state_dict(keep_vars=True) for module in modules]
+        values = [value for state in saved for value in state.values() if not isinstance(value, nn.Parameter)]
+        self.average([value for value in values if isinstance(value, Tensor) and value.is_floating_point()])
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

@@ -146,6 +146,13 @@ def test_splits_must_fit(digits: tuple[ImageSet, ImageSet], runtime: Runtime) ->
         train(RECIPE, (images, renamed), runtime)
 
 
+def test_precision_of_its_own(digits: tuple[ImageSet, ImageSet], runtime: Runtime) -> None:
+    """A teacher trained in bf16 is the same, whatever else is computed in fp32."""
+    own = train(replace(RECIPE, precision="bf16"), digits, runtime)
+    assert equal(own, train(RECIPE, digits, make_runtime(device="cpu", precision="bf16", channels_last=True)))
+    assert not equal(own, train(RECIPE, digits, runtime))
+
+
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the networks that were really trained."""

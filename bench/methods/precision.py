@@ -11,15 +11,15 @@ from table import Line, newest, origin
 
 HEAD = (
     "| method | {0}: mean (lowest to highest) | {1}: mean (lowest to highest) | difference, points | ranges overlap "
-    "| teacher, {0} and {1} | time, {1} / {0} |\n|---|---|---|---|---|---|---|"
+    "| teacher, computed in {0} and {1} | time, {1} / {0} |\n|---|---|---|---|---|---|---|"
 )
 
 
 def precision_table(methods: Sequence[str], seeds: Sequence[int], lines: Sequence[Line], other: str) -> str:
     """A row for each method, in the presets' precision and in `other`, and what their differences come to together.
 
-    Both have the same teacher. A run counts as in `table`, and where it really was
-    computed in the precision that its column says.
+    Both have the same teacher. A run counts as in `table`, and where it really was computed in the precision that its
+    column says.
     """
     known = newest(lines)
     rows, pairs, used = [], [], []

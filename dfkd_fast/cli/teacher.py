@@ -60,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def train(model: str, arguments: Sequence[str]) -> None:
     """Train a network by the recipe that the flags give, and write it with what it expects in the file's header."""
-    about = "A flag of the recipe may leave out its prefix: --epochs for --recipe.epochs."
+    about = "A flag of the recipe may leave out its prefix, unless another has that name: --epochs for --recipe.epochs."
     flags, prog = from_flags(arguments), "dfkd-fast teacher train MODEL"
     options = parse(TeacherOptions, TeacherOptions(), flags, short="recipe", prog=prog, description=about)
     check_values(options)

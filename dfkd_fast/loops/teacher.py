@@ -52,10 +52,11 @@ def train_teacher(
     """
     _check_splits(train, test)
     model, info = _fresh_network(recipe, model_name, train)
+    runtime = _in_precision(recipe, runtime)
     model = runtime.place(model)
     show = make_console(console, is_main=runtime.is_main)
     start = time.perf_counter()
-    _Trainer(recipe, model, info, train, _in_precision(recipe, runtime), on_step).run(show)
+    _Trainer(recipe, model, info, train, runtime, on_step).run(show)
     model.eval()
     found = evaluate(model, test, info=info, runtime=runtime) if test is not None else None
     accuracy = f" | top-1 {found.top1:.4f} on {len(found.predictions)} held-out images" if found else ""

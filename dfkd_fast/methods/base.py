@@ -127,7 +127,7 @@ class Method(nn.Module):
         """Host code before step `step` (0-based) of a stage: whose turn it is, say. Nothing by default."""
 
     def synthesis_step(self) -> tuple[Tensor, LossTerms]:
-        """Images (B, C, H, W) in [0, 1] and the loss terms of one step.
+        """Images (B, C, H, W), in [0, 1] unless the generator has no bounds, and the loss terms of one step.
 
         A pure function of device tensors: static shapes, no host synchronisation, no optimiser, so that it can be
         captured.

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.augment import Augment
-from dfkd_fast.generators.decoder import Decoder, make_large_decoder
-from dfkd_fast.generators.standardized import StandardizedDecoder
+from dfkd_fast.generators.decoder import make_large_decoder
+from dfkd_fast.generators.standardized import Output, with_output
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
-from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.optim import OptimizerSpec
 from dfkd_fast.pool.pool import PoolBatch
@@ -61,7 +60,7 @@ class StepwiseConfig(MethodConfig):
     """size of a latent (release: nz)"""
     generator_width: int = 256
     """channels of the generator's stem; its blocks have a half and a quarter"""
-    generator_output: Literal["sigmoid", "batchnorm", "tanh-batchnorm"] = "sigmoid"
+    generator_output: Output = "sigmoid"
     """what images end in: pixels in [0, 1], or the data's mean and spread over a batch, without bounds (originals: ZSKT
     a BatchNorm, DAFL one behind a tanh)
     """
@@ -85,7 +84,10 @@ class StepwiseMethod(Method):
         super().__init__()
         self.config, self.info, self.teacher = config, setup.info, setup.teacher
         self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
-        self.generator = _make_generator(config, setup.info)
+        decoder = make_large_decoder(
+            config.latent_dim, self.info.image_size, width=config.generator_width, in_chans=self.info.in_chans
+        )
+        self.generator = with_output(decoder, config.generator_output, mean=self.info.mean, std=self.info.std)
         self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
         self.register_buffer("labels", torch.zeros(config.synthesis_batch_size, dtype=torch.int64), persistent=False)
 
@@ -141,12 +143,3 @@ class StepwiseMethod(Method):
         By the student itself. Two released codes hand the teacher over in its place, so that the term is always zero.
         """
         return -kd_kl(self._student[0](view), teacher.logits, 1.0)
-
-
-def _make_generator(config: StepwiseConfig, info: ModelInfo) -> Decoder | StandardizedDecoder:
-    decoder = make_large_decoder(
-        config.latent_dim, info.image_size, width=config.generator_width, in_chans=info.in_chans
-    )
-    if config.generator_output == "sigmoid":
-        return decoder
-    return StandardizedDecoder(decoder, info.mean, info.std, tanh=config.generator_output == "tanh-batchnorm")

@@ -94,9 +94,15 @@ class Release:
         self.sgd = torch.optim.SGD(student.parameters(), config.student_lr, momentum=0.9, weight_decay=1e-4)
 
     def images(self, count: int) -> Tensor:
-        images = self.generator(torch.randn(count, self.config.latent_dim, dtype=torch.float64))
+        """As the networks see them: what ends in a BatchNorm is so already."""
+        latents = torch.randn(count, self.config.latent_dim, dtype=torch.float64)
         torch.randint(0, 1, (count, 2))  # ours draws a crop of no pixels
-        return (images - self.mean) / self.std
+        if self.config.generator_output == "sigmoid":
+            return (self.generator(latents) - self.mean) / self.std
+        decoder, norm = self.generator.get_submodule("decoder"), self.generator.get_submodule("norm")
+        maps = decoder.get_submodule("stem")(latents).view(count, self.config.generator_width, 4, 4)
+        pixels = decoder.get_submodule("layers")(maps)
+        return norm(pixels.tanh() if self.config.generator_output == "tanh-batchnorm" else pixels)
 
     def round(self) -> None:
         self.student.eval()

@@ -29,11 +29,16 @@ def method(make_method: Callable[..., Any]) -> Dafl:
     return make_method(Dafl, replace(CONFIG, act_weight=0.1))
 
 
-@pytest.mark.parametrize("sampling", ["eval", "train"])
+ORIGINAL = replace(CONFIG, act_weight=0.1, generator_output="tanh-batchnorm", sampling="train")
+
+
+@pytest.mark.parametrize(
+    "config", [replace(CONFIG, act_weight=0.1), replace(CONFIG, act_weight=0.1, sampling="train"), ORIGINAL]
+)
 def test_rounds_equal_the_release(
-    make_method: Callable[..., Any], teacher: nn.Module, student: nn.Module, runtime: Any, sampling: str
+    make_method: Callable[..., Any], teacher: nn.Module, student: nn.Module, runtime: Any, config: DaflConfig
 ) -> None:
-    method = make_method(Dafl, replace(CONFIG, act_weight=0.1, sampling=sampling))
+    method = make_method(Dafl, config)
 
     def loss(logits: Tensor, pooled: Tensor, _bn: Tensor, _student: Tensor) -> Tensor:
         return F.cross_entropy(logits, logits.max(1)[1]) - 0.1 * pooled.abs().mean() + 20 * balance(logits)
@@ -120,7 +125,9 @@ def test_originals_values() -> None:
     assert (recipe.generator_lr, recipe.student_lr, recipe.student_weight_decay) == (0.02, 0.1, 5e-4)
 
 
-def test_golden_trajectory(method: Dafl, runtime: Any) -> None:
+def test_golden_trajectory(method: Dafl, make_method: Callable[..., Any], runtime: Any) -> None:
+    """The benchmark's, and the original's generator, which the digits preset has."""
     found = trajectory(method, runtime, epochs=5, terms=("ce", "balance", "act"))
     assert found["losses"].shape == (20, 3)
-    check_golden("dafl", found)
+    original = trajectory(make_method(Dafl, ORIGINAL), runtime, epochs=5, terms=("ce", "balance", "act"))
+    check_golden("dafl", found | {f"original/{name}": value for name, value in original.items()})

@@ -31,6 +31,7 @@ TINY = {
     "noise_features": 16,
     "latent_dim": 16,
     "buffer_size": 40,
+    "attention_weight": 250.0,
     "bank_size": 40,
     "num_negatives": 30,
     "synthetic_images": 30,
