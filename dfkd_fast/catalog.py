@@ -68,10 +68,10 @@ FACTS: dict[str, MethodFacts] = {
         "HiDFD", "AAAI 2025", "arXiv:2412.13525", (94.74, "HiDFD T1"), 99.69, batchnorm="no", real_images=True
     ),
     "dafl": MethodFacts(
-        "DAFL", "ICCV 2019", "arXiv:1904.01186", (92.22, "CMI README"), loop="stepwise", batchnorm="no"
+        "DAFL", "ICCV 2019", "arXiv:1904.01186", (92.22, "CMI README"), 96.23, loop="stepwise", batchnorm="no"
     ),
     "zskt": MethodFacts(
-        "ZSKT", "NeurIPS 2019", "arXiv:1905.09768", (93.32, "CMI README"), loop="stepwise", batchnorm="no"
+        "ZSKT", "NeurIPS 2019", "arXiv:1905.09768", (93.32, "CMI README"), 95.49, loop="stepwise", batchnorm="no"
     ),
     "dfq": MethodFacts("DFQ", "CVPR Workshops 2020", "arXiv:2005.04136", (94.61, "CMI README"), 91.03, loop="stepwise"),
 }
