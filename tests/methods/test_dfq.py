@@ -93,8 +93,12 @@ def test_presets_are_the_benchmark(name: str) -> None:
         assert recipe == DfqConfig(student_lr=0.05 if entry["teacher"] == "resnet34" else 0.1)
 
 
-def test_golden_trajectory(method: Dfq, runtime: Any) -> None:
-    """Five epochs of four generator steps: the first a warm-up, without the adversarial term."""
+def test_golden_trajectory(method: Dfq, make_method: Callable[..., Any], runtime: Any) -> None:
+    """Five epochs of four generator steps: the first a warm-up, without the adversarial term. The benchmark's, and with
+    the generator of the digits preset.
+    """
     found = trajectory(method, runtime, epochs=5, terms=("ce", "balance", "bn", "adv"))
     assert found["losses"].shape == (20, 4)
-    check_golden("dfq", found)
+    standardized = replace(CONFIG, generator_output="batchnorm", generator_lr_schedule="cosine", sampling="train")
+    other = trajectory(make_method(Dfq, standardized), runtime, epochs=5, terms=("ce", "balance", "bn", "adv"))
+    check_golden("dfq", found | {f"standardized/{name}": value for name, value in other.items()})
