@@ -109,8 +109,8 @@ def open_test(
     """The test split, for evaluation: as `load_split` reads it or, where image files would take more than `in_memory`
     bytes, a stream that decodes them anew each time.
 
-    Large images are cut as `decoding.short_side` says. Raises UserError as `load_split`
-    does, and for a decoder that is asked for and cannot be had.
+    Large images are cut as `decoding.short_side` says. Raises UserError as `load_split` does, and for a decoder that is
+    asked for and cannot be had.
     """
     path = Path(source)
     if str(source) == "digits" or not path.exists() or find_cifar(path, flag=flag) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -99,6 +100,11 @@ def reset_state(optimizer: Optimizer) -> None:
             group["step"].zero_()
         elif "step" in group:
             group["step"] = 0
+
+
+def cosine(progress: float) -> float:
+    """Factor on a learning rate that falls along a cosine: 1 at `progress` 0, 0 at 1."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

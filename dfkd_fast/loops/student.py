@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from dfkd_fast.loops.synthesis import OnStep
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, SynthBatch, weighted_sum
 from dfkd_fast.models.taps import TappedNet
 from dfkd_fast.models.teacher import FrozenNet, NetOutput
-from dfkd_fast.optim import OptimizerSpec, set_lr
+from dfkd_fast.optim import OptimizerSpec, cosine, set_lr
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.pool.stream import View
@@ -207,5 +206,4 @@ def student_lr(config: MethodConfig, epoch: int) -> float:
     if config.student_lr_steps:
         return config.student_lr * 0.1 ** sum(distilled >= step for step in config.student_lr_steps)
     progress = (distilled - ramp) / (config.epochs - config.warmup_epochs - ramp)
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return config.student_lr_min + (config.student_lr - config.student_lr_min) * cosine
+    return config.student_lr_min + (config.student_lr - config.student_lr_min) * cosine(progress)

@@ -26,7 +26,7 @@ from dfkd_fast.image_stream import LabelledImages
 from dfkd_fast.loops.evaluate import Evaluation, evaluate
 from dfkd_fast.meters import Meter
 from dfkd_fast.models.factory import ModelInfo, load_model
-from dfkd_fast.optim import OptimizerSpec, set_lr
+from dfkd_fast.optim import OptimizerSpec, cosine, set_lr
 from dfkd_fast.recipes import TeacherRecipe
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.runtime import Runtime
@@ -156,7 +156,7 @@ class _Trainer:
         for step in range(self.steps_per_epoch):
             done = epoch * self.steps_per_epoch + step
             progress = done / (self.recipe.epochs * self.steps_per_epoch)
-            set_lr(self.optimizer, self.recipe.lr * 0.5 * (1 + math.cos(math.pi * progress)))
+            set_lr(self.optimizer, self.recipe.lr * cosine(progress))
             meter.update({"ce": self.step(sampler.draw().slots)}, self.batch_size)
             show.advance(done + 1)
             if self.on_step is not None:

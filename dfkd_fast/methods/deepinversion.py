@@ -12,7 +12,6 @@ ranks, each of which shows the teacher its part; moments of the joined batch, th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +27,7 @@ from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.losses.label import label_ce
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
 from dfkd_fast.models.teacher import NetOutput
-from dfkd_fast.optim import OptimizerSpec
+from dfkd_fast.optim import OptimizerSpec, cosine
 from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.rng import balanced_labels
 from dfkd_kernels import bn_stat_loss
@@ -131,7 +130,7 @@ class DeepInversion(Method):
         warmup = self.config.lr_warmup_steps
         if step < warmup:
             return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) if warmup else 1.0
+        return cosine((step - warmup) / (steps - warmup)) if warmup else 1.0
 
     @torch.no_grad()
     def begin_round(self, epoch: int, index: int) -> None:

@@ -7,7 +7,6 @@ ZSKT and DFQ most published tables quote; docs/methods/stepwise.md has them with
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +19,7 @@ from dfkd_fast.generators.standardized import Output, with_output
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
 from dfkd_fast.models.teacher import NetOutput
-from dfkd_fast.optim import OptimizerSpec
+from dfkd_fast.optim import OptimizerSpec, cosine
 from dfkd_fast.pool.pool import PoolBatch
 
 
@@ -97,7 +96,7 @@ class StepwiseMethod(Method):
     def lasting_lr_scale(self, epoch: int, index: int) -> float:
         if self.config.generator_lr_schedule == "constant":
             return 1.0
-        return 0.5 * (1 + math.cos(math.pi * (epoch + index / self.rounds(epoch)) / self.config.epochs))
+        return cosine((epoch + index / self.rounds(epoch)) / self.config.epochs)
 
     def synthesis_optimizer(self) -> None:
         """Nothing starts anew with a round."""
