@@ -110,9 +110,7 @@ class Runtime:
                 value.copy_(mean.view(value.shape))
 
     def average_buffers(self, *modules: nn.Module) -> None:
-        """The same for the modules' running statistics: what is no floating point number stays, and what is not saved,
-        since it is a constant.
-        """
+        """The same for the modules' running statistics: floating point numbers that are saved; others are constants."""
         saved = [module.state_dict(keep_vars=True) for module in modules]
         values = [value for state in saved for value in state.values() if not isinstance(value, nn.Parameter)]
         self.average([value for value in values if isinstance(value, Tensor) and value.is_floating_point()])
