@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Two workers with one thread each: OpenMP teams that share two cores spin against each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test lint types bench-kernels bench-pool bench-steps bench-ranks bench-methods bench-evaluation dry-run-check profile results-digits results-ablations results-precision kill-test steady-test gpu-check gpu-packages clean
+.PHONY: setup demo test nightly lint types bench-kernels bench-pool bench-steps bench-ranks bench-methods bench-evaluation dry-run-check profile results-digits results-ablations results-precision kill-test steady-test gpu-check gpu-packages clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,10 @@ demo: setup
 
 test: setup
 	$(PYTEST) -n 2 tests
+
+# All of it: with the tests that take too long for every change.
+nightly: setup
+	$(PYTEST) -n 2 tests --nightly
 
 lint: setup
 	$(BIN)/ruff check .
