@@ -2,6 +2,8 @@
 //
 //   d = x - shift,  pre = d * scale + bias [+ residual],  y = clamp(pre, low, high),  stats = (sum d, sum d * d, count)
 //   g = dy * 1[low < pre < high],  dx = scale * g + dsum + 2 * d * dsum_sq,  dresidual = g
+#include "bn_act_moments.h"  // before each_isa.h: what it defines must run on every processor
+
 #define DFKD_KERNELS "kernels/bn_act_moments.h"
 #include "each_isa.h"
 

@@ -4,7 +4,8 @@
 // clones.
 #pragma once
 
-// Whatever a kernel file includes must be seen here first, outside the pragmas.
+// Whatever a kernel file uses is included here, or by the .cpp file before this one, outside the pragmas: an inline
+// function that is defined inside one is compiled for that instruction set, and the linker may keep it for all callers.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

@@ -3,6 +3,8 @@
 //
 //   kl = T^2 sum p (log p - log q) = T^2 (sum p (t' - s') + log sum exp s' - log sum exp t'),  x' = x - max x
 //   grad_student = g T (q - p),  grad_teacher = g T p (log p - log q - kl / T^2)
+#include "kd_kl.h"  // before each_isa.h: what it defines must run on every processor
+
 #define DFKD_KERNELS "kernels/kd_kl.h"
 #include "each_isa.h"
 

@@ -1,5 +1,4 @@
 // The vector code of bn_act_moments.cpp, where the formulas stand. Textual, see each_isa.h.
-#include "../bn_act_moments.h"
 #include "walk.h"
 
 namespace dfkd::cpu::DFKD_ISA {

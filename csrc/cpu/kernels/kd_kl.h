@@ -1,5 +1,4 @@
 // The vector code of kd_kl.cpp, where the formulas stand. Textual, see each_isa.h.
-#include "../kd_kl.h"
 #include "rows.h"
 
 namespace dfkd::cpu::DFKD_ISA {
