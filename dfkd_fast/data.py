@@ -16,9 +16,11 @@ from torch import Tensor
 
 from dfkd_fast.cifar_files import CifarFolder, find_cifar
 from dfkd_fast.errors import UserError
+from dfkd_fast.image_arrays import resized, with_channels
 from dfkd_fast.image_files import ImageFiles, Split, decode, find_images
 from dfkd_fast.image_statistics import Statistics, compute_statistics, known_statistics
 from dfkd_fast.image_stream import Decoding, ImageStream, make_decoder
+from dfkd_fast.pictures import Channels
 
 _SAMPLED = 2000
 """training images that unknown statistics are computed from: enough for two digits, cheap to decode for a test split"""
@@ -71,27 +73,35 @@ class ImageSet:
         return replace(self, images=self.images.to(device)) if self.images.nbytes <= IN_MEMORY else self
 
 
-def load_split(source: str | Path, split: Split, *, image_size: int | None = None, flag: str = "--data") -> ImageSet:
+def load_split(
+    source: str | Path,
+    split: Split,
+    *,
+    image_size: int | None = None,
+    channels: Channels = 3,
+    flag: str = "--data",
+) -> ImageSet:
     """Read one split of real, labelled images.
 
     `source` is `digits` (scikit-learn's handwritten digits, 30 % held out for testing), or a path: a tree
     `<split>/<class>/*.jpg`, a tar of one, a folder with one tar for each split, a tree `<class>/*.jpg` that is taken
     whole for either split, or a folder with torchvision's CIFAR-10 or CIFAR-100 files. Images keep their size unless
-    `image_size` is given: then the short side is scaled to it and the middle square kept.
+    `image_size` is given: then the short side is scaled to it and the middle square kept. `channels`: 3 for RGB, where
+    grey images have three equal channels, or 1 for grey, where colours count by their luma.
 
     Raises UserError that names `flag`: for a source that is not there, empty, damaged, of one class or of mixed sizes.
     """
     path = Path(source)
     if str(source) == "digits":
-        found = _digits(split, image_size or 32)
+        found = _digits(split, image_size or 32, channels)
     elif not path.exists():
         raise UserError(f"{flag} {source}: no such folder or file; choose digits or a path")
     elif (cifar := find_cifar(path, flag=flag)) is not None:
-        found = _cifar(cifar, split, flag)
+        found = _cifar(cifar, split, channels, flag)
     else:
-        found = _image_files(path, split, image_size, flag)
+        found = _image_files(path, split, image_size, channels, flag)
     _check_classes(found.class_names, source, flag)
-    images = _resized(found.images, image_size)
+    images = resized(found.images, image_size)
     name = "digits" if str(source) == "digits" else _name(path)
     digest = _digest(images, found.labels, found.class_names)
     return ImageSet(name, images, found.labels, found.class_names, *found.statistics, digest)
@@ -103,6 +113,7 @@ def open_test(
     image_size: int | None = None,
     decoding: Decoding,
     device: torch.device,
+    channels: Channels = 3,
     in_memory: float = IN_MEMORY,
     flag: str = "--data",
 ) -> ImageSet | ImageStream:
@@ -115,20 +126,28 @@ def open_test(
     path = Path(source)
     if str(source) == "digits" or not path.exists() or find_cifar(path, flag=flag) is not None:
         decoding.check_needless(str(source))
-        return load_split(source, "test", image_size=image_size, flag=flag)
+        return load_split(source, "test", image_size=image_size, channels=channels, flag=flag)
     files = find_images(path, "test", flag=flag)
     _check_classes(files.class_names, source, flag)
     count, resize = len(files.names), decoding.short_side(image_size)
-    large = count * 3 * (image_size or 0) ** 2 > in_memory
-    decoder = make_decoder(files, image_size, decoding, device, large=large, flag=flag)
+    large = count * channels * (image_size or 0) ** 2 > in_memory
+    decoder = make_decoder(files, image_size, decoding, device, large=large, channels=channels, flag=flag)
     if decoder is not None and image_size is not None and large:
-        return ImageStream(_name(path), files, *_statistics(path, files, image_size, flag), image_size, decoder)
+        statistics = _statistics(path, files, image_size, channels, flag)
+        return ImageStream(_name(path), files, *statistics, image_size, decoder)
     if decoder is None:
-        workers = decoding.workers
-        images = decode(files, range(count), image_size=image_size, resize=resize, workers=workers, flag=flag)
+        images = decode(
+            files,
+            range(count),
+            image_size=image_size,
+            channels=channels,
+            resize=resize,
+            workers=decoding.workers,
+            flag=flag,
+        )
     else:
         images = torch.cat([batch.cpu() for batch in decoder.batches(range(count), _DECODED_AT_ONCE)])
-    labels, statistics = torch.tensor(files.labels), _statistics(path, files, image_size, flag, images)
+    labels, statistics = torch.tensor(files.labels), _statistics(path, files, image_size, channels, flag, images)
     digest = _digest(images, labels, files.class_names)
     return ImageSet(_name(path), images, labels, files.class_names, *statistics, digest)
 
@@ -164,14 +183,14 @@ class _Found(NamedTuple):
     statistics: Statistics
 
 
-def _digits(split: Split, size: int) -> _Found:
+def _digits(split: Split, size: int, channels: Channels) -> _Found:
     """scikit-learn's 1,797 scans (8x8, 17 grey levels), enlarged bilinearly; a fixed 30 % of each digit is held out."""
     from sklearn.datasets import load_digits
 
     levels, digits = load_digits(return_X_y=True)
     scans = torch.from_numpy(levels).view(-1, 1, 8, 8) * (255 / 16)
     large = F.interpolate(scans, size=(size, size), mode="bilinear").round().to(torch.uint8)
-    images = large.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous()
+    images = large.permute(0, 2, 3, 1).expand(-1, -1, -1, channels).contiguous()
     shuffled = np.random.default_rng(0).permutation(len(digits))
     held_out = np.zeros(len(digits), dtype=bool)
     for digit in range(10):
@@ -183,16 +202,17 @@ def _digits(split: Split, size: int) -> _Found:
     return _Found(images[chosen], torch.from_numpy(digits).long()[chosen], names, compute_statistics(images[~is_test]))
 
 
-def _cifar(folder: CifarFolder, split: Split, flag: str) -> _Found:
+def _cifar(folder: CifarFolder, split: Split, channels: Channels, flag: str) -> _Found:
     images, labels, class_names = folder.read(split, flag=flag)
-    return _Found(images, labels, class_names, known_statistics(class_names) or compute_statistics(images))
+    images = with_channels(images, channels)
+    return _Found(images, labels, class_names, known_statistics(class_names, channels) or compute_statistics(images))
 
 
-def _image_files(path: Path, split: Split, image_size: int | None, flag: str) -> _Found:
+def _image_files(path: Path, split: Split, image_size: int | None, channels: Channels, flag: str) -> _Found:
     files = find_images(path, split, flag=flag)
-    images = decode(files, range(len(files.names)), image_size=image_size, flag=flag)
+    images = decode(files, range(len(files.names)), image_size=image_size, channels=channels, flag=flag)
     train = files if split == "train" else None
-    statistics = _statistics(path, files, image_size, flag, images, train)
+    statistics = _statistics(path, files, image_size, channels, flag, images, train)
     return _Found(images, torch.tensor(files.labels), files.class_names, statistics)
 
 
@@ -200,19 +220,20 @@ def _statistics(
     path: Path,
     files: ImageFiles,
     image_size: int | None,
+    channels: Channels,
     flag: str,
     images: Tensor | None = None,
     train: ImageFiles | None = None,
 ) -> Statistics:
     """The known ones, else those of the training files; `images`: the decoded `files`, where they are."""
-    statistics = known_statistics(files.class_names)
+    statistics = known_statistics(files.class_names, channels)
     if statistics is None:
         train = train or _train_files(path, files, flag)
         indices = np.linspace(0, len(train.names) - 1, min(_SAMPLED, len(train.names))).round().astype(int).tolist()
         if images is not None and train.names == files.names:
             sample = images[indices]
         else:
-            sample = decode(train, indices, image_size=image_size, flag=flag)
+            sample = decode(train, indices, image_size=image_size, channels=channels, flag=flag)
         statistics = compute_statistics(sample)
     return statistics
 
@@ -222,17 +243,6 @@ def _train_files(path: Path, test: ImageFiles, flag: str) -> ImageFiles:
     with contextlib.suppress(UserError):
         return find_images(path, "train", flag=flag)
     return test
-
-
-def _resized(images: Tensor, size: int | None) -> Tensor:
-    """(N, S, S, C) uint8 -> (N, size, size, C) uint8, bilinear with antialiasing."""
-    if size is None or images.shape[1] == size:
-        return images
-    scaled = [
-        F.interpolate(chunk.permute(0, 3, 1, 2).float(), size=(size, size), mode="bilinear", antialias=True)
-        for chunk in images.split(1024)
-    ]
-    return torch.cat([chunk.round().to(torch.uint8) for chunk in scaled]).permute(0, 2, 3, 1).contiguous()
 
 
 def _digest(images: Tensor, labels: Tensor, class_names: Sequence[str]) -> str:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dfkd_fast.image_files import ImageFiles, fitted, opened_image
+from dfkd_fast.image_files import ImageFiles, fitted
+from dfkd_fast.pictures import Channels, PictureReader
 
 T = TypeVar("T")
 
@@ -25,23 +26,33 @@ class Decoder(Protocol):
     """Decodes the files of one split, in any order."""
 
     def batches(self, rows: range, batch_size: int) -> Iterator[Tensor]:
-        """Images (B, S, S, 3) uint8 of the files at `rows`; the last batch may be smaller."""
+        """Images (B, S, S, C) uint8 of the files at `rows`; the last batch may be smaller."""
 
 
 class PilDecoder:
     """Threads that decode with Pillow, which lets go of the interpreter meanwhile."""
 
-    def __init__(self, reader: FileReader, image_size: int, resize: int | None, *, workers: int, flag: str) -> None:
+    def __init__(
+        self,
+        reader: FileReader,
+        image_size: int,
+        resize: int | None,
+        *,
+        channels: Channels = 3,
+        workers: int,
+        flag: str,
+    ) -> None:
         self.reader, self.image_size, self.resize = reader, image_size, resize
-        self.workers, self.flag = workers, flag
+        self.pictures, self.workers, self.flag = PictureReader(channels), workers, flag
 
     def batches(self, rows: range, batch_size: int) -> Iterator[Tensor]:
         for images in in_threads(self._decode, rows, batch_size, self.workers):
             yield torch.from_numpy(np.stack(images))
+        self.pictures.report(f"{self.flag} {self.reader.files.source}")
 
     def _decode(self, index: int) -> np.ndarray:
-        with opened_image(self.reader.read(index), self.reader.describe(index, self.flag)) as image:
-            return fitted(image, self.image_size, self.resize)
+        image = self.pictures.read(self.reader.read(index), self.reader.files.describe(index, self.flag))
+        return fitted(image, self.image_size, self.resize)
 
 
 class FileReader:
@@ -69,10 +80,6 @@ class FileReader:
             return Path(self.files.source, name).read_bytes()
         offset, size = self._offsets[name]
         return os.pread(self._tar, size, offset)
-
-    def describe(self, index: int, flag: str) -> str:
-        """The file at `index`, as an error names it."""
-        return f"{flag} {self.files.source}: {self.files.names[index]}"
 
     def __del__(self) -> None:
         if self._tar is not None:

@@ -15,16 +15,17 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from dfkd_fast.errors import UserError, one_of
+from dfkd_fast.notes import printable
+from dfkd_fast.pictures import Channels, PictureReader
 
 Split = Literal["train", "test"]
 Parts = tuple[str, ...]
@@ -51,6 +52,10 @@ class ImageFiles:
     """class index of each file"""
     class_names: tuple[str, ...]
     """class folders, sorted"""
+
+    def describe(self, index: int, flag: str) -> str:
+        """The file at `index`, as an error names it."""
+        return printable(f"{flag} {self.source}: {self.names[index]}")
 
 
 def find_images(source: Path, split: Split, *, flag: str) -> ImageFiles:
@@ -126,19 +131,22 @@ def decode(
     *,
     image_size: int | None,
     flag: str,
+    channels: Channels = 3,
     resize: int | None = None,
     workers: int | None = None,
 ) -> Tensor:
-    """Decode the files at `indices` into (N, H, W, 3) uint8 RGB, in that order.
+    """Decode the files at `indices` into (N, H, W, channels) uint8, RGB or grey, in that order.
 
     With `image_size` the short side is scaled to it, or to `resize`, and the middle square kept; without it all must be
     equal squares. Raises UserError naming the first file that is damaged or has another size.
     """
 
+    reader = PictureReader(channels)
+
     def load(job: tuple[int, bytes | Path]) -> tuple[int, np.ndarray]:
         position, content = job
-        with opened_image(content, f"{flag} {files.source}: {files.names[indices[position]]}") as image:
-            return position, fitted(image, image_size, resize)
+        image = reader.read(content, files.describe(indices[position], flag))
+        return position, fitted(image, image_size, resize)
 
     images: np.ndarray | None = None
     jobs = _contents(files, indices, flag)
@@ -147,9 +155,9 @@ def decode(
             for position, pixels in pool.map(load, ahead):
                 if images is None:
                     images = np.empty((len(indices), *pixels.shape), dtype=np.uint8)
-                name = files.names[indices[position]]
-                _check_size(pixels, images, f"{flag} {files.source}: {name}")
+                _check_size(pixels, images, files.describe(indices[position], flag))
                 images[position] = pixels
+    reader.report(f"{flag} {files.source}")
     assert images is not None  # a split has at least one file
     return torch.from_numpy(images)
 
@@ -185,26 +193,13 @@ def _opened(path: Path, flag: str) -> Iterator[tarfile.TarFile]:
         raise UserError(f"{flag} {path}: not a readable tar ({reason})") from error
 
 
-@contextlib.contextmanager
-def opened_image(content: bytes | Path, what: str) -> Iterator[Image.Image]:
-    """An image file for decoding; whatever is wrong with it becomes a UserError that begins with `what`."""
-    try:
-        with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:
-            yield image
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(f"{what} cannot be decoded ({reason})") from error
-
-
 def fitted(image: Image.Image, image_size: int | None, resize: int | None) -> np.ndarray:
-    """(S, S, 3) uint8 RGB: what `middle_square` keeps, scaled to `image_size` with a filter that averages."""
-    image = image.convert("RGB")
+    """(S, S, C) uint8: what `middle_square` keeps, scaled to `image_size` with a filter that averages."""
     if image_size is not None and image.size != (image_size, image_size):
         box = middle_square(*image.size, image_size, resize)
         image = image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(image)
+    pixels = np.asarray(image)
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
 def middle_square(width: int, height: int, size: int, resize: int | None) -> tuple[float, float, float, float]:

@@ -30,8 +30,10 @@ _SOME_CIFAR100_CLASSES = {"aquarium_fish", "lawn_mower", "maple_tree", "pickup_t
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
-def known_statistics(class_names: Sequence[str]) -> Statistics | None:
-    """The field's statistics for a data set that its class names give away; None for any other."""
+def known_statistics(class_names: Sequence[str], channels: int = 3) -> Statistics | None:
+    """The field's statistics for a data set that its class names give away; None for any other, and for grey images."""
+    if channels != 3:
+        return None
     names = set(class_names)
     if names == _CIFAR10_CLASSES:
         return STATISTICS["cifar10"]

@@ -13,6 +13,7 @@ from torch import Tensor
 from dfkd_fast.errors import UserError
 from dfkd_fast.image_decoders import Decoder, FileReader, PilDecoder
 from dfkd_fast.image_files import ImageFiles
+from dfkd_fast.pictures import Channels
 
 DecoderChoice = Literal["auto", "dali", "pil"]
 
@@ -110,7 +111,7 @@ class ImageStream:
         return len(self.class_names)
 
     def batches(self, batch_size: int, rows: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (B, S, S, 3) uint8, on the device that has decoded them, and labels (B,) of `rows` in their order."""
+        """Images (B, S, S, C) uint8, on the device that has decoded them, and labels (B,) of `rows` in their order."""
         rows = range(len(self)) if rows is None else rows
         labels = self.labels[rows.start : rows.stop].split(batch_size)
         yield from zip(self.decoder.batches(rows, batch_size), labels, strict=True)
@@ -121,7 +122,14 @@ class ImageStream:
 
 
 def make_decoder(
-    files: ImageFiles, image_size: int | None, decoding: Decoding, device: torch.device, *, large: bool, flag: str
+    files: ImageFiles,
+    image_size: int | None,
+    decoding: Decoding,
+    device: torch.device,
+    *,
+    large: bool,
+    channels: Channels = 3,
+    flag: str,
 ) -> Decoder | None:
     """What decodes `files` in any order; None where they are better decoded once, front to back, into memory.
 
@@ -149,5 +157,5 @@ def make_decoder(
                 raise
             print(f"{missing}; Pillow decodes {len(files.names):,} images")
         else:
-            return DaliDecoder(reader, image_size, resize, device=device, workers=workers, flag=flag)
-    return PilDecoder(reader, image_size, resize, workers=workers, flag=flag)
+            return DaliDecoder(reader, image_size, resize, channels=channels, device=device, workers=workers, flag=flag)
+    return PilDecoder(reader, image_size, resize, channels=channels, workers=workers, flag=flag)

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "dfkd_fast"
 # Every module or package directly under dfkd_fast, by layer. A module that is not listed fails: a new room needs a
 # floor.
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(["errors", "catalog", "rng"], 0),
+    **dict.fromkeys(["errors", "catalog", "rng", "notes"], 0),
     **dict.fromkeys(
         [
             "config",
@@ -30,12 +30,13 @@ LAYERS: dict[str, int] = {
             "compilation",
             "config_limits",
             "config_sections",
+            "pictures",
         ],
         1,
     ),
     **dict.fromkeys(["models", "generators", "augment", "pool", "text", "text_encoders", "class_names"], 2),
     **dict.fromkeys(["methods", "data", "image_files", "cifar_files"], 3),
-    **dict.fromkeys(["image_statistics", "image_stream", "image_decoders", "image_decoder_dali"], 3),
+    **dict.fromkeys(["image_statistics", "image_stream", "image_decoders", "image_decoder_dali", "image_arrays"], 3),
     **dict.fromkeys(["checkpoint", "meters", "console", "loggers", "visualize", "costs"], 3),
     "loops": 4,
     "benchmark": 5,
@@ -57,7 +58,7 @@ NEIGHBOURS: dict[str, set[str]] = {
     "class_names": {"models"},
     "loggers": {"console", "meters"},
     "costs": {"methods"},
-    "data": {"image_files", "cifar_files", "image_statistics", "image_stream"},
+    "data": {"image_arrays", "image_files", "cifar_files", "image_statistics", "image_stream"},
     "image_stream": {"image_files", "image_decoders", "image_decoder_dali"},
     "image_decoder_dali": {"image_files", "image_decoders"},
     "image_decoders": {"image_files"},

@@ -33,7 +33,7 @@ class PngFolder(Dataset[Tensor]):
         self.files = sorted(folder.iterdir())
         self.transform = transforms.Compose(
             [
-                transforms.RandomCrop(Image.open(self.files[0]).size, padding=PAD),
+                transforms.RandomCrop(Image.open(self.files[0], formats=["PNG"]).size, padding=PAD),
                 transforms.RandomHorizontalFlip(),
                 transforms.ToTensor(),
                 transforms.Normalize(MEAN, STD),
@@ -44,7 +44,7 @@ class PngFolder(Dataset[Tensor]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.transform(Image.open(self.files[index]).convert("RGB"))
+        return self.transform(Image.open(self.files[index], formats=["PNG"]).convert("RGB"))
 
 
 def measure(size: int, rounds: int) -> list[Figure]:

@@ -26,7 +26,7 @@ class PngFolder(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = Image.open(self.files[index]).convert("RGB")
+        image = Image.open(self.files[index], formats=["PNG"]).convert("RGB")
         side = image.width
         padded = ImageOps.expand(image, self.pad)
         top, left = torch.randint(0, 2 * self.pad + 1, (2,)).tolist()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -10,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dfkd_fast.errors import UserError
+from dfkd_fast.pictures import PictureReader, opened
 from dfkd_fast.pool.exports import UNLABELLED
 from dfkd_fast.pool.journal import Journal
 
@@ -171,18 +171,14 @@ def _batches(source: Path, count: int, names: list[str], part: Callable[[str, in
 
 
 def _decode(path: Path, content: bytes, image_size: int | None) -> Tensor:
-    try:
-        with Image.open(io.BytesIO(content)) as file:
-            if file.mode[0] in "IF":
-                raise OSError(f"mode {file.mode}: more than 8 bits a channel")
-            picture = file.convert("L" if file.mode == "L" else "RGB")
-            if image_size is not None and picture.size != (image_size, image_size):
-                picture = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
-            pixels = torch.from_numpy(np.array(picture))
-    except UnidentifiedImageError:  # whose own words name a buffer in memory
-        raise UserError(f"import {path}: cannot be decoded (it is no image)") from None
-    except OSError as error:
-        raise UserError(f"import {path}: cannot be decoded ({error})") from None
+    what, reader = f"import {path}:", PictureReader(None)
+    with opened(content, what) as file:
+        if file.mode[0] in "IF":  # the pool holds bytes, and which eight bits were meant is not ours to say
+            raise UserError(f"{what} cannot be decoded (mode {file.mode}: more than 8 bits a channel)")
+    picture = reader.read(content, what)
+    if image_size is not None and picture.size != (image_size, image_size):
+        picture = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(picture))
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 

@@ -1,0 +1,16 @@
+"""Lines that say what was decided on the way: printed once, however often the same is decided."""
+
+from __future__ import annotations
+
+import functools
+
+
+@functools.cache
+def note(text: str) -> None:
+    """Print `text` on standard output, the first time that this process has it to say."""
+    print(text, flush=True)
+
+
+def printable(name: object) -> str:
+    r"""A file's or class's name as text that can be printed and written: bytes that are no UTF-8 become `\xe9`."""
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
