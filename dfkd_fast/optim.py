@@ -42,7 +42,7 @@ class OptimizerSpec:
         if self.kind == "sgd":
             if capturable and choice == "foreach":
                 raise UserError("--optim.impl foreach: its SGD cannot be captured; choose fused, or --no-cuda-graphs")
-            return SGD(groups, momentum=self.momentum, weight_decay=self.weight_decay, **form)
+            return _with_momentum(SGD(groups, momentum=self.momentum, weight_decay=self.weight_decay, **form))
         cls = Adam if self.kind == "adam" else AdamW
         made = cls(groups, betas=self.betas, weight_decay=self.weight_decay, capturable=capturable, **form)
         # the first steps of a captured loop run uncaptured, as they should: torch would warn of it
@@ -54,9 +54,21 @@ class OptimizerSpec:
         if self.kind == "sgd":
             if capturable:
                 raise UserError("--optim.impl apex: its FusedSGD cannot be captured; choose fused, or --no-cuda-graphs")
-            return sgd(groups, lr=0.0, momentum=self.momentum, weight_decay=self.weight_decay)
+            return _with_momentum(sgd(groups, lr=0.0, momentum=self.momentum, weight_decay=self.weight_decay))
         own = {"betas": self.betas, "weight_decay": self.weight_decay, "adam_w_mode": self.kind == "adamw"}
         return adam(groups, lr=0.0, capturable=capturable, **own)
+
+
+def _with_momentum(optimizer: Optimizer) -> Optimizer:
+    """The same SGD with a momentum of zeros, which its first step turns into the gradient.
+
+    torch's fused SGD would allocate it in the first step and leave it unwritten where fp16's loss scaler has that step
+    skipped: the next one would read whatever lay there.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def check_optimizer(choice: str, device: torch.device) -> None:

@@ -51,6 +51,49 @@ def test_fused_foreach_and_capturable_agree(kind: Kind) -> None:
     torch.testing.assert_close(train(kind, "auto", capturable=True), expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("choice", "capturable"),
+    [
+        ("auto", False),
+        ("auto", True),
+        ("fused", False),
+        ("fused", True),
+        ("foreach", False),  # torch captures it on a GPU only
+        pytest.param("apex", False, marks=[pytest.mark.gpu, pytest.mark.skipif(NO_APEX, reason="no NVIDIA apex")]),
+    ],
+)
+def test_a_first_step_that_the_loss_scaler_skips_leaves_nothing(
+    kind: Kind, choice: OptimizerChoice, capturable: bool
+) -> None:
+    """In memory that is poisoned: what an optimiser has allocated and not written would be NaN in the next step."""
+    expected, found = (after_overflow(kind, choice, capturable, skipped=skipped) for skipped in (False, True))
+    assert torch.equal(found, expected)
+    assert found.isfinite().all()
+
+
+def after_overflow(kind: Kind, choice: OptimizerChoice, capturable: bool, *, skipped: bool) -> Tensor:
+    """Weights after one good step, which may come after one whose gradient overflows."""
+    device = "cuda" if choice == "apex" else "cpu"
+    before = torch.utils.deterministic.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        weight = nn.Parameter(torch.ones(8, device=device))
+        spec = OptimizerSpec(kind=kind, groups=[{"params": [weight], "lr": 0.125}], momentum=0.75, weight_decay=0.25)
+        optimizer = spec.build(choice, capturable=capturable)
+        scaler = torch.amp.GradScaler(device, init_scale=1.0)
+        for overflow in (True, False) if skipped else (False,):
+            optimizer.zero_grad()
+            scaler.scale((weight * (torch.inf if overflow else 2.0)).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = before[0]
+        torch.use_deterministic_algorithms(before[1])
+    return weight.detach()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.skipif(NO_APEX, reason="NVIDIA apex is not installed")
