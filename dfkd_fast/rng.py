@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SHARED = random.Random()
+"""Python's numbers that all ranks draw alike: for what decides the course of a step, whose collectives must meet"""
+
 
 def fold(seed: int, *names: str | int) -> int:
     """Derive a 56-bit seed from `seed` and a path of names; equal arguments give equal seeds on every platform."""
@@ -17,11 +20,15 @@ def fold(seed: int, *names: str | int) -> int:
 
 
 def seed_phase(seed: int, rank: int, epoch: int, phase: str) -> None:
-    """Reseed Python, numpy and torch (all devices) for one phase. Rank 0 everywhere gives the rank-free stream."""
+    """Reseed Python, numpy and torch (all devices) for one phase. Rank 0 everywhere gives the rank-free stream.
+
+    `SHARED` is the same on all ranks.
+    """
     value = fold(seed, rank, epoch, phase)
     random.seed(value)
     np.random.seed(value % 2**32)
     torch.manual_seed(value)
+    SHARED.seed(fold(seed, 0, epoch, phase))
 
 
 def balanced_labels(batch_size: int, num_classes: int, *, device: torch.device | str = "cpu") -> Tensor:

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import torch
 
-from dfkd_fast.rng import balanced_labels, fold, seed_phase
+from dfkd_fast.rng import SHARED, balanced_labels, fold, seed_phase
 
 
 def test_fold_is_a_fixed_function() -> None:
@@ -29,6 +29,17 @@ def test_seed_phase_repeats_every_stream() -> None:
     seed_phase(0, 0, 3, "synthesis")
     assert draw() == first
     assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_one_stream_is_the_same_on_all_ranks() -> None:
+    found = []
+    for rank in (0, 1):
+        seed_phase(0, rank, 3, "synthesis")
+        found.append((draw(), [SHARED.random() for _ in range(3)]))
+    assert found[0][0] != found[1][0]
+    assert found[0][1] == found[1][1]
+    seed_phase(0, 0, 4, "synthesis")
+    assert [SHARED.random() for _ in range(3)] != found[0][1]
 
 
 def test_balanced_labels() -> None:

@@ -184,7 +184,9 @@ class Method(nn.Module):
         return None
 
     def student_variant(self) -> Hashable:
-        """Called before each student step: what of Python's state it depends on, as `step_variant`. May draw it."""
+        """Called before each student step: what of Python's state it depends on, as `step_variant`. May draw it, from
+        `rng.SHARED`: ranks that capture their steps at different times wait for each other for ever.
+        """
         return None
 
     def student_view(self, batch: PoolBatch) -> Tensor:

@@ -10,7 +10,6 @@ Distributed: generator per rank, BN moments per rank, pool sharded by rank.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -28,6 +27,7 @@ from dfkd_fast.models.activation_maps import CamPair
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.optim import OptimizerSpec
 from dfkd_fast.pool.pool import PoolBatch
+from dfkd_fast.rng import SHARED
 from dfkd_kernels import bn_stat_loss
 
 STORED = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -135,7 +135,7 @@ class SpaceshipNet(Method):
     def student_variant(self) -> Hashable:
         if self.generator.training:  # student images come from the generator at rest
             self.generator.eval()
-        self.cut = random.choice(CUTS)
+        self.cut = SHARED.choice(CUTS)  # ranks capture each of them at the same step
         return self.cut
 
     def student_view(self, batch: PoolBatch) -> Tensor:
