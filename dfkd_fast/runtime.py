@@ -54,6 +54,10 @@ class Runtime:
     joined: JoinedBatch = ALONE
     """the ranks' batches as one, where they are"""
 
+    def __post_init__(self) -> None:
+        # tensors name the device that they lie on: without its number this one would equal none of theirs
+        assert self.device.type != "cuda" or self.device.index is not None, "a CUDA device without its number"
+
     @property
     def shares(self) -> int:
         """How many parts the recipe is divided into, each with a generator and images of its own."""
@@ -169,6 +173,8 @@ def make_runtime(
     if compilation != "off":
         keep_compile_caches()  # now: parts of torch that steps import settle on a temporary folder
     chosen = _pick_device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)  # what says no device runs on the current one: events, streams, NCCL
     if precision == "auto":
         precision = "bf16" if has_fast_bf16(chosen) else "fp32"
     if precision not in _DTYPES:
@@ -228,15 +234,15 @@ def keep_freed_memory() -> bool:
 
 
 def _pick_device(device: str) -> torch.device:
+    """The device that `--device` means, a GPU with its number."""
     local_rank = os.environ.get("LOCAL_RANK")
     if device in ("auto", "cuda") and local_rank is not None and torch.cuda.is_available():
         gpus = torch.cuda.device_count()
         if int(local_rank) >= gpus:
             raise UserError(f"--device {device}: process {local_rank} of this machine has no GPU; start at most {gpus}")
-        torch.cuda.set_device(int(local_rank))
         return torch.device("cuda", int(local_rank))
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except RuntimeError:
@@ -245,6 +251,8 @@ def _pick_device(device: str) -> torch.device:
         raise UserError(f"--device {device}: choose auto, cpu, cuda or cuda:N")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {device}: no CUDA device here; choose auto or cpu")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+    if chosen.type == "cuda" and chosen.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    if chosen.type == "cuda" and chosen.index >= torch.cuda.device_count():
         raise UserError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA device(s)")
     return chosen

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from dfkd_fast import process_group
 from dfkd_fast.errors import UserError
-from dfkd_fast.runtime import has_fast_bf16, make_runtime
+from dfkd_fast.runtime import Runtime, has_fast_bf16, make_runtime
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 
@@ -66,6 +67,40 @@ def test_mistakes_name_the_flag(arguments: dict[str, object], message: str) -> N
 def test_a_gpu_that_is_not_there(flag: str, value: str) -> None:
     with pytest.raises(UserError, match=f"--{flag} {value}: .*CUDA"):
         make_runtime(**{flag: value})
+
+
+@pytest.mark.parametrize(
+    ("asked", "local_rank", "number"),
+    [
+        ("auto", None, 1),
+        ("cuda", None, 1),
+        ("cuda:0", None, 0),
+        ("cuda:2", None, 2),
+        ("auto", "2", 2),
+        ("cuda", "0", 0),
+    ],
+)
+def test_a_gpu_has_its_number_and_is_the_current_one(
+    asked: str, local_rank: str | None, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors lie on `cuda:0`, which `cuda` does not equal; events and streams are the current device's."""
+    current = [1]
+    gpu = {"is_available": lambda: True, "device_count": lambda: 3, "current_device": lambda: current[0]}
+    for name, answer in gpu.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.__setitem__(0, device.index))
+    monkeypatch.setattr(process_group, "join", lambda device: (0, 1))
+    for name in ("benchmark", "allow_tf32"):  # make_runtime sets them
+        monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert make_runtime(device=asked).device == torch.device("cuda", number)
+    assert current == [number]
+
+
+def test_a_gpu_without_a_number_is_no_runtimes() -> None:
+    with pytest.raises(AssertionError, match="without its number"):
+        Runtime(device=torch.device("cuda"), precision="fp32", channels_last=False)
 
 
 def test_world_of_one() -> None:

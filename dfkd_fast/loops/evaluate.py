@@ -118,8 +118,8 @@ def _share(count: int, runtime: Runtime) -> range:
 
 
 def _on_device(pixels: Tensor, runtime: Runtime) -> Tensor:
-    if pixels.device == runtime.device or runtime.device.type == "cpu":
-        return pixels
+    if pixels.is_cuda or runtime.device.type == "cpu":  # resident, or decoded there
+        return pixels.to(runtime.device)
     return pixels.pin_memory().to(runtime.device, non_blocking=True)  # a copy from pageable memory would wait
 
 

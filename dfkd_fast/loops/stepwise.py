@@ -104,5 +104,5 @@ class Stopwatch:
         if self.runtime.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self.runtime.device))
         return event

@@ -50,7 +50,7 @@ class HostRows:
             return cls(slots)
         host = torch.empty(slots.shape, dtype=slots.dtype, pin_memory=True).copy_(slots, non_blocking=True)
         event = torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(slots.device))
         return cls(host, event)
 
     def wait(self) -> Tensor:
@@ -99,11 +99,11 @@ class StagedStream:
         buffer = self._busy.popleft()
         extras = buffer.work.result()
         if buffer.copied is not None:
-            buffer.copied.wait()  # the network's stream, not the host
+            buffer.copied.wait(torch.cuda.current_stream(self.runtime.device))  # the network's, not the host
         assert buffer.params is not None
         images = augment(buffer.device, self._rows, buffer.params, view=self.view, runtime=self.runtime)
         if buffer.consumed is not None:
-            buffer.consumed.record()
+            buffer.consumed.record(torch.cuda.current_stream(self.runtime.device))
         self._free.append(buffer)
         return Gathered(images, on_device(extras, self.runtime.device))
 

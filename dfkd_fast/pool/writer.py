@@ -59,11 +59,12 @@ class WriteQueue:
 
 def on_host(fields: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None] | None]:
     """Fields as contiguous CPU tensors, and what to wait for before they are read: copies from a GPU are in flight."""
-    if not any(values.is_cuda for values in fields.values()):
+    device = next((values.device for values in fields.values() if values.is_cuda), None)
+    if device is None:
         return {name: values.contiguous() for name, values in fields.items()}, None
     host = {name: torch.empty(values.shape, dtype=values.dtype, pin_memory=True) for name, values in fields.items()}
     for name, values in fields.items():
         host[name].copy_(values, non_blocking=True)
     arrived = torch.cuda.Event()
-    arrived.record()
+    arrived.record(torch.cuda.current_stream(device))
     return host, arrived.synchronize
