@@ -1,27 +1,38 @@
-"""Checkpoints at phase boundaries, and networks as files. safetensors and JSON only, written whole or not at all."""
+"""Checkpoints at phase boundaries, and networks as files. safetensors and JSON only, written whole or not at all, and
+checked against their checksums before they are used.
+"""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
+from dfkd_fast import __version__
+from dfkd_fast.digests import crc_of_json, find_damage, seal
 from dfkd_fast.errors import UserError
-from dfkd_fast.models.factory import HEADER, ModelInfo, load_model
+from dfkd_fast.files import drop_folder, write_file, write_folder
+from dfkd_fast.models.factory import ModelInfo, load_model
+from dfkd_fast.models.sealed import HEADER, sealed_header
 
 PHASES = ("synthesis", "distillation")
 """the phases of an epoch after which a checkpoint may be written, in order"""
+
+MAGIC, VERSION = "dfkd-fast checkpoint", 1
+_RECORD, _TENSORS = "state.json", "state.safetensors"
+
+
+class DamagedCheckpoint(UserError):  # noqa: N818 - what is damaged, not who erred
+    """A checkpoint is not as it was written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,23 +63,17 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     It appears under its name only when it is whole and on the disk. When the disk is full nothing is lost: UserError,
     and the newest earlier checkpoint is still there.
     """
-    target, partial = folder / checkpoint.name, folder / f".{checkpoint.name}.partial"
+    target = folder / checkpoint.name
+    content = save({name: _plain(value) for name, value in checkpoint.tensors.items()})
+    body = {"epoch": checkpoint.epoch, "phase": checkpoint.phase, "record": checkpoint.record}
+    table = {"magic": MAGIC, "version": VERSION, "program": __version__, **body, "files": {_TENSORS: seal(content)}}
+    table = json.loads(json.dumps(table))  # as it will be read
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file({name: _plain(value) for name, value in checkpoint.tensors.items()}, partial / "state.safetensors")
-        record = {"epoch": checkpoint.epoch, "phase": checkpoint.phase, **checkpoint.record}
-        (partial / "state.json").write_text(json.dumps(record, indent=1))
-        for file in partial.iterdir():
-            _sync(file)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        _sync(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_folder(target, {_TENSORS: content, _RECORD: json.dumps({**table, "crc": crc_of_json(table)}, indent=1)})
+        for old in checkpoints_in(folder)[:-keep]:
+            drop_folder(old)
+    except OSError as error:
         raise disk_error(error, folder.parent) from error
-    for old in checkpoints_in(folder)[:-keep]:
-        shutil.rmtree(old)
     return target
 
 
@@ -76,108 +81,128 @@ def latest_checkpoint(folder: Path, until: int | None = None) -> Checkpoint | No
     """The newest whole checkpoint in a folder, or None; with `until` the newest that is no later than that boundary
     (`Checkpoint.boundary`).
     """
-    found = [path for path in checkpoints_in(folder) if until is None or _boundary(path) <= until]
-    if not found:
-        return None
-    record = json.loads((found[-1] / "state.json").read_text())
-    epoch, phase = record.pop("epoch"), record.pop("phase")
-    return Checkpoint(epoch=epoch, phase=phase, tensors=load_file(found[-1] / "state.safetensors"), record=record)
+    found = Shelf(folder).newest(until)
+    return None if found is None else read_checkpoint(found)
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The folders of whole checkpoints, in the order of the run."""
+    """The folders of checkpoints, whole or not, in the order of the run."""
     names: Iterable[Path] = folder.iterdir() if folder.is_dir() else ()
-    return sorted(path for path in names if not path.name.startswith(".") and (path / "state.json").exists())
+    return sorted(path for path in names if path.name.endswith(PHASES) and path.name[0].isdigit() and path.is_dir())
 
 
-def latest_boundary(folder: Path) -> int | None:
-    """The boundary (`Checkpoint.boundary`) of the newest whole checkpoint in a folder."""
-    found = checkpoints_in(folder)
-    return _boundary(found[-1]) if found else None
+def oldest_record(folder: Path) -> dict[str, Any] | None:
+    """The record of the oldest checkpoint that is kept; None where it cannot be read any more."""
+    try:
+        found: dict[str, Any] = read_record(checkpoints_in(folder)[0])["record"]
+    except DamagedCheckpoint:
+        return None
+    return found
 
 
-def oldest_record(folder: Path) -> dict[str, Any]:
-    """The record of the oldest checkpoint that is kept."""
-    return json.loads((checkpoints_in(folder)[0] / "state.json").read_text())
+def boundary_of(checkpoint: Path) -> int:
+    """The number of the boundary (`Checkpoint.boundary`) that a checkpoint's folder is named after."""
+    epoch, phase, _ = checkpoint.name.split("-")
+    return int(epoch) * len(PHASES) + int(phase)
+
+
+class Shelf:
+    """The checkpoints in a folder, each read and checked when it is first asked about."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = checkpoints_in(folder)
+        self.damage: dict[Path, DamagedCheckpoint] = {}
+        """what was found not to be whole, and why"""
+        self._whole: set[Path] = set()
+
+    def newest(self, until: int | None = None) -> Path | None:
+        """The newest whole one, that is no later than the boundary `until`. Raises UserError for another format."""
+        for path in reversed(self.paths):
+            if (until is None or boundary_of(path) <= until) and self._is_whole(path):
+                return path
+        return None
+
+    def _is_whole(self, path: Path) -> bool:
+        if path not in self._whole and path not in self.damage:
+            try:
+                read_checkpoint(path)
+                self._whole.add(path)
+            except DamagedCheckpoint as damage:
+                self.damage[path] = damage
+        return path in self._whole
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read and check a checkpoint. Raises DamagedCheckpoint, which names file and place, and UserError for one that
+    another version of this program wrote.
+    """
+    table = read_record(path)
+    content = _content(path / _TENSORS)
+    place = find_damage(content, table["files"][_TENSORS])
+    if place is not None:
+        raise DamagedCheckpoint(f"{path / _TENSORS}: {place}")
+    return Checkpoint(epoch=table["epoch"], phase=table["phase"], tensors=load(content), record=table["record"])
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a checkpoint says beside its tensors: `epoch`, `phase`, `record`, `files`. Raises as `read_checkpoint`."""
+    file = path / _RECORD
+    try:
+        table = json.loads(_content(file))
+    except ValueError as error:
+        raise DamagedCheckpoint(f"{file}: damaged ({error})") from None
+    if not isinstance(table, dict):
+        raise DamagedCheckpoint(f"{file}: damaged (it is no table)")
+    if table.get("magic") != MAGIC and "crc" not in table:
+        raise UserError(
+            f"{file}: written by a dfkd-fast {__version__} of before checkpoints had checksums; this one cannot check "
+            "it: go on with the program that wrote it, or start a new run"
+        )
+    version, crc = table.get("version"), table.pop("crc", None)
+    if table.get("magic") == MAGIC and isinstance(version, int) and version > VERSION:
+        by = f"dfkd-fast {table.get('program')}"
+        raise UserError(f"{file}: format {version}, written by {by}; this program reads up to {VERSION}: use that one")
+    if crc != crc_of_json(table):
+        raise DamagedCheckpoint(f"{file}: damaged (its checksum does not fit)")
+    if path.name != Checkpoint(epoch=table["epoch"], phase=table["phase"], tensors={}, record={}).name:
+        raise DamagedCheckpoint(f"{file}: of another checkpoint, {table['phase']} of epoch {table['epoch'] + 1}")
+    return table
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise DamagedCheckpoint(f"{file}: {why}") from error
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def disk_error(error: Exception, run_dir: Path) -> Exception:
-    """A full disk, quota or file-size limit worded for the user; any other error as it is."""
-    full = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-    text = str(error)
-    if getattr(error, "errno", None) in full or any(os.strerror(code) in text for code in full):
-        return UserError(
-            f"--run-dir {run_dir}: no room to write ({text}); "
-            f"the last checkpoint is whole: free space, then --resume {run_dir}"
-        )
-    return error
-
-
-def module_tensors(part: str, module: nn.Module) -> dict[str, Tensor]:
-    """A module's state under a part's name."""
-    return {f"{part}/{name}": value for name, value in module.state_dict().items()}
-
-
-def load_module(part: str, module: nn.Module, tensors: Mapping[str, Tensor], *, fitting: bool = False) -> None:
-    """Copy a part's state into a module, in place and strictly; with `fitting` what has another shape by now stays."""
-    own, saved = module.state_dict(), part_tensors(part, tensors)
-    if fitting:
-        saved = {name: value if value.shape == own[name].shape else own[name] for name, value in saved.items()}
-    module.load_state_dict(saved)
-
-
-def part_tensors(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one part, under their names within it."""
-    prefix = f"{part}/"
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def optimizer_tensors(part: str, optimizer: Optimizer) -> dict[str, Tensor]:
-    """An optimiser's state under a part's name; learning rates are functions of the epoch and need no saving."""
-    state = optimizer.state_dict()["state"]
-    tensors = {f"{part}/{index}.{key}": value for index, slots in state.items() for key, value in slots.items()}
-    steps = [group["step"] for group in optimizer.param_groups if "step" in group]  # apex counts them there
-    return tensors | ({f"{part}/steps": torch.tensor([int(step) for step in steps])} if steps else {})
-
-
-def load_optimizer(part: str, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Restore an optimiser's state, each tensor in its parameter's memory layout (the fused steps walk both
-    together). Where a parameter has another shape by now, as a rank's share of images may, its state starts anew.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    saved = part_tensors(part, tensors)
-    if "steps" in saved:
-        _set_steps(optimizer, saved.pop("steps"))
-    slots = [(parameters[int(name.partition(".")[0])], name.partition(".")[2], value) for name, value in saved.items()]
-    reshaped = {parameter for parameter, _, value in slots if value.ndim and value.shape != parameter.shape}
-    for parameter, key, value in slots:
-        if parameter not in reshaped:
-            like = torch.empty_like(parameter) if value.ndim else value.to(parameter.device)
-            optimizer.state[parameter][key] = like.copy_(value)
-
-
-def _set_steps(optimizer: Optimizer, steps: Tensor) -> None:
-    for group, step in zip(optimizer.param_groups, steps.tolist(), strict=True):
-        on_device = getattr(optimizer, "capturable", False)
-        device = group["params"][0].device
-        group["step"] = torch.tensor([step], dtype=torch.int32, device=device) if on_device else step
+    """What the system refused, worded for the user; an error that is none of files as it is."""
+    if not isinstance(error, OSError) or error.errno is None or isinstance(error, ConnectionError | ChildProcessError):
+        return error
+    what = os.strerror(error.errno) + (f": {error.filename}" if error.filename else "")
+    if error.errno in _FULL:
+        why, mend = f"no room to write ({what})", "free space"
+    else:
+        why, mend = f"the system refused a file ({what})", "mend that"
+    return UserError(f"--run-dir {run_dir}: {why}; the last checkpoint is whole: {mend}, then --resume {run_dir}")
 
 
 def save_network(path: Path, model: nn.Module, info: ModelInfo) -> None:
     """Write a network as one safetensors file whose header says what it is: `load_network` needs nothing else."""
-    partial = path.with_suffix(".partial")
+    state = {name: _plain(value) for name, value in model.state_dict().items()}
     try:
-        state = {name: _plain(value) for name, value in model.state_dict().items()}
-        save_file(state, partial, metadata={HEADER: json.dumps(asdict(info))})
-        _sync(partial)
-        partial.rename(path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+        write_file(path, save(state, sealed_header(state, asdict(info))))
+    except OSError as error:
         raise disk_error(error, path.parent) from error
 
 
 def load_network(path: Path, *, flag: str = "--weights") -> tuple[nn.Module, ModelInfo]:
-    """Read what `save_network` wrote. Raises UserError for any other file."""
+    """Read what `save_network` wrote. Raises UserError for any other file, and for one that is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get(HEADER)
@@ -185,22 +210,13 @@ def load_network(path: Path, *, flag: str = "--weights") -> tuple[nn.Module, Mod
         raise UserError(f"{flag} {path}: cannot be read ({error})") from None
     if header is None:
         raise UserError(f"{flag} {path}: not written by dfkd-fast; name its architecture beside it")
-    return load_model(json.loads(header)["name"], weights=path, flag=flag)
+    try:
+        name = json.loads(header)["name"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{flag} {path}: damaged in its header; take another copy") from None
+    return load_model(name, weights=path, flag=flag)
 
 
 def _plain(value: Tensor) -> Tensor:
     # contiguous and unshared, as the format wants it; the layout is the reader's choice again
     return value.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
-def _boundary(checkpoint: Path) -> int:
-    epoch, phase, _ = checkpoint.name.split("-")
-    return int(epoch) * len(PHASES) + int(phase)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -28,6 +28,7 @@ from dfkd_fast.config_sections import (
     PoolConfig,
 )
 from dfkd_fast.errors import UserError
+from dfkd_fast.files import write_file
 from dfkd_fast.recipes import TeacherRecipe
 
 M = TypeVar("M")
@@ -208,7 +209,7 @@ def write_config(config: TrainConfig[Any], file: Path) -> None:
         if value is not None:
             place = table.setdefault(section, {}) if section else table
             place[name] = str(value) if isinstance(value, Path) else value
-    file.write_text(tomli_w.dumps(table), encoding="utf-8")
+    write_file(file, tomli_w.dumps(table))
 
 
 def differences(before: TrainConfig[Any], after: TrainConfig[Any]) -> Iterator[tuple[str, Any, Any]]:

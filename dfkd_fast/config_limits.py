@@ -23,7 +23,8 @@ LEAST = {
     **dict.fromkeys(
         ("image_size", "synthesis_micro_batches", "threads", "stop_after_epoch", "pool.capacity", "log.every"), 1
     ),
-    **dict.fromkeys(("checkpoint.every", "checkpoint.keep", "eval.batch_size", "batch_size"), 1),
+    **dict.fromkeys(("checkpoint.every", "eval.batch_size", "batch_size"), 1),
+    "checkpoint.keep": 2,  # where the newest is damaged, an older one is taken
     **dict.fromkeys(("eval.workers", "eval.resize", "workers", "resize"), 1),
     **dict.fromkeys(("seed", "cache_teacher_logits", "eval.every", "log.images_per_class", "pool.prefetch"), 0),
     "num_classes": 2,

@@ -95,4 +95,4 @@ class CheckpointConfig:
     every: int = 1
     """write a checkpoint every so many epochs, and after the last"""
     keep: int = 2
-    """newest checkpoints kept"""
+    """newest checkpoints kept, two or more: where the newest is damaged, an older one is taken"""

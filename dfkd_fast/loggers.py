@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.console import Console, ConsoleKind, count, duration, make_console
+from dfkd_fast.files import append_line, write_file
 from dfkd_fast.meters import Meter
 
 METRICS_FILE = "metrics.jsonl"
@@ -156,8 +157,7 @@ class RunLogger:
         if "top1" in values:
             self._accuracy = values["top1"]
         line = json.dumps(_finite({**values, "elapsed": round(self.pace.elapsed, 3)}), allow_nan=False)
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_line(self.file, line)
 
     def message(self, text: str) -> None:
         """Print a line that is no metric."""
@@ -187,9 +187,7 @@ class RunLogger:
             kept = records[:end]
             self.pace.restore(kept[-1]["elapsed"])
         if self.is_main:
-            partial = self.file.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(item) + "\n" for item in kept), encoding="utf-8")
-            partial.replace(self.file)
+            write_file(self.file, "".join(json.dumps(item) + "\n" for item in kept))
 
     def status(self, terms: Mapping[str, float], images_per_second: float) -> str:
         """Loss terms, last accuracy, speed, memory and time: what a progress line shows after its title."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.errors import UserError
+from dfkd_fast.files import write_file
 from dfkd_fast.models.torchvision_cpu import ensure_importable
 
 DEFAULT_MODELS = {"clip": "openai/clip-vit-base-patch32", "sbert": "sentence-transformers/all-MiniLM-L6-v2"}
@@ -66,13 +67,11 @@ def _digest(encoder: str, texts: Sequence[str], model: str) -> str:
 
 
 def _keep(file: Path, embeddings: Tensor) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.partial")
-        save_file({"embeddings": embeddings}, partial)
-        partial.replace(file)
+        write_file(file, save({"embeddings": embeddings}))
     except OSError as error:
         raise UserError(f"DFKD_FAST_CACHE {file.parent}: cannot be written ({error.strerror or error})") from None
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
+
+from dfkd_fast.files import write_file
 
 _GAP = 2
 _PAPER = 255
@@ -72,9 +75,9 @@ def save_grid(
     """Write `class_grid` as a PNG file, whole or not at all."""
     grid = class_grid(images, labels, num_classes, per_class=per_class, scale=scale, captions=captions)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    grid.save(partial, format="PNG")
-    partial.replace(path)
+    content = BytesIO()
+    grid.save(content, format="PNG")
+    write_file(path, content.getvalue())
 
 
 def _pixels(images: Tensor) -> np.ndarray:

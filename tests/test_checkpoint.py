@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import random
 import resource
 import signal
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from dfkd_fast.checkpoint import (
     Checkpoint,
+    DamagedCheckpoint,
+    Shelf,
     latest_checkpoint,
-    load_module,
     load_network,
-    load_optimizer,
-    module_tensors,
-    optimizer_tensors,
+    read_checkpoint,
     save_checkpoint,
     save_network,
 )
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo, load_model
+from dfkd_fast.models.sealed import HEADER, SEAL, sealed_header
 from dfkd_fast.optim import OptimizerSpec, reset_state, set_lr
+from dfkd_fast.state_tensors import load_module, load_optimizer, module_tensors, optimizer_tensors
 
 INFO = ModelInfo(name="cnn_s", num_classes=3, image_size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
 
@@ -66,6 +71,68 @@ def test_what_a_killed_process_left_is_not_a_checkpoint(tmp_path: Path) -> None:
     assert found.epoch == 0
     save_checkpoint(tmp_path, checkpoint(1), keep=2)
     assert latest_checkpoint(tmp_path).epoch == 1  # type: ignore[union-attr]
+
+
+def damaged(content: bytes, how: str, at: int) -> bytes:
+    """A flipped bit, a cut, zeros in place of a page, or nothing left."""
+    if how == "flip":
+        return content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :]
+    if how == "cut":
+        return content[:at]
+    if how == "zeros":
+        return content[:at] + bytes(len(content[at : at + 512])) + content[at + 512 :]
+    return b""
+
+
+@pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
+@pytest.mark.parametrize("how", ["flip", "cut", "zeros", "empty"])
+def test_damage_is_found_and_the_older_checkpoint_taken(tmp_path: Path, name: str, how: str) -> None:
+    for epoch in (1, 2):
+        save_checkpoint(tmp_path, checkpoint(epoch, size=40_000), keep=2)
+    file = tmp_path / "00002-0-synthesis" / name
+    content, draw = file.read_bytes(), random.Random(0)
+    for at in [draw.randrange(len(content)) for _ in range(20)]:
+        file.write_bytes(damaged(content, how, at))
+        shelf = Shelf(tmp_path)
+        found = latest_checkpoint(tmp_path)
+        assert found is not None
+        if found.epoch == 2:  # white space, or a place that was zero
+            file.write_bytes(content)
+            assert repr(found.record) == repr(read_checkpoint(file.parent).record)
+            assert torch.equal(found.tensors["part/x"], torch.full((40_000,), 2.0))
+            continue
+        assert shelf.newest() == tmp_path / "00001-0-synthesis"
+        (why,) = shelf.damage.values()
+        assert str(why).startswith(f"{file}: ")
+
+
+def test_damage_is_named_by_its_place(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, checkpoint(0, size=40_000), keep=2)
+    file = tmp_path / "00000-0-synthesis" / "state.safetensors"
+    file.write_bytes(damaged(file.read_bytes(), "flip", 93_625))
+    with pytest.raises(DamagedCheckpoint, match=f"{file}: damaged within bytes 65536 to 131072"):
+        read_checkpoint(file.parent)
+
+
+@pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
+def test_a_file_of_another_checkpoint_is_damage(tmp_path: Path, name: str) -> None:
+    for epoch in (1, 2):
+        save_checkpoint(tmp_path, checkpoint(epoch), keep=2)
+    (tmp_path / "00002-0-synthesis" / name).write_bytes((tmp_path / "00001-0-synthesis" / name).read_bytes())
+    assert latest_checkpoint(tmp_path).epoch == 1  # type: ignore[union-attr]
+
+
+def test_other_formats_are_refused_by_name(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, checkpoint(0), keep=2)
+    file = tmp_path / "00000-0-synthesis" / "state.json"
+    table = json.loads(file.read_text())
+    file.write_text(json.dumps({**table, "version": 7, "program": "9.0"}))
+    with pytest.raises(UserError, match=r"format 7, written by dfkd-fast 9\.0; this program reads up to 1") as newer:
+        latest_checkpoint(tmp_path)
+    assert not isinstance(newer.value, DamagedCheckpoint)
+    file.write_text(json.dumps({"epoch": 0, "phase": "synthesis", "pool": {}}))  # as 0.1.0 once wrote it
+    with pytest.raises(UserError, match=r"written by a dfkd-fast 0\.1\.0 of before checkpoints had checksums"):
+        latest_checkpoint(tmp_path)
 
 
 @pytest.fixture
@@ -199,9 +266,41 @@ def test_a_network_file_says_what_it_is(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["student.safetensors"]
 
 
-def test_other_files_are_refused(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
+def test_a_damaged_network_is_refused(tmp_path: Path) -> None:
+    """Weights and header: an outcome is a refusal or the same network."""
+    model, path = network(), tmp_path / "student.safetensors"
+    save_network(path, model, INFO)
+    content, draw = path.read_bytes(), random.Random(0)
+    header = int.from_bytes(content[:8], "little")
+    places = [draw.randrange(len(content)) for _ in range(20)] + [draw.randrange(8 + header) for _ in range(60)]
+    refused = 0
+    for at in places:
+        path.write_bytes(damaged(content, "flip", at))
+        try:
+            again, info = load_network(path)
+        except UserError as error:
+            refused += str(path) in str(error)
+            continue
+        assert info == INFO
+        assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    assert refused >= 60  # what is left: the names of entries that nobody asks for
+    path.write_bytes(damaged(content, "flip", len(content) - 1))
+    with pytest.raises(UserError, match=f"{path}: damaged at "):
+        load_network(path)
 
+
+def test_networks_of_other_formats(tmp_path: Path) -> None:
+    """One of a newer format is refused by name; one of before there were checksums is read."""
+    model, path = network(), tmp_path / "student.safetensors"
+    header = sealed_header(model.state_dict(), asdict(INFO))
+    save_file(model.state_dict(), path, {**header, SEAL: '{"format": 2}'})
+    with pytest.raises(UserError, match="format 2, of a newer dfkd-fast"):
+        load_network(path)
+    save_file(model.state_dict(), path, {HEADER: header[HEADER]})
+    assert load_network(path)[1] == INFO
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
     foreign, broken = tmp_path / "foreign.safetensors", tmp_path / "broken.safetensors"
     save_file({"x": torch.ones(1)}, foreign)
     broken.write_bytes(b"no")

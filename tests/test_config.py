@@ -174,7 +174,7 @@ def test_unknown_names() -> None:
         ("--kd-temperature 0", "--method.kd-temperature 0.0: choose more than 0"),
         ("--teacher-recipe.batch-size 0", "--teacher-recipe.batch-size 0: choose 1 or more"),
         ("--seed -1", "--seed -1: choose 0 or more"),
-        ("--checkpoint.keep 0", "--checkpoint.keep 0: choose 1 or more"),
+        ("--checkpoint.keep 1", "--checkpoint.keep 1: choose 2 or more"),
         ("--train-teacher", "--train-teacher: needs --data with a training split"),
         ("--train-teacher --data digits --teacher-weights x", "--train-teacher: leave it out where --teacher-weights"),
     ],

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "dfkd_fast"
 # floor.
 LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "catalog", "rng", "notes"], 0),
+    **dict.fromkeys(["files", "digests"], 0),
     **dict.fromkeys(
         [
             "config",
@@ -37,7 +38,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(["models", "generators", "augment", "pool", "text", "text_encoders", "class_names"], 2),
     **dict.fromkeys(["methods", "data", "image_files", "cifar_files"], 3),
     **dict.fromkeys(["image_statistics", "image_stream", "image_decoders", "image_decoder_dali", "image_arrays"], 3),
-    **dict.fromkeys(["checkpoint", "meters", "console", "loggers", "visualize", "costs"], 3),
+    **dict.fromkeys(["checkpoint", "state_tensors", "meters", "console", "loggers", "visualize", "costs"], 3),
     "loops": 4,
     "benchmark": 5,
     "cli": 6,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dfkd_fast import files
 from dfkd_fast.checkpoint import latest_checkpoint
 from dfkd_fast.cli.main import main
 from dfkd_fast.loops.teacher import _Trainer
@@ -109,18 +111,21 @@ def test_a_run_that_lost_every_checkpoint_starts_again(whole: Path, tmp_path: Pa
 
 
 def test_a_disk_that_fills_up_while_metrics_are_written(
-    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
     assert main([*TINY, "--run-dir", str(folder), "--stop-after-epoch", "2"]) == 0
-    full = folder / "metrics.partial"
-    full.symlink_to("/dev/full")
     capsys.readouterr()
-    assert main(["train", "--resume", str(folder)]) == 2
+
+    def full(handle: int, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "_write_all", full)
+        assert main(["train", "--resume", str(folder)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"dfkd-fast: --run-dir {folder}: no room to write (")
     assert line.endswith(f"free space, then --resume {folder}")
-    full.unlink()
     assert main(["train", "--resume", str(folder)]) == 0
     same_run(whole, folder)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from dfkd_fast.errors import UserError
+from dfkd_fast.files import write_file
 
 BARS = (
     ("arithmetic floor", "#9a9a9a", lambda row: row["ours"]["floor_hours"]),
@@ -34,4 +36,6 @@ def plot(records: Sequence[dict[str, Any]], file: Path) -> None:
     unit, device = records[0]["unit"], records[0]["device"]
     axes.set_xlabel(f"{unit} on {device} (published: GPU-hours on its own card)")
     figure.legend(loc="outside upper center", ncols=len(BARS), fontsize="small")
-    figure.savefig(file, dpi=120)
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    write_file(file, content.getvalue())

@@ -11,6 +11,7 @@ from typing import Literal
 
 from dfkd_fast.config import Hardware, check_values
 from dfkd_fast.errors import UserError, unknown
+from dfkd_fast.files import append_line
 from dfkd_fast.flags import from_flags, parse
 
 USAGE = """usage: dfkd-fast bench methods [METHOD/PRESET ...] [flags]
@@ -99,8 +100,7 @@ def bench_methods(names: Sequence[str], options: BenchOptions) -> None:
     for target in targets:
         print(f"{target.name} ...", flush=True)
         record = methods.measure(target, runtime, window, share=share, matmul_rate=peak, baseline=baseline) | where
-        with file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(record) + "\n")
+        append_line(file, json.dumps(record))
         records.append(record)
     print(f"{records[0]['unit']} on {where['device']}, {where['precision']}, {share:g} of each batch timed")
     for line in methods.table(records):

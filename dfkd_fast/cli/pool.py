@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfkd_fast.errors import UserError, one_of, unknown
+from dfkd_fast.files import sync_file, sync_folder
 from dfkd_fast.flags import from_flags, parse
 
 if TYPE_CHECKING:
@@ -171,8 +172,11 @@ def _all_or_nothing(target: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial / target.name
+        for path in partial.rglob("*"):
+            sync_file(path)
         for made in partial.iterdir():
             made.rename(target.parent / made.name)
+        sync_folder(target.parent)
     except OSError as error:
         raise UserError(f"export {target}: cannot be written ({error.strerror}); choose another place") from error
     finally:

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from dfkd_fast.files import write_file
+
 REPORTS = "DFKD_FAST_REPORTS"
 """environment variable with the folder in which a launched process leaves its line"""
 
@@ -24,9 +26,7 @@ def say(text: str, *, kind: Kind = "mistake", status: int = 2) -> int:
         print(f"dfkd-fast: {text}", file=sys.stderr)
     else:
         report = {"text": text, "kind": kind, "status": status, "time": time.time()}
-        partial = Path(folder) / f"{os.environ.get('RANK', 0)}.partial"
-        partial.write_text(json.dumps(report))
-        partial.rename(partial.with_suffix(".json"))
+        write_file(Path(folder) / f"{os.environ.get('RANK', 0)}.json", json.dumps(report))
     return status
 
 

@@ -13,15 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dfkd_fast.checkpoint import (
-    PHASES,
-    Checkpoint,
-    load_module,
-    load_optimizer,
-    module_tensors,
-    optimizer_tensors,
-    part_tensors,
-)
+from dfkd_fast.checkpoint import PHASES, Checkpoint
 from dfkd_fast.compilation import CLOCK
 from dfkd_fast.loggers import RunLogger
 from dfkd_fast.loops.failures import check_finite, explained
@@ -32,6 +24,7 @@ from dfkd_fast.methods.base import LossTerms, Method
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.runtime import Runtime
+from dfkd_fast.state_tensors import load_module, load_optimizer, module_tensors, optimizer_tensors, part_tensors
 
 
 @dataclass(kw_only=True)

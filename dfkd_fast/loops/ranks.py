@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from dfkd_fast.checkpoint import Checkpoint, checkpoints_in, latest_boundary, latest_checkpoint
+from dfkd_fast.checkpoint import (
+    Checkpoint,
+    DamagedCheckpoint,
+    Shelf,
+    boundary_of,
+    checkpoints_in,
+    read_checkpoint,
+)
 from dfkd_fast.errors import UserError, one_of
 from dfkd_fast.methods.base import Method, MethodConfig
 from dfkd_fast.pool.shards import shard_folder
@@ -69,17 +77,45 @@ def checkpoint_folder(run_dir: Path, runtime: Runtime) -> Path:
     return shard_folder(run_dir / "checkpoints", runtime.share, runtime.shares)
 
 
-def checkpoint_to_resume(run_dir: Path, runtime: Runtime) -> Checkpoint | None:
-    """This rank's checkpoint at the newest boundary that all ranks have reached, None where the run has none.
+class Resumed(NamedTuple):
+    """What a run is taken up from."""
+
+    checkpoint: Checkpoint | None
+    """this rank's; None where the run has none yet"""
+    damage: list[DamagedCheckpoint]
+    """why it is not the newest, of all ranks"""
+    abandoned: list[Path]
+    """this rank's checkpoints of what is repeated now"""
+    repeated: int
+    """phases between this and the newest checkpoint"""
+
+
+def checkpoint_to_resume(run_dir: Path, runtime: Runtime) -> Resumed:
+    """This rank's checkpoint at the newest boundary where those of all ranks are whole.
 
     Where another number of processes has come furthest, each rank takes up one of theirs: the student is the same in
-    all of them.
+    all of them. Raises UserError where there are checkpoints and no boundary has a whole one.
     """
     folder = run_dir / "checkpoints"
-    reached = {ranks: _common_boundary(folder, ranks) for ranks in _makers(folder) | {runtime.shares}}
+    shelves = {
+        ranks: [Shelf(shard_folder(folder, rank, ranks)) for rank in range(ranks)]
+        for ranks in _makers(folder) | {runtime.shares}
+    }
+    reached = {ranks: _common_boundary(parts) for ranks, parts in shelves.items()}
     ranks = max(reached, key=lambda ranks: (reached[ranks], ranks == runtime.shares))
     runtime.barrier()  # all have looked before one of them writes
-    return latest_checkpoint(shard_folder(folder, runtime.share % ranks, ranks), until=reached[ranks])
+    damage = [why for parts in shelves.values() for shelf in parts for why in shelf.damage.values()]
+    mine = shelves[ranks][runtime.share % ranks]
+    found = mine.newest(reached[ranks])
+    if found is None and damage:
+        raise UserError(
+            f"--resume {run_dir}: no checkpoint is whole ({'; '.join(map(str, damage))}); take {folder} from a backup, "
+            "or delete it, and the run starts again"
+        )
+    abandoned = [path for path in mine.paths if boundary_of(path) > reached[ranks]]
+    newest = max((boundary_of(path) for shelf in shelves[ranks] for path in shelf.paths), default=-1)
+    checkpoint = None if found is None else read_checkpoint(found)
+    return Resumed(checkpoint, damage, abandoned, newest - reached[ranks] if found is not None else 0)
 
 
 def drop_other_checkpoints(run_dir: Path, world_size: int) -> None:
@@ -98,7 +134,14 @@ def _makers(folder: Path) -> set[int]:
     return makers | {1} if checkpoints_in(folder) else makers
 
 
-def _common_boundary(folder: Path, ranks: int) -> int:
-    """The newest boundary that all of so many ranks have reached (a crash may come between two); -1: none."""
-    newest = (latest_boundary(shard_folder(folder, rank, ranks)) for rank in range(ranks))
-    return min(-1 if boundary is None else boundary for boundary in newest)
+def _common_boundary(shelves: Sequence[Shelf]) -> int:
+    """The newest boundary where all ranks have a whole checkpoint (a crash may come between two); -1: none."""
+    until: int | None = None
+    while True:
+        newest = [shelf.newest(until) for shelf in shelves]
+        found = [boundary_of(path) for path in newest if path is not None]
+        if len(found) < len(newest):
+            return -1
+        if min(found) == max(found):
+            return found[0]
+        until = min(found)

@@ -15,6 +15,7 @@ import torch
 import dfkd_fast
 import dfkd_kernels
 from dfkd_fast.config import TrainConfig, config_hash
+from dfkd_fast.files import write_file
 from dfkd_fast.loops.loop import Progress
 from dfkd_fast.runtime import Runtime
 
@@ -63,9 +64,7 @@ def write_run_record(
         "git_sha": git_sha(),
         "config_hash": config_hash(config),
     }
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    partial.rename(path)
+    write_file(path, json.dumps(record, indent=1) + "\n")
     return record
 
 

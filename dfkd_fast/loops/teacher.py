@@ -22,6 +22,7 @@ from dfkd_fast.checkpoint import load_network, save_network
 from dfkd_fast.console import Console, ConsoleKind, count, duration, make_console
 from dfkd_fast.data import ImageSet
 from dfkd_fast.errors import UserError
+from dfkd_fast.files import write_file
 from dfkd_fast.image_stream import LabelledImages
 from dfkd_fast.loops.evaluate import Evaluation, evaluate
 from dfkd_fast.meters import Meter
@@ -97,9 +98,7 @@ def cached_teacher(
         result = {"top1_last_epoch": found.top1 if found else None, "held_out_images": len(test) if test else None}
         versions = {"torch": torch.__version__, "dfkd_fast": __version__, "device": runtime.describe()}
         text = json.dumps({**made_from, "hash": digest, **result, **versions}, indent=1)
-        partial = record.with_suffix(".partial")
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(record)  # last: where the record is, the weights are whole
+        write_file(record, text + "\n")  # last: where the record is, the weights are whole
     return model, info
 
 

@@ -20,6 +20,7 @@ from dfkd_fast.config import TrainConfig
 from dfkd_fast.costs.flops import count_step_flops
 from dfkd_fast.costs.work import recipe_work
 from dfkd_fast.data import ImageSet
+from dfkd_fast.files import drop_folder
 from dfkd_fast.image_stream import LabelledImages
 from dfkd_fast.loggers import RunLogger
 from dfkd_fast.loops.alternating import AlternatingLoop
@@ -39,7 +40,13 @@ from dfkd_fast.loops.networks import (
     runtime_of,
 )
 from dfkd_fast.loops.pools import make_pools
-from dfkd_fast.loops.ranks import checkpoint_folder, checkpoint_to_resume, drop_other_checkpoints, share_of_rank
+from dfkd_fast.loops.ranks import (
+    Resumed,
+    checkpoint_folder,
+    checkpoint_to_resume,
+    drop_other_checkpoints,
+    share_of_rank,
+)
 from dfkd_fast.loops.run_costs import run_costs
 from dfkd_fast.loops.run_folder import check_folder, claim_folder
 from dfkd_fast.loops.run_record import write_run_record
@@ -116,6 +123,7 @@ class Run:
     ) -> None:
         self.config, self.runtime, self.teacher, self.test, self.collected = config, runtime, teacher, test, collected
         self.method, self.folder, info = method, config.run_folder, teacher.info
+        self._abandoned: list[Path] = []
         self.student_info = replace(info, name=method.deployed_name(config.student))
         # before anything is spent: a network that cannot be counted is no surprise at the end; who writes them counts
         networks = {"teacher": config.teacher, "student": config.student}
@@ -151,18 +159,28 @@ class Run:
             save=self.save,
         )
 
-    def execute(self, checkpoint: Checkpoint | None) -> None:
+    def execute(self, resumed: Resumed | None) -> None:
         """Run from a checkpoint, or from the start, and write the results."""
         first = (0, PHASES[0])
-        if checkpoint is None:
+        if resumed is None or resumed.checkpoint is None:
             self.logger.restart()
         else:
-            first = self.loop.restore(checkpoint)
-            self.logger.truncate(checkpoint.epoch, checkpoint.phase)
-            self.logger.message(f"resumed after {checkpoint.phase} of epoch {checkpoint.epoch + 1}")
+            first = self._take_up(resumed.checkpoint, resumed)
         self.loop.run(first=first, stop_after=self.config.stop_after_epoch)
         stopped = self.config.stop_after_epoch is not None and self.config.stop_after_epoch < self.config.method.epochs
         self.finish(complete=not stopped)
+
+    def _take_up(self, checkpoint: Checkpoint, resumed: Resumed) -> tuple[int, str]:
+        """Restore a checkpoint, say from where the run goes on, and return the phase that it goes on with."""
+        first = self.loop.restore(checkpoint)
+        self.logger.truncate(checkpoint.epoch, checkpoint.phase)
+        for why in resumed.damage:
+            self.logger.message(f"{why}; an older checkpoint is taken")
+        phases = "1 phase is" if resumed.repeated == 1 else f"{resumed.repeated} phases are"
+        repeated = f"; {phases} repeated" if resumed.repeated else ""
+        self.logger.message(f"resumed after {checkpoint.phase} of epoch {checkpoint.epoch + 1}{repeated}")
+        self._abandoned = resumed.abandoned
+        return first
 
     def evaluate_student(self, epoch: int) -> dict[str, float]:
         """Top-1, top-5 and agreement with the teacher on the test images, after the epochs that --eval.every names."""
@@ -185,12 +203,15 @@ class Run:
             return
         checkpoints = checkpoint_folder(self.folder, self.runtime)
         if self.runtime.is_main or not self.runtime.joined:
-            kept = max(self.config.checkpoint.keep, min(2, self.runtime.shares))
-            save_checkpoint(checkpoints, checkpoint, keep=kept)
+            while self._abandoned:  # they would count among those that are kept
+                drop_folder(self._abandoned.pop())
+            save_checkpoint(checkpoints, checkpoint, keep=self.config.checkpoint.keep)
         self.runtime.barrier()  # what another number of processes has left goes once all ranks are safe
         if self.runtime.is_main:
             drop_other_checkpoints(self.folder, self.runtime.shares)
-        self.pool.release(oldest_record(checkpoints)["pool"])
+        oldest = oldest_record(checkpoints)
+        if oldest is not None:  # else nothing is given up that another whole one may need
+            self.pool.release(oldest["pool"])
         made = checkpoint.phase in self.loop.image_phases
         if made and (last or number & (number - 1) == 0):  # epochs 1, 2, 4, 8, ...
             self.save_images(self.folder / "images" / f"epoch-{number:04d}")

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 
 from dfkd_fast.catalog import MODELS
 from dfkd_fast.errors import UserError, one_of, unknown
+from dfkd_fast.models.sealed import HEADER as HEADER
 from dfkd_fast.models.torchvision_cpu import ensure_importable
 from dfkd_fast.models.vit import check_size, is_vit
 from dfkd_fast.models.weights import Weights, load_weights, read_weights
-
-HEADER = "dfkd_fast"
-"""entry of a safetensors header that holds a network's ModelInfo as JSON"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dfkd_fast.errors import UserError
+from dfkd_fast.models.sealed import check_seal
 
 _WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the weights
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's
@@ -47,6 +48,7 @@ def _read_safetensors(path: Path, flag: str) -> Weights:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         raise UserError(f"{flag} {path}: not a readable safetensors file ({error})") from error
+    check_seal(tensors, metadata, what=f"{flag} {path}")
     return Weights(_without_prefixes(tensors), metadata)
 
 

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.errors import UserError
+from dfkd_fast.files import sync_folder
 from dfkd_fast.pool.files import PoolFiles, as_bytes
 from dfkd_fast.pool.layout import BLOCK, Layout, fields_of
 from dfkd_fast.pool.lock import lock_folder
-from dfkd_fast.pool.manifest import COPY, MANIFEST, Manifest, load_manifest, sync_folder
+from dfkd_fast.pool.manifest import COPY, MANIFEST, Manifest, load_manifest
 from dfkd_fast.pool.writer import WriteQueue
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from array import array
 from bisect import bisect_left
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.errors import UserError
+from dfkd_fast.files import write_file
 from dfkd_fast.pool.layout import BLOCK, Field, Layout
 
 MAGIC, VERSION = "dfkd-fast pool", 1
@@ -87,13 +87,7 @@ class Manifest:
         body = self._body()
         text = json.dumps({"magic": MAGIC, "version": VERSION, "crc": _crc(body), **body}, indent=1)
         for name in (MANIFEST, COPY):
-            partial = folder / f".{name}.partial"
-            with open(partial, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(folder / name)
-        sync_folder(folder)
+            write_file(folder / name, text)
 
     def _body(self) -> dict[str, Any]:
         return {
@@ -133,15 +127,6 @@ def load_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
     checksums = {name: array("I", bytes.fromhex(known)) for name, known in table["checksums"].items()}
     layout = Layout(fields, table["segment"])
     return Manifest(layout, table["first"], table["count"], table["dropped"], checksums)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make new names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def repair_hint(folder: Path) -> str:

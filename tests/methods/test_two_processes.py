@@ -15,13 +15,13 @@ from tiny_runs import tiny, write_teacher
 from torch import Tensor
 
 from dfkd_fast.catalog import FACTS, METHODS
-from dfkd_fast.checkpoint import part_tensors
 from dfkd_fast.config import write_config
 from dfkd_fast.config_sources import default_config, load_run
 from dfkd_fast.errors import UserError
 from dfkd_fast.loops.ranks import share_of_rank
 from dfkd_fast.loops.train import train
 from dfkd_fast.pool.manifest import load_manifest
+from dfkd_fast.state_tensors import part_tensors
 
 RANKS = 2
 STEPWISE = [name for name in METHODS if FACTS[name].loop == "stepwise"]

@@ -1,0 +1,117 @@
+"""The one place where small files are written: whole or not at all, on the disk when the call returns, and with the
+permissions that the user's umask leaves.
+
+A file is written under a name of its own in the same folder, synced, renamed, and its folder synced. What a killed
+process leaves under such names is no content: `sweep` deletes it. Images of a pool are not small: `pool/journal.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+_ENDING = ".partial"
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Replace a file, or make it. Raises OSError, and then the file is what it was."""
+    partial = _beside(path)
+    try:
+        _write_new(partial, content)
+        partial.replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def write_folder(path: Path, files: Mapping[str, bytes | str]) -> None:
+    """Replace a folder of small files, or make it and the folders above it. Raises OSError, and then there is the
+    folder as it was, or, where the very last step failed, none.
+    """
+    partial = _beside(path)
+    try:
+        partial.mkdir(parents=True)
+        for name, content in files.items():
+            _write_new(partial / name, content)
+        sync_folder(partial)
+        if path.exists():
+            drop_folder(path)
+        partial.rename(path)
+        sync_folder(path.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def drop_folder(path: Path) -> None:
+    """Delete a folder so that a crash halfway leaves all of it or nothing under its name."""
+    hidden = _beside(path)
+    path.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def append_line(path: Path, text: str) -> None:
+    """Add a line to a file, making it if need be. A crash may leave a part of the line; see `sync_file`."""
+    is_new = not path.exists()
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        _write_all(handle, f"{text}\n".encode())
+    finally:
+        os.close(handle)
+    if is_new:
+        sync_folder(path.parent)
+
+
+def cut_file(path: Path, size: int) -> None:
+    """Keep the first `size` bytes of a file, for good."""
+    os.truncate(path, size)
+    sync_file(path)
+
+
+def sync_file(path: Path) -> None:
+    """Make what a file holds survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new names in a folder survive a power cut."""
+    sync_file(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed writers have left in a folder. Nobody may be writing there."""
+    for left in folder.glob(f".*{_ENDING}"):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
+def _beside(path: Path) -> Path:
+    """A name in the same folder that nobody else has."""
+    return path.with_name(f".{path.name[:180]}.{os.getpid()}-{secrets.token_hex(4)}{_ENDING}")
+
+
+def _write_new(path: Path, content: bytes | str) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        _write_all(handle, content.encode() if isinstance(content, str) else content)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_all(handle: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(handle, rest) :]

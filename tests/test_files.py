@@ -1,0 +1,136 @@
+"""Small files appear whole or not at all, with the user's permissions, and nothing else writes any."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from dfkd_fast import files
+from dfkd_fast.files import append_line, drop_folder, sweep, write_file, write_folder
+
+PACKAGE = Path(__file__).parent.parent / "dfkd_fast"
+
+ELSEWHERE = {
+    "pool/exports.py": "images for others, streamed into a hidden folder that cli/pool.py syncs and renames",
+    "pool/journal.py": "segments of images: appended, synced by `flush`, found by checksum",
+    "pool/verify.py": "gives a segment its full length again",
+    "pool/lock.py": "the lock's owner, which nothing depends on",
+    "benchmark/plot.py": "draws into memory",
+    "cli/main.py": "opens the null device for reading and writing",
+}
+"""what writes beside `files.py`, and why it may"""
+
+WRITES = {"write_text", "write_bytes", "save_file", "savefig", "tofile", "savez", "pwrite", "ftruncate"}
+OF_MODULES = {"np.save", "numpy.save", "torch.save", "os.write", "os.truncate", "os.replace", "os.rename", "json.dump"}
+
+
+def writing_calls(source: str) -> list[str]:
+    """Calls that may write a file: by name, or `open` in a mode that writes, or with flags that do."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        words = [ast.unparse(each) for each in (*node.args, *(keyword.value for keyword in node.keywords))]
+        modes = [word.strip("\"'") for word in words if word[:1] in "\"'"]
+        opens = name.rpartition(".")[2] == "open" and any(set(mode) & set("wax+") and len(mode) < 4 for mode in modes)
+        opens |= name == "os.open" and any("O_RDWR" in word or "O_WRONLY" in word for word in words)
+        opens |= name == "zipfile.ZipFile" and "w" in modes
+        if opens or name in OF_MODULES or name.rpartition(".")[2] in WRITES:
+            found.append(f"{node.lineno}: {name}")
+    return found
+
+
+def test_nothing_else_writes() -> None:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        place = str(path.relative_to(PACKAGE))
+        calls = writing_calls(path.read_text())
+        assert bool(calls) == (place in ELSEWHERE or place == "files.py"), (place, calls)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path.write_text('x')",
+        "open(path, 'w')",
+        "path.open(mode='ab')",
+        "np.save(f, x)",
+        "torch.save(x, f)",
+        "save_file(x, f)",
+        "os.open(path, os.O_RDWR | os.O_CREAT)",
+    ],
+)
+def test_the_search_finds(text: str) -> None:
+    assert writing_calls(text)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_permissions_are_what_the_umask_leaves(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_file(tmp_path / "x", "text")
+        append_line(tmp_path / "lines", "text")
+        write_folder(tmp_path / "folder", {"x": b"1"})
+    finally:
+        os.umask(before)
+    for name, most in (("x", 0o666), ("lines", 0o666), ("folder", 0o777), ("folder/x", 0o666)):
+        assert (tmp_path / name).stat().st_mode & 0o777 == most & ~umask
+
+
+@pytest.mark.parametrize("step", ["write", "fsync", "replace"])
+def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    write_file(tmp_path / "x", "old")
+    write_folder(tmp_path / "folder", {"a": "old", "b": "old"})
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    owner = Path if step == "replace" else os
+    monkeypatch.setattr(owner, step, fails)
+    with pytest.raises(OSError, match="Input/output"):
+        write_file(tmp_path / "x", "new")
+    if step != "replace":
+        with pytest.raises(OSError, match="Input/output"):
+            write_folder(tmp_path / "folder", {"a": "new"})
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        *("folder", "folder/a", "folder/b", "x")
+    ]
+    assert (tmp_path / "x").read_text() == (tmp_path / "folder" / "b").read_text() == "old"
+
+
+def test_the_file_is_synced_before_its_name_and_the_name_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def fsync(handle: int) -> None:
+        seen.append(Path(os.readlink(f"/proc/self/fd/{handle}")).suffix)
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", lambda path, to: seen.append("rename") or replace(path, to))
+    (tmp_path / "in.folder").mkdir()
+    write_file(tmp_path / "in.folder" / "x", "text")
+    assert seen == [".partial", "rename", ".folder"]
+
+
+def test_what_killed_writers_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_file(tmp_path / "x", "text")
+    with monkeypatch.context() as patched:  # as if the process ended here
+        patched.setattr(Path, "unlink", lambda *_, **__: None)
+        patched.setattr(files.shutil, "rmtree", lambda *_, **__: None)
+        patched.setattr(files, "sync_folder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write_folder(tmp_path / "folder", {"x": "1"})
+    (tmp_path / "other").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(files.shutil, "rmtree", lambda *_, **__: None)
+        drop_folder(tmp_path / "other")
+    assert len(list(tmp_path.iterdir())) == 3
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
