@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dfkd_fast.class_folders import Split
 from dfkd_fast.errors import UserError, one_of
-from dfkd_fast.image_files import Split
 
 
 class _Layout(NamedTuple):

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dfkd_fast.cifar_files import CifarFolder, find_cifar
+from dfkd_fast.class_folders import Split
 from dfkd_fast.errors import UserError
 from dfkd_fast.image_arrays import resized, with_channels
-from dfkd_fast.image_files import ImageFiles, Split, decode, find_images
+from dfkd_fast.image_files import ImageFiles, decode, find_images
 from dfkd_fast.image_statistics import Statistics, compute_statistics, known_statistics
 from dfkd_fast.image_stream import Decoding, ImageStream, make_decoder
 from dfkd_fast.pictures import Channels

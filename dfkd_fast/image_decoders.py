@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import tarfile
+import zipfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dfkd_fast.archives import InTar, check_size, is_uncompressed_tar, read_zipped
+from dfkd_fast.errors import UserError
 from dfkd_fast.image_files import ImageFiles, fitted
 from dfkd_fast.pictures import Channels, PictureReader
 
@@ -56,30 +59,34 @@ class PilDecoder:
 
 
 class FileReader:
-    """Files of a split in any order, out of a folder or an uncompressed tar."""
+    """Files of a split in any order and by several threads, out of a folder, a zip or an uncompressed tar."""
 
-    def __init__(self, files: ImageFiles, offsets: dict[str, tuple[int, int]] | None) -> None:
-        self.files, self._offsets = files, offsets
-        self._tar = None if offsets is None else os.open(files.source, os.O_RDONLY)
+    def __init__(self, files: ImageFiles, flag: str) -> None:
+        self.files, self._flag = files, flag
+        kind, source = type(files.places[0]), files.source
+        self._tar = os.open(source, os.O_RDONLY) if kind is InTar else None
+        self._zip = zipfile.ZipFile(source) if kind is str else None
 
     @classmethod
-    def open(cls, files: ImageFiles) -> FileReader | None:
+    def open(cls, files: ImageFiles, flag: str) -> FileReader | None:
         """None for a compressed tar, which can only be read from front to back."""
-        if files.source.is_dir():
-            return cls(files, None)
-        try:
-            with tarfile.open(files.source, "r:") as tar:
-                return cls(files, {member.name: (member.offset_data, member.size) for member in tar if member.isfile()})
-        except tarfile.ReadError:
-            return None
+        in_any_order = not isinstance(files.places[0], InTar) or is_uncompressed_tar(files.source)
+        return cls(files, flag) if in_any_order else None
 
     def read(self, index: int) -> bytes:
-        """The content of the file at `index`."""
-        name = self.files.names[index]
-        if self._offsets is None or self._tar is None:
-            return Path(self.files.source, name).read_bytes()
-        offset, size = self._offsets[name]
-        return os.pread(self._tar, size, offset)
+        """The content of the file at `index`. Raises UserError where it cannot be read, or is too large."""
+        place, what = self.files.places[index], self.files.describe(index, self._flag)
+        try:
+            if isinstance(place, Path):
+                check_size(place.stat().st_size, what)
+                return place.read_bytes()
+            if isinstance(place, InTar) and self._tar is not None:
+                check_size(place.size, what)
+                return os.pread(self._tar, place.size, place.offset)
+            assert self._zip is not None
+            return read_zipped(self._zip, str(place), what)
+        except (OSError, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(f"{what} cannot be read ({error})") from error
 
     def __del__(self) -> None:
         if self._tar is not None:

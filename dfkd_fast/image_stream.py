@@ -139,7 +139,7 @@ def make_decoder(
     resize = decoding.short_side(image_size)
     if decoding.decoder != "dali" and not large:
         return None
-    reader = FileReader.open(files)
+    reader = FileReader.open(files, flag)
     if decoding.decoder == "dali" and (reader is None or image_size is None):
         missing = "unpack the tar, or decompress it" if reader is None else "give --image-size"
         raise UserError(f"{decoding.asked}: {missing}; or choose pil")

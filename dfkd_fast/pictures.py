@@ -77,7 +77,7 @@ class PictureReader:
             image = _upper_bits(image)
         elif image.has_transparency_data:
             image = image.convert("RGBA")
-            self._count(image.getextrema()[3][0] < 255, "transparent, laid over white")
+            self._count(image.getchannel("A").getextrema()[0] != 255, "transparent, laid over white")
             image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
         if self.channels == 1 and not is_grey:
             self._count(True, "in colour, read as grey")
@@ -134,7 +134,8 @@ def orientation(image: Image.Image) -> int:
 def is_plain(image: Image.Image, channels: Channels) -> bool:
     """Whether any decoder makes the same of it: 8 bits a channel, neither turned nor transparent, of `channels`."""
     mode = "L" if channels == 1 else image.mode
-    codec = image.tile[0][3] if image.tile else None
+    tiles = getattr(image, "tile", ())  # what is left to decode, and how
+    codec = tiles[0][3] if tiles else None
     return (
         image.format in _PLAIN_FORMATS
         and image.mode == mode
