@@ -68,6 +68,10 @@ _LATER = {
     "method.generator_output": "sigmoid",
     "collected": "None",
     "collected_share": "1.0",
+    "method.adv_masked": "True",
+    "method.student_mode": "eval",
+    "method.label_source": "random",
+    "method.priority_temperature": "None",
 }
 """settings that are younger than recorded runs, with the value that those had: that one is left out of the hash"""
 

@@ -31,5 +31,10 @@ LEAST = {
 }
 """the least value of a setting, whichever config has it"""
 
-ABOVE_ZERO = ("method.kd_temperature", "method.contrastive_temperature", "collected_share")
+ABOVE_ZERO = (
+    "method.kd_temperature",
+    "method.priority_temperature",
+    "method.contrastive_temperature",
+    "collected_share",
+)
 """settings that must be above 0"""

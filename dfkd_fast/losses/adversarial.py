@@ -10,13 +10,16 @@ import dfkd_kernels
 _PROBABILITY_RANGE = (0.01, 0.99)
 
 
-def disagreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+def disagreement(student_logits: Tensor, teacher_logits: Tensor, *, masked: bool = True) -> Tensor:
     """Minus KL(teacher || student) at T = 1 where both predict the same class, mean over the whole batch.
 
     Logits (B, K) -> scalar. The decision-adversarial term of CMI (Fang et al., IJCAI 2021, Eq. 6): only samples on
-    which the student still agrees are pushed over the boundary. Gradients flow to both networks' logits.
+    which the student still agrees are pushed over the boundary. With `masked` off all samples count, as the equations
+    of NAYER (Eq. 5), SSD-KD (Eq. 2) and MSARC (Eq. 16) print it. Gradients flow to both networks' logits.
     """
     divergence = dfkd_kernels.kd_kl(student_logits, teacher_logits, temperature=1.0, reduction="none")
+    if not masked:
+        return -divergence.mean()
     agree = student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)
     return -(divergence * agree).mean()
 

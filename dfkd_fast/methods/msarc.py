@@ -79,6 +79,8 @@ class MsarcConfig(MethodConfig):
     """weight of the BN-statistics term (paper: kappa, of L_BN)"""
     adv_weight: float = 1.33
     """weight of the adversarial term (paper: 1, of -L_KD); 0: without it"""
+    adv_masked: bool = True
+    """push only images on which student and teacher still agree, as Fast; off: all of them, Eq. 16 as printed"""
     msarc_weight: float = 1.0
     """weight of the spatial consistency (paper: beta); 0: without it"""
 
@@ -141,7 +143,8 @@ class Msarc(Method):
             "bn": self.statistics.loss(teacher.moments),
         }
         if self.adversarial:
-            terms["adv"] = disagreement(self._student[0](view), teacher.logits)
+            student = self._student[0](view)
+            terms["adv"] = disagreement(student, teacher.logits, masked=self.config.adv_masked)
         return images, terms
 
     def end_step(self) -> None:

@@ -80,7 +80,7 @@ class MuseScale(Method):
             self.generator.reset_parameters()
         self.generator.noise.reset_parameters()  # Alg. 1 line 5
         self.labels.copy_(labels_in_turn(len(self.labels), self.class_order, self.plan.before(epoch) + index))
-        self.adversarial = epoch > self.config.warmup_epochs  # one epoch after distillation starts, as in NAYER
+        self.adversarial = epoch >= self.config.warmup_epochs  # as in NAYER's release
 
     def synthesis_step(self) -> tuple[Tensor, LossTerms]:
         student, embedding = self._shared

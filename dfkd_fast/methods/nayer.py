@@ -11,7 +11,9 @@ all ranks, moments of the joined batch, the whole pool on each rank.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.losses.label import label_ce
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
 from dfkd_fast.models.statistics import PoolStatistics
-from dfkd_fast.models.teacher import NetOutput
+from dfkd_fast.models.teacher import NetOutput, frozen_twin
 from dfkd_fast.optim import OptimizerSpec
 from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.rng import balanced_labels
@@ -62,6 +64,12 @@ class NayerConfig(MethodConfig):
     """weight of the BN-statistics term (paper: alpha_bn)"""
     adv_weight: float = 1.33
     """weight of the adversarial term (paper: alpha_adv)"""
+    adv_masked: bool = True
+    """push only images on which student and teacher still agree (release); off: all of them, Eq. 5 as printed"""
+    student_mode: Literal["released", "eval"] = "released"
+    """the student's BatchNorm in synthesis: released, by the batch's statistics from an epoch's second round on, which
+    moves the running ones (the release ends each round by `student.train()`); eval: always by its running statistics
+    """
     jitter: bool = False
     """roll by up to H/8 and flip whole batches before they may be kept (release: ImageNet only)"""
 
@@ -80,7 +88,8 @@ class Nayer(Method):
         super().__init__()
         self.config: NayerConfig = config
         self.info, self.teacher, self.joined = setup.info, setup.teacher, setup.joined
-        self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
+        # in a tuple: seen through, never registered, saved or trained
+        self._student = (setup.student, frozen_twin(setup.student).train())
         self.generator = NoisyEmbeddingGenerator(
             setup.label_embeddings.shape[1],
             setup.info.image_size,
@@ -95,7 +104,7 @@ class Nayer(Method):
             setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale, joined=setup.joined
         )
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
-        self.adversarial = False
+        self.adversarial = self.student_trains = False
         self.register_buffer("label_embeddings", setup.label_embeddings, persistent=False)
         self.register_buffer("class_order", torch.arange(setup.info.num_classes), persistent=False)
         self.register_buffer("labels", torch.zeros(config.synthesis_batch_size, dtype=torch.int64), persistent=False)
@@ -114,7 +123,8 @@ class Nayer(Method):
         if self.config.reset_noise:
             self.generator.noise.reset_parameters()
         self.labels.copy_(self.draw_labels(index))
-        self.adversarial = epoch > warmup  # the release starts one epoch after distillation does
+        self.adversarial = epoch >= warmup  # the release counts the epoch before it asks
+        self.student_trains = self.adversarial and self.config.student_mode == "released" and index > 0
 
     def synthesis_step(self) -> tuple[Tensor, LossTerms]:
         images = self.generator(self.label_embeddings[self.labels])  # Eq. 3
@@ -127,8 +137,12 @@ class Nayer(Method):
             "bn": self.statistics.loss(teacher.moments),  # Eq. 5, alpha_bn
         }
         if self.adversarial:
-            terms["adv"] = disagreement(self.student(view), teacher.logits)  # Eq. 5, alpha_adv
+            masked = self.config.adv_masked
+            terms["adv"] = disagreement(self.student(view), teacher.logits, masked=masked)  # Eq. 5, alpha_adv
         return images, terms
+
+    def step_variant(self) -> Hashable:
+        return self.adversarial, self.student_trains
 
     def end_round(self, best_images: Tensor) -> SynthBatch:
         self.statistics.update()
@@ -149,5 +163,5 @@ class Nayer(Method):
         return self.class_order.roll(-index * batch_size)[:batch_size]
 
     def student(self, view: Tensor) -> Tensor:
-        """The frozen student's logits."""
-        return self._student[0](view)
+        """Logits of the student, whose weights are frozen: in eval mode, or in train mode (`student_mode`)."""
+        return self._student[self.student_trains](view)

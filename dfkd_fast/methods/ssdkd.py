@@ -11,6 +11,7 @@ one generator on all ranks, moments of the joined batch, the whole buffer and it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -74,6 +75,14 @@ class SsdkdConfig(MethodConfig):
     """weight of the BN-statistics term"""
     adv_weight: float = 1.33
     """weight of the adversarial term"""
+    adv_masked: bool = True
+    """push only images on which student and teacher still agree, as Fast; off: all of them, Eq. 2 as printed"""
+    label_source: Literal["random", "teacher"] = "random"
+    """y of the label term: random, a class drawn for each image, as Fast; teacher, what the teacher predicts (the
+    paper's example)
+    """
+    priority_temperature: float | None = None
+    """temperature of the KL in a priority; without it that of the student's loss; 1: the logits' softmax (paper)"""
 
 
 class Ssdkd(Method):
@@ -141,10 +150,11 @@ class Ssdkd(Method):
         phi = modulation(teacher.logits, self.class_shares, self.config.focus)  # Eq. 3
         terms = {
             "bn": self.statistics.loss(teacher.moments),  # Eq. 1
-            "ce": label_ce(teacher.logits, self.joined.part(self.labels), weights=phi),  # Eq. 2, third term
+            "ce": label_ce(teacher.logits, self.wanted(teacher.logits), weights=phi),  # Eq. 2, third term
         }
         if self.adversarial:
-            terms["adv"] = disagreement(self.student(view), teacher.logits)  # Eq. 2, second term
+            masked = self.config.adv_masked
+            terms["adv"] = disagreement(self.student(view), teacher.logits, masked=masked)  # Eq. 2, second term
         return images, terms
 
     def end_step(self) -> None:
@@ -156,7 +166,7 @@ class Ssdkd(Method):
         view = self.augment.normalize(best_images)
         teacher = self.teacher(view, moments=False).logits
         # the pool counts the classes that Eq. 3 asks for, those the teacher sees; Eq. 4 with w = 1 (lines 12 and 13)
-        deltas = kd_kl(self.student(view), teacher, self.config.kd_temperature, reduction="none")
+        deltas = kd_kl(self.student(view), teacher, self.temperature_of_priorities, reduction="none")
         return SynthBatch(best_images, teacher.argmax(dim=1), deltas=deltas)
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
@@ -167,12 +177,28 @@ class Ssdkd(Method):
         if self.config.is_normalized:
             weights = weights / gather(weights).max()
         # lines 18 to 21 in one pass: the losses, and w x loss back as the images' new priorities (Eq. 4 to 6)
-        if self.joined:  # every rank has all priorities
+        own = self.temperature_of_priorities
+        if self.joined or own != temperature:  # every rank has all priorities
             rows = kd_kl(*logits, temperature, reduction="none")
-            self.priorities.update(gather(batch.indices), gather((weights * rows).detach()))
+            deltas = rows.detach()
+            if own != temperature:
+                deltas = kd_kl(student.logits.detach(), teacher.logits, own, reduction="none")
+            self.priorities.update(gather(batch.indices), gather(weights * deltas))
         else:
             rows = kd_kl_priority(*logits, batch.indices, weights, self.priorities, temperature)
         return {"kd": (weights * rows if self.config.is_weighted_loss else rows).mean()}
+
+    @property
+    def temperature_of_priorities(self) -> float:
+        """T of the KL in Eq. 4."""
+        own = self.config.priority_temperature
+        return self.config.kd_temperature if own is None else own
+
+    def wanted(self, logits: Tensor) -> Tensor:
+        """The classes (B,) that the label term asks for, where the teacher answers `logits` (B, K)."""
+        if self.config.label_source == "teacher":
+            return logits.argmax(dim=1)
+        return self.joined.part(self.labels)
 
     def student(self, view: Tensor) -> Tensor:
         """The frozen student's logits."""

@@ -77,6 +77,7 @@ def test_disagreement_counts_agreeing_samples_only_but_divides_by_all() -> None:
     rows = divergence(student, teacher, 1.0)
     expected = -sum(row for row, same in zip(rows, agree, strict=True) if same) / len(rows)
     assert disagreement(student, teacher).item() == pytest.approx(expected, rel=1e-9)
+    assert disagreement(student, teacher, masked=False).item() == pytest.approx(-sum(rows) / len(rows), rel=1e-9)
 
 
 def test_disagreement_reaches_both_networks() -> None:

@@ -133,12 +133,29 @@ def test_without_re_initialisation_the_noise_is_learnt_on(make_method: Callable[
     assert not torch.equal(method.generator.noise.weight, before["noise.weight"])
 
 
-def test_adversarial_term_starts_after_the_first_distilled_epoch(method: Nayer) -> None:
+def test_adversarial_term_starts_with_distillation(method: Nayer) -> None:
     active = []
     for epoch in range(5):
         method.begin_round(epoch, 0)
         active.append("adv" in method.synthesis_step()[1])
-    assert active == [False, False, False, True, True]
+    assert active == [False, False, True, True, True]
+
+
+def test_the_student_is_in_train_mode_from_the_second_round_on(
+    make_method: Callable[..., Any], student: nn.Module
+) -> None:
+    """Its running statistics move in these rounds only, in place; `eval` leaves them alone."""
+    for mode, expected in (("released", [False, True, False, True]), ("eval", [False] * 4)):
+        method = make_method(Nayer, replace(CONFIG, student_mode=mode))
+        moved, variants = [], []
+        for epoch, index in ((2, 0), (2, 1), (3, 0), (3, 1)):
+            method.begin_round(epoch, index)
+            before = student.bn1.running_mean.clone()
+            method.synthesis_step()
+            moved.append(not torch.equal(before, student.bn1.running_mean))
+            variants.append(method.step_variant())
+        assert moved == expected
+        assert len(set(variants)) == len(set(expected))
 
 
 def test_labels_cover_the_classes(method: Nayer) -> None:

@@ -198,6 +198,39 @@ def test_ablations_leave_one_part_out(make_method: Callable[..., Any], runtime: 
         torch.testing.assert_close(found, kl_rows(student, teacher, 20.0).mean(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("temperature", [None, 1.0, 3.0])
+def test_temperature_of_priorities(
+    make_method: Callable[..., Any], runtime: Runtime, temperature: float | None
+) -> None:
+    """Eq. 4 with the softmax of the logits, T = 1, or another; the student's loss keeps its own temperature."""
+    method = make_method(Ssdkd, replace(CONFIG, priority_temperature=temperature))
+    pool = open_pool(method, runtime)
+    pool.add(torch.rand(5, 3, 16, 16), torch.tensor([0, 0, 1, 2, 3]))
+    slots, weights = torch.tensor([4, 1, 2]), torch.tensor([0.5, 2.0, 1.0])
+    batch = PoolBatch(torch.empty(3, 3, 16, 16), torch.zeros(3).long(), slots, {}, weights)
+    teacher, student = torch.randn(2, 3, 4, dtype=torch.float64)
+    found = method.student_loss(batch, NetOutput(teacher), NetOutput(student))["kd"]
+    torch.testing.assert_close(found, (weights * kl_rows(student, teacher, 20.0)).mean(), rtol=1e-9, atol=1e-9)
+    rows = kl_rows(student, teacher, temperature or 20.0)
+    leaves = (weights.double() * rows + CONFIG.priority_eps) ** CONFIG.priority_exponent
+    torch.testing.assert_close(method.priorities.leaves[slots].double(), leaves, rtol=1e-5, atol=1e-7)
+
+
+def test_labels_may_be_what_the_teacher_predicts(
+    make_method: Callable[..., Any], runtime: Runtime, teacher: nn.Module
+) -> None:
+    """y = argmax of the teacher: the label term is then minus the log of its largest probability, weighted by phi."""
+    method = make_method(Ssdkd, replace(CONFIG, label_source="teacher", diversity=False, focus=0.0))
+    open_pool(method, runtime)
+    method.begin_round(0, 0)
+    view = torch.randn(10, 3, 16, 16, dtype=torch.float64)
+    method.augment = nn.Identity()
+    method.generator.forward = lambda: view
+    found = method.synthesis_step()[1]["ce"]
+    expected = -teacher(view).log_softmax(dim=1).max(dim=1).values.mean()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize(("start", "same"), [("fresh", False), ("fomaml", True), ("carry", True)])
 def test_generator_is_re_initialised_each_epoch(make_method: Callable[..., Any], start: str, same: bool) -> None:
     method = make_method(Ssdkd, replace(CONFIG, start=start, diversity=False))
@@ -235,7 +268,7 @@ def test_presets(dataset: str, suffix: str, buffer: int, steps: int) -> None:
         assert (recipe.adv_weight, recipe.ce_weight) == WEIGHTS[entry["teacher"]]
         assert (recipe.epochs, recipe.warmup_epochs, recipe.synthesis_batch_size) == (220, 20, 256)
         assert recipe.student_steps == pytest.approx(2 * buffer / recipe.batch_size, rel=0.03)
-        assert recipe.start == "fresh"
+        assert recipe.start == "fomaml"
     assert len(about["published"]) == 4
 
 
