@@ -22,7 +22,8 @@ from dfkd_fast.digests import crc_of_json, find_damage, seal
 from dfkd_fast.errors import UserError
 from dfkd_fast.files import drop_folder, write_file, write_folder
 from dfkd_fast.models.factory import ModelInfo, load_model
-from dfkd_fast.models.sealed import HEADER, sealed_header
+from dfkd_fast.models.header import read_header
+from dfkd_fast.models.sealed import sealed_header
 
 PHASES = ("synthesis", "distillation")
 """the phases of an epoch after which a checkpoint may be written, in order"""
@@ -205,16 +206,12 @@ def load_network(path: Path, *, flag: str = "--weights") -> tuple[nn.Module, Mod
     """Read what `save_network` wrote. Raises UserError for any other file, and for one that is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(HEADER)
+            header = read_header(file.metadata() or {}, f"{flag} {path}")
     except (OSError, SafetensorError) as error:
         raise UserError(f"{flag} {path}: cannot be read ({error})") from None
-    if header is None:
+    if not header:
         raise UserError(f"{flag} {path}: not written by dfkd-fast; name its architecture beside it")
-    try:
-        name = json.loads(header)["name"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{flag} {path}: damaged in its header; take another copy") from None
-    return load_model(name, weights=path, flag=flag)
+    return load_model(header["name"], weights=path, flag=flag, weights_flag=flag)
 
 
 def _plain(value: Tensor) -> Tensor:

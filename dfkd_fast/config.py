@@ -53,6 +53,7 @@ add up in another order
 _LATER = {
     "bn.scope": "rank",
     "teacher_precision": "same",
+    "teacher_weights_key": "None",
     "cache_teacher_logits": "0",
     "synthesis_micro_batches": "1",
     "method.is_normalized": "False",
@@ -90,6 +91,8 @@ class TrainConfig(Hardware, Generic[M]):
     """network to distil from: a name of `dfkd-fast ls models`, tv:NAME or timm:NAME"""
     teacher_weights: Path | None = None
     """checkpoint of the teacher, safetensors or a torch.save that loads with weights_only"""
+    teacher_weights_key: str | None = None
+    """which of several networks in that file: the key of a dict (state_dict_ema), or the prefix of the names in one"""
     teacher_precision: Literal["same", "bf16", "fp16"] = "same"
     """numeric mode of the frozen teacher in a run in fp32; another than the run's changes its results"""
     cache_teacher_logits: int = 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 
 
 @functools.cache
 def note(text: str) -> None:
-    """Print `text` on standard output, the first time that this process has it to say."""
-    print(text, flush=True)
+    """Print `text` on standard output, the first time that this process has it to say; of several ranks the first."""
+    if os.environ.get("RANK", "0") == "0":  # torchrun's, and --devices'
+        print(text, flush=True)
 
 
 def printable(name: object) -> str:

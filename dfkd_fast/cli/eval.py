@@ -36,6 +36,8 @@ class EvalOptions(Hardware):
     """real test images: `digits`, or a path (image folder, tar of one, CIFAR files); without it the run's own"""
     student: str | None = None
     """network in FILE, where the file does not say: a name of `dfkd-fast ls models`, tv:NAME or timm:NAME"""
+    weights_key: str | None = None
+    """which of several networks in FILE: the key of a dict (state_dict_ema), or the prefix of the names in one"""
     image_size: int | None = None
     """pixels per side, where the file does not say"""
     batch_size: int = 512
@@ -105,6 +107,8 @@ def load(file: Path, data: str, options: EvalOptions, runtime: Runtime) -> tuple
         mean=test.mean,
         std=test.std,
         weights=file,
+        weights_key=options.weights_key,
         flag="--student",
+        weights_flag="eval",
     )
     return model, info, test

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +12,15 @@ from typing import Any
 from dfkd_fast.catalog import MODELS
 from dfkd_fast.config import Hardware, check_values
 from dfkd_fast.errors import UserError, unknown
-from dfkd_fast.flags import from_flags, parse
+from dfkd_fast.flags import from_flags, parse, take
 from dfkd_fast.recipes import TeacherRecipe
 
 USAGE = """usage: dfkd-fast teacher train MODEL --data DATA --out FILE [flags]
-       dfkd-fast teacher info FILE|MODEL
+       dfkd-fast teacher info FILE|MODEL [--weights-key KEY]
 
 train: train MODEL on the training split of DATA and write it to FILE; teacher train MODEL --help lists the flags.
-info: classes, image size, normalisation, parameters, BatchNorm layers and hash of a checkpoint, or of a network.
+info: classes, image size, normalisation, parameters, BatchNorm layers and hash of a checkpoint, or of a network;
+      of several networks in one file KEY names one.
 MODEL: a name of dfkd-fast ls models, tv:NAME or timm:NAME."""
 
 
@@ -98,27 +98,27 @@ def check_out(out: Path | None) -> Path:
 
 def info(target: str, arguments: Sequence[str]) -> None:
     """Print what is known of a checkpoint, or of a network by name."""
+    key, arguments = take(arguments, "--weights-key")
     if arguments:
-        raise UserError(f"teacher info {target}: takes nothing more, not {arguments[0]}")
-    rows = describe_file(Path(target)) if Path(target).is_file() else describe_model(target)
+        raise UserError(f"teacher info {target}: takes --weights-key and nothing more, not {arguments[0]}")
+    rows = describe_file(Path(target), key) if Path(target).is_file() else describe_model(target)
     for name, value in rows:
         print(f"{name:18}{value}")
 
 
-def describe_file(file: Path) -> Iterator[tuple[str, object]]:
+def describe_file(file: Path, key: str | None = None) -> Iterator[tuple[str, object]]:
     """What a checkpoint says of itself and what its tensors tell; its network is not built."""
-    from dfkd_fast.models.factory import HEADER
+    from dfkd_fast.models.header import read_header
     from dfkd_fast.models.weights import read_weights
 
     weights = read_weights(file, flag="teacher info")
-    header = json.loads(weights.metadata.get(HEADER, "{}"))
+    header, tensors = read_header(weights.metadata, f"teacher info {file}"), weights.tensors_of(key)
     yield "network", header.get("name", "not said; dfkd-fast did not write this file")
-    yield from (
-        (key.replace("_", " "), header[key]) for key in ("num_classes", "image_size", "mean", "std") if key in header
-    )
+    yield from ((key.replace("_", " "), header[key]) for key in ("num_classes", "image_size") if key in header)
+    yield from ((key, list(header[key])) for key in ("mean", "std") if key in header)
     buffers = ("running_mean", "running_var", "num_batches_tracked")
-    yield "parameters", sum(value.numel() for key, value in weights.tensors.items() if not key.endswith(buffers))
-    yield "BatchNorm layers", sum(key.endswith("running_mean") for key in weights.tensors)
+    yield "parameters", sum(value.numel() for name, value in tensors.items() if not name.endswith(buffers))
+    yield "BatchNorm layers", sum(name.endswith("running_mean") for name in tensors)
     yield "sha256", sha256(file.read_bytes()).hexdigest()
 
 

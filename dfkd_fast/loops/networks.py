@@ -74,6 +74,7 @@ def load_teacher(
         mean=known.get("mean"),
         std=known.get("std"),
         weights=config.teacher_weights,
+        weights_key=config.teacher_weights_key,
         pretrained=published,
         flag="--teacher",
     )

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dfkd_fast.catalog import MODELS
 from dfkd_fast.errors import UserError, one_of, unknown
-from dfkd_fast.models.sealed import HEADER as HEADER
+from dfkd_fast.models.filling import fill
+from dfkd_fast.models.header import read_header
 from dfkd_fast.models.torchvision_cpu import ensure_importable
 from dfkd_fast.models.vit import check_size, is_vit
-from dfkd_fast.models.weights import Weights, load_weights, read_weights
+from dfkd_fast.models.weights import Weights, read_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +81,10 @@ def load_model(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     weights: Path | None = None,
+    weights_key: str | None = None,
     pretrained: bool = False,
     flag: str = "--teacher",
+    weights_flag: str | None = None,
 ) -> tuple[nn.Module, ModelInfo]:
     """Build a network and fill it: from a file, else from its published weights if asked for, else at random.
 
@@ -89,13 +92,16 @@ def load_model(
     header of a weights file written by dfkd-fast says, and that before the library's own configuration. `mean` has one
     entry for each input channel. The network is on the CPU, in float32 and training mode.
 
-    Raises UserError that names `flag` or `<flag>-weights`: for an unknown name, a value that is not to be had, weights
-    that do not fit or cannot be read, and published weights that are missing, out of reach or made for other classes.
+    `weights_key` chooses where a file holds several networks (models/filling.py).
+
+    Raises UserError that names `flag` or `weights_flag` (`<flag>-weights`): for an unknown name, a value that is not to
+    be had, weights that do not fit or cannot be read, and published weights that are missing, out of reach or made for
+    other classes.
     `SPEC+sharedD` and `SPEC+sharedDxS` are students on a teacher's classifier (models/shared_classifier.py).
     """
     full, (spec, _, shared) = spec, spec.partition("+")
-    stored = read_weights(weights, flag=f"{flag}-weights") if weights is not None else Weights({}, {})
-    saved = saved_info(stored)
+    stored = None if weights is None else read_weights(weights, flag=weights_flag or f"{flag}-weights")
+    saved = {} if stored is None else saved_info(stored)
     order = _Order(
         flag=flag,
         spec=spec,
@@ -119,15 +125,14 @@ def load_model(
 
         model = share_classifier(model, SharedForm.parse(shared, f"{flag} {full}"), info)
         info = replace(info, name=full)
-    if weights is not None:
-        load_weights(model, stored.tensors, name=full, path=weights, flag=f"{flag}-weights")
+    if stored is not None:
+        fill(model, stored, name=full, blank=info.blank(torch.zeros(())), key=weights_key)
     return model, info
 
 
 def saved_info(stored: Weights) -> dict[str, Any]:
     """The ModelInfo in a file's header, as keyword arguments; empty for a file that others wrote."""
-    header: dict[str, Any] = json.loads(stored.metadata.get(HEADER, "{}"))
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in header.items()}
+    return read_header(stored.metadata, f"{stored.flag} {stored.path}")
 
 
 def _own(order: _Order) -> tuple[nn.Module, ModelInfo]:

@@ -4,41 +4,114 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dfkd_fast.errors import UserError
+from dfkd_fast.errors import UserError, one_of, unknown
+from dfkd_fast.models.entries import WHOLE, Entry, find_entries, is_averaged
+from dfkd_fast.models.file_kinds import is_safetensors, is_torch, not_weights
+from dfkd_fast.models.fitting import difference, listed
 from dfkd_fast.models.sealed import check_seal
 
-_WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the weights
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's
-_SHOWN = 3
+# What scripts put beside the weights and is never looked at: an empty shell stands for it, so that nothing of it runs.
+_SHELLS = (
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(f"pathlib.{name}" for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")),
+    *(f"pathlib._local.{name}" for name in ("PosixPath", "WindowsPath")),
+)
 
 
-class Weights(NamedTuple):
+class _Shell:
+    """Stands for a harmless object that no one needs: takes everything, keeps nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Shell:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Weights:
     """What a weights file holds."""
 
-    tensors: dict[str, Tensor]
-    """parameters and buffers by name"""
-    metadata: dict[str, str]
+    path: Path
+    flag: str
+    """what named it"""
+    entries: tuple[Entry, ...]
+    """every dict of tensors in it, the largest first"""
+    metadata: Mapping[str, str]
     """the header's text entries; only safetensors files have any"""
+
+    @property
+    def key_flag(self) -> str:
+        """The flag that chooses among its entries."""
+        return f"{self.flag}-key" if self.flag.startswith("--") else "--weights-key"
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, of the one entry or the averaged one of two, without wrappers' prefixes."""
+        return self.tensors_of(None)
+
+    def tensors_of(self, key: str | None) -> dict[str, Tensor]:
+        """The same of the entry that `key` names. Raises UserError for any other key."""
+        by_key = {entry.key: entry.tensors for entry in self.entries}
+        if key not in (None, *by_key):
+            raise unknown(self.key_flag, key, by_key)
+        return _without_prefixes(by_key[key or self.choose(list(by_key))])
+
+    def choose(self, keys: Sequence[str]) -> str:
+        """The only one of several keys, or of a pair the averaged one. Raises UserError, with the list and the flag,
+        where that leaves a choice.
+        """
+        averages = [key for key in keys if is_averaged(key)]
+        if len(keys) == 1 or (len(keys) == 2 and len(averages) == 1):
+            return (averages or keys)[0]
+        raise UserError(
+            f"{self.flag} {self.path}: holds {len(keys)} networks that could be meant; choose one by {self.key_flag}: "
+            f"{one_of(keys[:8])}"
+        )
 
 
 def read_weights(path: Path, *, flag: str) -> Weights:
-    """Read a `.safetensors` file, or any other file as a tensors-only torch checkpoint; wrappings are taken off.
+    """Read a safetensors file, or a tensors-only torch checkpoint; which of the two it is, its content says.
 
     Raises UserError, naming `flag`, when there is no such file or it holds anything but named tensors.
     """
     if not path.is_file():
         raise UserError(f"{flag} {path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
-    if path.suffix == ".safetensors":
+    try:
+        other, safe, torches = not_weights(path), is_safetensors(path), is_torch(path)
+    except OSError as error:
+        raise UserError(f"{flag} {path}: cannot be read ({error.strerror})") from error
+    safe = safe or (path.suffix == ".safetensors" and not torches)
+    kind = "safetensors file" if safe else "torch checkpoint"
+    if other is not None:
+        raise UserError(f"{flag} {path}: is {other.what}, not a readable {kind}; {other.hint}")
+    if safe:
         return _read_safetensors(path, flag)
-    return Weights(_unwrap(_read_torch(path, flag), path=path, flag=flag), {})
+    content = _read_torch(path, flag)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{flag} {path}: holds a {type(content).__name__}, not a state dict")
+    entries = find_entries(content)
+    if not entries:
+        strangers = listed([str(key) for key in content])
+        raise UserError(f"{flag} {path}: not a state dict: {strangers or 'it is empty'} hold no tensor")
+    return Weights(path, flag, tuple(entries), {})
 
 
 def _read_safetensors(path: Path, flag: str) -> Weights:
@@ -49,12 +122,14 @@ def _read_safetensors(path: Path, flag: str) -> Weights:
     except SafetensorError as error:
         raise UserError(f"{flag} {path}: not a readable safetensors file ({error})") from error
     check_seal(tensors, metadata, what=f"{flag} {path}")
-    return Weights(_without_prefixes(tensors), metadata)
+    return Weights(path, flag, (Entry(WHOLE, tensors, ()),), metadata)
 
 
 def _read_torch(path: Path, flag: str) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # an open file, since torch would go by the suffix of a path
+        with torch.serialization.safe_globals([(_Shell, name) for name in _SHELLS]), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no checkpoint can make the unpickler fail in any way
         found = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if found is None:
@@ -63,19 +138,29 @@ def _read_torch(path: Path, flag: str) -> object:
         raise UserError(f"{flag} {path}: {refusal}; save the network's state_dict alone") from error
 
 
-def _unwrap(content: object, *, path: Path, flag: str) -> dict[str, Tensor]:
-    """Find the state dict in what a training script saved: below `state_dict` or `model`, without wrapper prefixes."""
-    while isinstance(content, Mapping):
-        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    if not isinstance(content, Mapping):
-        raise UserError(f"{flag} {path}: holds a {type(content).__name__}, not a state dict")
-    strangers = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
-    if strangers:
-        raise UserError(f"{flag} {path}: not a state dict: {_listed(strangers)} hold no tensor")
-    return _without_prefixes({str(key): value for key, value in content.items()})
+def load_weights(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    name: str,
+    path: Path,
+    flag: str,
+    spare: Collection[str] = (),
+) -> None:
+    """Copy a file's tensors into `model`, strictly but for the names in `spare`, which may be missing.
+
+    Raises UserError with the difference when they do not fit, and for tensors that are not plain numbers in memory.
+    """
+    own = model.state_dict()
+    wanted = {key: value for key, value in own.items() if key not in spare or key in tensors}
+    differs = difference(wanted, tensors)
+    if differs:
+        raise UserError(f"{flag} {path}: does not fit {name} ({differs})")
+    for key, value in tensors.items():
+        if value.is_meta or value.layout is not torch.strided:
+            what = "has no values (a meta tensor)" if value.is_meta else "is a sparse tensor"
+            raise UserError(f"{flag} {path}: {key} {what}; save dense ones")
+    model.load_state_dict({**own, **tensors})  # the batch counters that `difference` excuses, and the spare ones
 
 
 def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -84,34 +169,3 @@ def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if tensors and all(key.startswith(prefix) for key in tensors):
             return _without_prefixes({key.removeprefix(prefix): value for key, value in tensors.items()})
     return tensors
-
-
-def difference(network: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> str:
-    """Say in one line how a file's tensors differ from a network's, in names and shapes; empty when they fit."""
-    # Files older than PyTorch 0.4.1 lack the BN batch counters; load_state_dict starts them at zero.
-    missing = [key for key in network if key not in file and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in file if key not in network]
-    reshaped = [
-        f"{key} {_shape(file[key])} instead of {_shape(network[key])}"
-        for key in network
-        if key in file and file[key].shape != network[key].shape
-    ]
-    parts = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
-    return "; ".join(f"{len(keys)} {what}: {_listed(keys)}" for what, keys in parts.items() if keys)
-
-
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, name: str, path: Path, flag: str) -> None:
-    """Copy a file's tensors into `model`, strictly. Raises UserError with the difference when they do not fit."""
-    differs = difference(model.state_dict(), tensors)
-    if differs:
-        raise UserError(f"{flag} {path}: does not fit {name} ({differs})")
-    complete = {**model.state_dict(), **tensors}  # the batch counters that `difference` excuses
-    model.load_state_dict(complete)
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "scalar"
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

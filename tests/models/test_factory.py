@@ -15,7 +15,8 @@ from torch import nn
 
 from dfkd_fast.catalog import MODELS
 from dfkd_fast.errors import UserError
-from dfkd_fast.models.factory import HEADER, ModelInfo, load_model
+from dfkd_fast.models.factory import ModelInfo, load_model
+from dfkd_fast.models.sealed import HEADER
 from dfkd_fast.models.torchvision_cpu import ensure_importable
 
 DIGITS: dict[str, Any] = {"num_classes": 10, "image_size": 32, "mean": (0.3, 0.3, 0.3), "std": (0.4, 0.4, 0.4)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pytest
@@ -83,7 +82,7 @@ class Recorder:
         Recorder.opened = True
 
 
-@pytest.mark.parametrize("content", [argparse.Namespace(lr=0.1), Recorder()])
+@pytest.mark.parametrize("content", [Recorder(), {"deep": [Recorder()]}])
 def test_pickled_objects_are_refused_unopened(tmp_path: Path, state: dict[str, Tensor], content: object) -> None:
     path = tmp_path / "unsafe.pth"
     torch.save({"state_dict": state, "args": content}, path)
