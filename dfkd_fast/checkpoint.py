@@ -24,6 +24,7 @@ from dfkd_fast.files import drop_folder, write_file, write_folder
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.header import read_header
 from dfkd_fast.models.sealed import sealed_header
+from dfkd_fast.terminal import quoted
 
 PHASES = ("synthesis", "distillation")
 """the phases of an epoch after which a checkpoint may be written, in order"""
@@ -190,7 +191,9 @@ def disk_error(error: Exception, run_dir: Path) -> Exception:
         why, mend = f"no room to write ({what})", "free space"
     else:
         why, mend = f"the system refused a file ({what})", "mend that"
-    return UserError(f"--run-dir {run_dir}: {why}; the last checkpoint is whole: {mend}, then --resume {run_dir}")
+    return UserError(
+        f"--run-dir {run_dir}: {why}; the last checkpoint is whole: {mend}, then --resume {quoted(run_dir)}"
+    )
 
 
 def save_network(path: Path, model: nn.Module, info: ModelInfo) -> None:

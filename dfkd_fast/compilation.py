@@ -6,10 +6,11 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar
 
 import torch
+
+from dfkd_fast.cache import cache_folder
 
 Compile = Literal["off", "default", "max"]
 
@@ -84,11 +85,11 @@ def trace_gradients() -> None:
 
 
 def keep_compile_caches() -> None:
-    """Keep Inductor's and Triton's caches below DFKD_FAST_CACHE, or ~/.cache/dfkd-fast, not in a temporary folder.
+    """Keep Inductor's and Triton's caches below the cache (`dfkd_fast.cache`), not in a temporary folder.
 
     TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR, where they are set, stay what they are. Inductor sets the first when
     it is imported, which building an optimiser does: so this comes first (`runtime.make_runtime`).
     """
-    folder = Path(os.environ.get("DFKD_FAST_CACHE") or Path.home() / ".cache" / "dfkd-fast") / "compile"
+    folder = cache_folder("compile")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))

@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 import tomli_w
 
 from dfkd_fast.catalog import METHODS
-from dfkd_fast.config_limits import ABOVE_ZERO, LEAST
+from dfkd_fast.config_limits import ABOVE_ZERO, LEAST, MOST, MOST_OTHERS
 from dfkd_fast.config_sections import (
     BnConfig,
     CheckpointConfig,
@@ -192,8 +192,10 @@ class TrainConfig(Hardware, Generic[M]):
 
 
 def check_values(config: Any) -> None:
-    """Raise UserError for the first number of a config that nothing can be computed with."""
+    """Raise UserError for the first number of a config that nothing can be computed with, or name that no file has."""
     for key, value in flatten(config):
+        if isinstance(value, str | Path):
+            _check_name(key, str(value))
         if not isinstance(value, int | float):
             continue
         setting = f"--{key.replace('_', '-')} {value}"
@@ -203,6 +205,17 @@ def check_values(config: Any) -> None:
             raise UserError(f"{setting}: choose {LEAST[key]} or more")
         if key in ABOVE_ZERO and value <= 0:
             raise UserError(f"{setting}: choose more than 0")
+        if isinstance(value, int) and value > MOST.get(key, MOST_OTHERS):
+            raise UserError(f"{setting}: choose {MOST.get(key, MOST_OTHERS)} or less")
+
+
+def _check_name(key: str, value: str) -> None:
+    """A name must fit into config.toml, which is UTF-8, and into a file system, which ends names at a NUL."""
+    setting = f"--{key.replace('_', '-')} {value}"
+    if "\0" in value:
+        raise UserError(f"{setting}: holds a NUL character, which no name can")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise UserError(f"{setting}: is no UTF-8, in which settings are kept; rename it, or link to it")
 
 
 def write_config(config: TrainConfig[Any], file: Path) -> None:

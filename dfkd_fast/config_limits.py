@@ -1,4 +1,4 @@
-"""What a number among the settings may not fall below, by its key, whichever config has it. Imports nothing."""
+"""What a number among the settings may not fall below or exceed, by its key, in whichever config. Imports nothing."""
 
 from __future__ import annotations
 
@@ -38,3 +38,14 @@ ABOVE_ZERO = (
     "collected_share",
 )
 """settings that must be above 0"""
+
+MOST = {
+    **dict.fromkeys(("method.epochs", "method.warmup_epochs", "recipe.epochs", "teacher_recipe.epochs"), 10**6),
+    **dict.fromkeys(("seed", "teacher_recipe.seed", "recipe.seed"), 2**63 - 1),
+    **dict.fromkeys(("image_size", "eval.resize", "resize"), 2**15),
+    **dict.fromkeys(("threads", "workers", "eval.workers"), 2**12),
+    "pool.capacity": 2**40,
+}
+"""the most of a whole number, far above what anybody computes: a slip of the pen ends at once, not in years"""
+MOST_OTHERS = 10**9
+"""of one that is not listed"""

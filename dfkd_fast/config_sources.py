@@ -11,8 +11,8 @@ from typing import Any
 
 from dfkd_fast.catalog import METHODS, presets
 from dfkd_fast.config import CONFIG_FILE, M, TrainConfig
-from dfkd_fast.errors import UserError, unknown
-from dfkd_fast.flags import Setting, from_flags, from_toml, parse, read_toml
+from dfkd_fast.errors import UserError, refused, unknown
+from dfkd_fast.flags import Setting, from_flags, from_toml, parse
 
 
 def default_config(method: str) -> TrainConfig[Any]:
@@ -43,9 +43,24 @@ def load_config(
 def load_run(folder: Path, flag: str = "--resume") -> TrainConfig[Any]:
     """The config that a run folder was written with; its `run_dir` is `folder`, wherever that has been moved to."""
     file = folder / CONFIG_FILE
-    if not file.is_file():
+    with refused(flag, folder):
+        there = file.is_file()
+    if not there:
         raise UserError(f"{flag} {folder}: no run there (it has no {CONFIG_FILE})")
     return replace(load_config(default_config(named_method(file)), file=file), run_dir=folder)
+
+
+def read_toml(file: Path, flag: str) -> dict[str, Any]:
+    """A TOML file's table. `flag` is what named the file."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")  # some editors put a mark in front
+        return tomllib.loads(text)
+    except OSError as error:
+        raise UserError(f"{flag} {file}: {(error.strerror or str(error)).lower()}") from error
+    except RecursionError as error:
+        raise UserError(f"{flag} {file}: no config: it is nested too deeply") from error
+    except ValueError as error:  # no TOML, no UTF-8, a number of thousands of digits
+        raise UserError(f"{flag} {file}: no valid TOML: {error}") from error
 
 
 def named_method(file: Path) -> str:

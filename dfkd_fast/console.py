@@ -9,6 +9,8 @@ from typing import Literal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
+from dfkd_fast.terminal import show, shown
+
 ConsoleKind = Literal["auto", "rich", "plain", "off"]
 
 _BAR_SECONDS = 0.1
@@ -53,7 +55,7 @@ class PlainConsole(Console):
             self._printed_at = time.monotonic()
 
     def print(self, text: str) -> None:
-        print(text, flush=True)
+        show(text)
 
 
 class RichConsole(Console):
@@ -61,13 +63,18 @@ class RichConsole(Console):
 
     def __init__(self) -> None:
         status = TextColumn("{task.fields[status]}", markup=False, table_column=Column(no_wrap=True, ratio=1))
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), status)
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            status,
+        )
         self._progress = Progress(*columns, transient=True)
         self._task: TaskID | None = None
         self._moved_at = 0.0
 
     def begin(self, title: str, total_steps: int) -> None:
-        self._task = self._progress.add_task(title, total=total_steps, status="")
+        self._task = self._progress.add_task(shown(title), total=total_steps, status="")
         self._progress.start()
 
     def advance(self, done_steps: int) -> None:
@@ -87,7 +94,7 @@ class RichConsole(Console):
             self._task = None
 
     def print(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._progress.console.print(shown(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def make_console(kind: ConsoleKind, *, is_main: bool) -> Console:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -14,6 +15,15 @@ class UserError(ValueError):
 
 class LostRank(UserError):  # noqa: N818 - what is lost, not who erred
     """Another of a run's processes has ended, or does not answer. What is on the disk is whole."""
+
+
+@contextmanager
+def refused(flag: str, path: object) -> Iterator[None]:
+    """Word what the file system says of `path` (a name too long, no permission, a damaged disk) by its flag."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{flag} {path}: {(error.strerror or str(error)).lower()}") from error
 
 
 def one_of(choices: Iterable[str]) -> str:

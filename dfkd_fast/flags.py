@@ -10,7 +10,6 @@ import contextlib
 import difflib
 import io
 import json
-import tomllib
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -89,16 +88,6 @@ def from_toml(table: Mapping[str, Any], file: str, section: str = "") -> list[Se
     return settings
 
 
-def read_toml(file: Path, flag: str) -> dict[str, Any]:
-    """A TOML file's table. `flag` is what named the file."""
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{flag} {file}: {(error.strerror or str(error)).lower()}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{flag} {file}: no valid TOML: {error}") from error
-
-
 def parse(
     schema: Any, default: C, settings: Sequence[Setting], *, short: str = "", prog: str = "", description: str = ""
 ) -> C:
@@ -113,6 +102,9 @@ def parse(
     for setting in settings:
         if setting.flag not in known and setting.flag not in ("--help", "-h"):
             raise _unknown_setting(setting, known)
+        if _is_empty_name(setting, known.get(setting.flag)):
+            expected = _expected(_options(known[setting.flag])[0])
+            raise UserError(f'{setting.name} "": expected {expected}, or nothing at all')
     arguments = [argument for setting in settings for argument in setting.arguments]
     complaint = io.StringIO()
     try:
@@ -153,15 +145,21 @@ def take(arguments: Sequence[str], flag: str, *, optional: bool = False) -> tupl
     for index, token in enumerate(rest):
         if token.startswith(f"{flag}="):
             del rest[index]
-            return token.partition("=")[2], rest
+            return _named_value(flag, token.partition("=")[2]), rest
         if token == flag:
             has_value = index + 1 < len(rest) and not rest[index + 1].startswith("-")
             if not has_value and not optional:
                 raise UserError(f"{flag}: needs a value")
-            value = rest[index + 1] if has_value else ""
+            value = _named_value(flag, rest[index + 1]) if has_value else ""
             del rest[index : index + 1 + has_value]
             return value, rest
     return None, rest
+
+
+def _named_value(flag: str, value: str) -> str:
+    if not value:
+        raise UserError(f'{flag} "": needs a value')
+    return value
 
 
 def _lengthen(setting: Setting, known: Mapping[str, Any], short: str) -> Setting:
@@ -171,6 +169,12 @@ def _lengthen(setting: Setting, known: Mapping[str, Any], short: str) -> Setting
         return setting
     head, *values = setting.arguments
     return Setting(long, (long + head[len(setting.flag) :], *values), setting.name, setting.value)
+
+
+def _is_empty_name(setting: Setting, hint: Any) -> bool:
+    """Whether nothing is given where a path, or a text that may be left out, is named: "" would be this folder."""
+    named = hint is Path or (type(None) in _options(hint) and {str, Path} & set(_options(hint)))
+    return bool(named) and setting.arguments in ((setting.flag, ""), (f"{setting.flag}=",))
 
 
 def _fits(schema: Any, default: Any, setting: Setting) -> bool:

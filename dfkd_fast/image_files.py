@@ -7,7 +7,6 @@ archive for each split. Class indices follow the sorted names of the class folde
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from dfkd_fast.archives import Place, read_places
 from dfkd_fast.class_folders import SPLIT_FOLDERS, Split, classes_of
 from dfkd_fast.errors import UserError
 from dfkd_fast.file_trees import is_tar, read_tree
+from dfkd_fast.limits import available_cores
 from dfkd_fast.notes import printable
 from dfkd_fast.pictures import Channels, PictureReader
 
@@ -110,7 +110,7 @@ def decode(
     images: np.ndarray | None = None
     what = f"{flag} {files.source}"
     jobs = read_places(files.source, [files.places[index] for index in indices], what)
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(workers or min(8, available_cores())) as pool:
         while ahead := list(itertools.islice(jobs, _IN_FLIGHT)):
             for position, pixels in pool.map(load, ahead):
                 if images is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -13,7 +12,9 @@ from torch import Tensor
 from dfkd_fast.errors import UserError
 from dfkd_fast.image_decoders import Decoder, FileReader, PilDecoder
 from dfkd_fast.image_files import ImageFiles
+from dfkd_fast.limits import available_cores
 from dfkd_fast.pictures import Channels
+from dfkd_fast.terminal import show
 
 DecoderChoice = Literal["auto", "dali", "pil"]
 
@@ -145,7 +146,7 @@ def make_decoder(
         raise UserError(f"{decoding.asked}: {missing}; or choose pil")
     if reader is None or image_size is None:
         return None
-    workers = decoding.workers or min(16, os.cpu_count() or 1)
+    workers = decoding.workers or min(16, available_cores())
     if decoding.decoder != "pil":
         from dfkd_fast.image_decoder_dali import DaliDecoder
         from dfkd_fast.pool.stream_dali import import_dali
@@ -155,7 +156,7 @@ def make_decoder(
         except UserError as missing:
             if decoding.decoder == "dali":
                 raise
-            print(f"{missing}; Pillow decodes {len(files.names):,} images")
+            show(f"{missing}; Pillow decodes {len(files.names):,} images")
         else:
             return DaliDecoder(reader, image_size, resize, channels=channels, device=device, workers=workers, flag=flag)
     return PilDecoder(reader, image_size, resize, channels=channels, workers=workers, flag=flag)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import os
 
+from dfkd_fast.terminal import show
+
 
 @functools.cache
 def note(text: str) -> None:
     """Print `text` on standard output, the first time that this process has it to say; of several ranks the first."""
     if os.environ.get("RANK", "0") == "0":  # torchrun's, and --devices'
-        print(text, flush=True)
+        show(text)
 
 
 def printable(name: object) -> str:

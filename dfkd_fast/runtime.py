@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
-import platform
 import resource
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_fast import process_group
+from dfkd_fast.allocator import keep_freed_memory
 from dfkd_fast.compilation import Compile, keep_compile_caches
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.joined import ALONE, JoinedBatch
+from dfkd_fast.limits import available_cores
 from dfkd_fast.optim import OptimizerChoice, check_optimizer
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "tf32"]
@@ -32,8 +32,6 @@ _DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +181,8 @@ def make_runtime(
         if threads < 1:
             raise UserError(f"--threads {threads}: choose 1 or more")
         torch.set_num_threads(threads)
+    elif "OMP_NUM_THREADS" not in os.environ and available_cores() < torch.get_num_threads():
+        torch.set_num_threads(available_cores())  # torch counts the machine's cores, not a container's part of them
     if precision == "tf32" and chosen.type != "cuda":
         raise UserError(f"--precision tf32: needs a CUDA device, not {chosen}; choose fp32, bf16 or fp16")
     _set_switches(chosen, precision)
@@ -219,18 +219,6 @@ def has_fast_bf16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-
-
-def keep_freed_memory() -> bool:
-    """Tell glibc's malloc to reuse memory instead of returning it; False where there is no glibc.
-
-    By default every tensor above 32 MiB is mapped anew and returned when it is freed, and the page faults take several
-    times as long as the operation that fills it: a batch of 256 images of 112 px is above.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    libc = ctypes.CDLL("libc.so.6")
-    return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def _pick_device(device: str) -> torch.device:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dfkd_fast import cache
 from dfkd_fast.errors import UserError
 from dfkd_fast.files import write_file
 from dfkd_fast.models.torchvision_cpu import ensure_importable
@@ -55,8 +55,8 @@ def encode(encoder: str, texts: Sequence[str], *, model: str = "", flag: str = "
 
 
 def cache_folder() -> Path:
-    """Where embeddings are kept: `text` below the folder in DFKD_FAST_CACHE, or below ~/.cache/dfkd-fast."""
-    return Path(os.environ.get("DFKD_FAST_CACHE") or Path.home() / ".cache" / "dfkd-fast") / "text"
+    """Where embeddings are kept: `text` below the cache (`dfkd_fast.cache`)."""
+    return cache.cache_folder("text")
 
 
 def _digest(encoder: str, texts: Sequence[str], model: str) -> str:

@@ -13,6 +13,7 @@ from dfkd_fast.config import Hardware, check_values
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.files import append_line
 from dfkd_fast.flags import from_flags, parse
+from dfkd_fast.terminal import page, show
 
 USAGE = """usage: dfkd-fast bench methods [METHOD/PRESET ...] [flags]
 
@@ -47,7 +48,7 @@ class BenchOptions(Hardware):
 def run(arguments: Sequence[str]) -> int:
     """Measure what is named, by default a preset of each method."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
+        page(USAGE)
         return 0
     if arguments[0] not in SUITES:
         raise unknown("bench", arguments[0], SUITES)
@@ -98,13 +99,13 @@ def bench_methods(names: Sequence[str], options: BenchOptions) -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     file = options.results / f"methods-{runtime.device.type if not cuda else _slug(runtime.describe())}.jsonl"
     for target in targets:
-        print(f"{target.name} ...", flush=True)
+        show(f"{target.name} ...")
         record = methods.measure(target, runtime, window, share=share, matmul_rate=peak, baseline=baseline) | where
         append_line(file, json.dumps(record))
         records.append(record)
-    print(f"{records[0]['unit']} on {where['device']}, {where['precision']}, {share:g} of each batch timed")
+    show(f"{records[0]['unit']} on {where['device']}, {where['precision']}, {share:g} of each batch timed")
     for line in methods.table(records):
-        print(line)
+        show(line)
     if options.plot:
         plot(records, file.with_suffix(".png"))
 

@@ -19,6 +19,8 @@ from typing import Any
 from dfkd_fast.cli.report import REPORTS, said, say
 from dfkd_fast.config import CONFIG_FILE
 from dfkd_fast.errors import UserError
+from dfkd_fast.limits import available_cores
+from dfkd_fast.terminal import command, page
 
 GRACE = 60
 """seconds that ranks have for the end of their step when they are asked to stop"""
@@ -60,7 +62,7 @@ def launch(arguments: Sequence[str], count: int, folder: Path) -> int:
     logging.disable(logging.ERROR)  # the agent's own: what it does about a process that has ended
     with tempfile.TemporaryDirectory(prefix="dfkd-fast-ranks-") as reports:
         os.environ[REPORTS] = reports
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // count)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // count)))
         config = launcher.LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -94,12 +96,12 @@ def _explain(reports: Path, failures: Mapping[int, Any], count: int, folder: Pat
     for rank, failure in sorted(failures.items()):
         if failure.exitcode == 1:  # a bug: one traceback, and rank 0's is on the console
             if "Traceback" not in _stderr(reports, 0):
-                print(_stderr(reports, rank), end="", file=sys.stderr)
+                page(_stderr(reports, rank), end="", file=sys.stderr)
             return 1
     killed = _killed(failures)
     if killed:
         rank, number = killed[0]
-        print(_stderr(reports, rank) if rank else "", end="", file=sys.stderr)
+        page(_stderr(reports, rank) if rank else "", end="", file=sys.stderr)
         name = signal.Signals(number).name
         memory = ", which is what happens when memory runs out" if number == signal.SIGKILL else ""
         return say(f"process {rank} of {count} was ended by {name}{memory}{_go_on(folder)}", status=128 + number)
@@ -125,8 +127,4 @@ def _stderr(reports: Path, rank: int) -> str:
 def _go_on(folder: Path) -> str:
     if not (folder / CONFIG_FILE).exists():
         return " before anything was written"
-    return f"; the last phase boundary is on disk, to go on: dfkd-fast train --resume {folder}"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"; the last phase boundary is on disk, to go on: {command('train', '--resume', folder)}"

@@ -11,6 +11,7 @@ from dfkd_fast.config import Hardware, check_values
 from dfkd_fast.config_sources import load_run
 from dfkd_fast.errors import UserError
 from dfkd_fast.flags import from_flags, parse
+from dfkd_fast.terminal import command, page, show
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,7 +54,7 @@ class EvalOptions(Hardware):
 def run(arguments: Sequence[str]) -> int:
     """Print top-1 and top-5 on the test split."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
+        page(USAGE)
         return 0
     target, flags = Path(arguments[0]), from_flags(arguments[1:])
     options = parse(EvalOptions, EvalOptions(), flags, prog="dfkd-fast eval RUN")
@@ -68,8 +69,8 @@ def run(arguments: Sequence[str]) -> int:
     )
     model, info, test = load(file, data, options, runtime)
     found = evaluate(runtime.place(model), test, info=info, runtime=runtime, batch_size=options.batch_size)
-    print(f"{file}: {info.name} on {len(test)} images of {test.name}")
-    print(f"top-1 {found.top1:.4f} | top-5 {found.top5:.4f}")
+    show(f"{file}: {info.name} on {len(test)} images of {test.name}")
+    show(f"top-1 {found.top1:.4f} | top-5 {found.top5:.4f}")
     return 0
 
 
@@ -80,7 +81,7 @@ def find_student(target: Path, data: str | None) -> tuple[Path, str]:
         data = data or load_run(target, "eval").data
         file = target / STUDENT_FILE
         if not file.is_file():
-            raise UserError(f"eval {target}: the run has no {STUDENT_FILE} yet; dfkd-fast train --resume {target}")
+            raise UserError(f"eval {target}: the run has no {STUDENT_FILE} yet; {command('train', '--resume', target)}")
     elif not target.is_file():
         raise UserError(f"eval {target}: no such run folder or file")
     if data is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dfkd_fast.catalog import CIFAR10_PAIR, FACTS, METHODS, MODELS, MethodFacts, presets
 from dfkd_fast.errors import unknown
+from dfkd_fast.terminal import page, show
 
 USAGE = """usage: dfkd-fast ls [methods|presets [METHOD ...]|models|kernels]
 
@@ -21,7 +22,7 @@ DATASETS = ("cifar100", "cifar10", "tiny-imagenet", "imagenette", "imagewoof", "
 def run(arguments: Sequence[str]) -> int:
     """List the sections that are named."""
     if arguments and arguments[0] in ("-h", "--help"):
-        print(USAGE)
+        page(USAGE)
         return 0
     if arguments[:1] == ["presets"] and len(arguments) > 1 and arguments[1] not in SECTIONS:
         for method in arguments[1:]:
@@ -35,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     sections = arguments or ("methods", "presets", "models")
     for section in sections:
         if len(sections) > 1:
-            print(f"{section}:")
+            show(f"{section}:")
         SECTIONS[section]()
     return 0
 
@@ -45,18 +46,18 @@ def print_table(rows: Iterable[Sequence[str]]) -> None:
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        show("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def list_methods() -> None:
     """Each method with its paper, what it needs, what we measured and what was published."""
     head = ("METHOD", "paper", "", "loop", "needs", "digits", "CIFAR-10")
     print_table([head, *(_method_row(name, FACTS[name]) for name in METHODS)])
-    print("  needs: * not with --bn-weight 0, which gives that term up; text: class names (--text clip) or stand-ins")
+    show("  needs: * not with --bn-weight 0, which gives that term up; text: class names (--text clip) or stand-ins")
     if any(FACTS[name].real_images for name in METHODS):
-        print("  real images: part of the method, which is not data-free in the strict sense")
-    print("  digits: our top-1, mean of three seeds (docs/results.md)")
-    print(f"  CIFAR-10: the published top-1, {CIFAR10_PAIR}")
+        show("  real images: part of the method, which is not data-free in the strict sense")
+    show("  digits: our top-1, mean of three seeds (docs/results.md)")
+    show(f"  CIFAR-10: the published top-1, {CIFAR10_PAIR}")
 
 
 def needs(facts: MethodFacts) -> str:
@@ -73,10 +74,10 @@ def list_presets(methods: Sequence[str] = tuple(METHODS)) -> None:
         rows = list(_preset_rows(method))
         sources = list(dict.fromkeys(row[4] for row in rows))
         real = " --collected DATA" if FACTS[method].real_images else ""
-        print(f"dfkd-fast train {method} FLAGS{real}")
+        show(f"dfkd-fast train {method} FLAGS{real}")
         print_table([head, *((*row[:4], f"[{sources.index(row[4]) + 1}]", row[5]) for row in rows)])
         for number, source in enumerate(sources, 1):
-            print(f"  [{number}] {source}")
+            show(f"  [{number}] {source}")
 
 
 def list_models() -> None:

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dfkd_fast import __version__
 from dfkd_fast.cli.report import say
 from dfkd_fast.errors import LostRank, UserError, unknown
+from dfkd_fast.refusals import refusal
+from dfkd_fast.terminal import page, prepare_streams, show
 
 COMMANDS = {
     "train": "distil a student from a teacher by METHOD, without the teacher's data",
@@ -36,6 +38,7 @@ Start here: dfkd-fast train nayer --preset digits"""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: this process's) and return its exit status."""
+    prepare_streams()
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         status = _run(command, rest)
@@ -46,16 +49,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except (OSError, MemoryError, RuntimeError) as error:
+        line = refusal(error)
+        if line is None:
+            raise
+        return say(line)
     except KeyboardInterrupt:
         return say("interrupted", kind="stopped", status=128 + signal.SIGINT)
 
 
 def _run(command: str, rest: Sequence[str]) -> int:
     if command in ("-h", "--help"):
-        print(USAGE.format(commands="\n".join(f"  {name:9}{text}" for name, text in COMMANDS.items())))
+        page(USAGE.format(commands="\n".join(f"  {name:9}{text}" for name, text in COMMANDS.items())))
         return 0
     if command == "--version":
-        print(f"dfkd-fast {__version__}")
+        show(f"dfkd-fast {__version__}")
         return 0
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from dfkd_fast.errors import UserError, one_of, unknown
 from dfkd_fast.files import sync_file, sync_folder
 from dfkd_fast.flags import from_flags, parse
+from dfkd_fast.terminal import page, show
 
 if TYPE_CHECKING:
     from dfkd_fast.pool.files import PoolFiles
@@ -57,7 +58,7 @@ class ImportOptions:
 def run(arguments: Sequence[str]) -> int:
     """Run one of the four; the exit status of verify is 1 where there is damage that was not repaired."""
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(USAGE)
+        page(USAGE)
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
@@ -87,16 +88,16 @@ def verify(arguments: Sequence[str]) -> int:
         if options.repair:
             done = repair(pool)
             if done.from_copy:
-                print(f"{pool}: the manifest was damaged; took its copy")
+                show(f"{pool}: the manifest was damaged; took its copy")
             dropped = f"dropped {len(done.damage)} blocks with {done.images:,} images, " if done.damage else ""
-            print(f"{pool}: {dropped}{len(PoolFiles(pool)):,} images are whole")
+            show(f"{pool}: {dropped}{len(PoolFiles(pool)):,} images are whole")
             continue
         damage = find_damage(pool)
         for found in merge_damage(damage):
-            print(found.error())
+            show(found.error())
         status |= bool(damage)
         if not damage:
-            print(f"{pool}: {len(PoolFiles(pool)):,} images, all as they were written")
+            show(f"{pool}: {len(PoolFiles(pool)):,} images, all as they were written")
     return status
 
 
@@ -123,7 +124,7 @@ def export(arguments: Sequence[str]) -> int:
     write = write_sheet if target.suffix == ".png" else WRITERS[target.suffix]
     with _all_or_nothing(target) as made:
         write(files, made, oldest + start, oldest + stop)
-    print(f"wrote {stop - start:,} images of {pools[0]} to {target}")
+    show(f"wrote {stop - start:,} images of {pools[0]} to {target}")
     return 0
 
 
@@ -134,7 +135,7 @@ def import_(arguments: Sequence[str]) -> int:
     from dfkd_fast.pool.imports import import_pool
 
     count = import_pool(source, folder, image_size=options.image_size)
-    print(f"wrote {count:,} images of {source} to {folder}")
+    show(f"wrote {count:,} images of {source} to {folder}")
     return 0
 
 
@@ -190,22 +191,22 @@ def _print_info(folder: Path) -> None:
 
     files = PoolFiles(folder)
     manifest, count = files.manifest, len(files)
-    print(f"{folder}: {count:,} images")
+    show(f"{folder}: {count:,} images")
     for name, field in manifest.layout.fields.items():
-        print(f"  {name:12}{field.dtype} {'x'.join(map(str, field.shape)) or 'scalar'}")
+        show(f"  {name:12}{field.dtype} {'x'.join(map(str, field.shape)) or 'scalar'}")
     first = manifest.live(manifest.first)
     labels = [torch.empty(0, dtype=torch.int64)]
     labels += [block["labels"].clone() for _, block in files.read(first, first + count, ["labels"])]
     counts = (torch.cat(labels) + 1).bincount(minlength=1)
     unlabelled, counts = int(counts[0]), counts[1:][counts[1:] > 0]
     if len(counts):
-        print(f"  {'classes':12}{len(counts)}, {int(counts.min()):,} to {int(counts.max()):,} images each")
+        show(f"  {'classes':12}{len(counts)}, {int(counts.min()):,} to {int(counts.max()):,} images each")
     if unlabelled:
-        print(f"  {'unlabelled':12}{unlabelled:,}")
+        show(f"  {'unlabelled':12}{unlabelled:,}")
     segments = sorted(folder.glob("segment-*.bin"))
-    print(f"  {'on disk':12}{sum(file.stat().st_size for file in segments) / 1e6:,.1f} MB in {len(segments)} segments")
+    show(f"  {'on disk':12}{sum(file.stat().st_size for file in segments) / 1e6:,.1f} MB in {len(segments)} segments")
     if manifest.dropped:
-        print(f"  {'dropped':12}{len(manifest.dropped)} blocks, by a repair")
+        show(f"  {'dropped':12}{len(manifest.dropped)} blocks, by a repair")
 
 
 def _split(arguments: Sequence[str], command: str, names: Sequence[str]) -> tuple[list[Path], list[str]]:

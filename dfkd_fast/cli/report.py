@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dfkd_fast.files import write_file
+from dfkd_fast.terminal import show
 
 REPORTS = "DFKD_FAST_REPORTS"
 """environment variable with the folder in which a launched process leaves its line"""
@@ -23,7 +24,7 @@ def say(text: str, *, kind: Kind = "mistake", status: int = 2) -> int:
     """Report how the command ends; returns its exit status."""
     folder = os.environ.get(REPORTS)
     if folder is None:
-        print(f"dfkd-fast: {text}", file=sys.stderr)
+        show(f"dfkd-fast: {text}", file=sys.stderr)
     else:
         report = {"text": text, "kind": kind, "status": status, "time": time.time()}
         write_file(Path(folder) / f"{os.environ.get('RANK', 0)}.json", json.dumps(report))

@@ -14,6 +14,7 @@ from dfkd_fast.config import Hardware, check_values
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.flags import from_flags, parse, take
 from dfkd_fast.recipes import TeacherRecipe
+from dfkd_fast.terminal import command, page, show
 
 USAGE = """usage: dfkd-fast teacher train MODEL --data DATA --out FILE [flags]
        dfkd-fast teacher info FILE|MODEL [--weights-key KEY]
@@ -41,7 +42,7 @@ class TeacherOptions(Hardware):
 def run(arguments: Sequence[str]) -> int:
     """Train or describe a teacher."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
+        page(USAGE)
         return 0
     command, *rest = arguments
     if command not in ("train", "info"):
@@ -50,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
         missing = "MODEL" if command == "train" else "a checkpoint or a MODEL"
         raise UserError(f"teacher {command}: name {missing} first; dfkd-fast ls models lists networks")
     if rest[0] in ("-h", "--help"):
-        print(USAGE)
+        page(USAGE)
     elif command == "train":
         train(rest[0], rest[1:])
     else:
@@ -82,7 +83,8 @@ def train(model: str, arguments: Sequence[str]) -> None:
     test = open_test(options.data, image_size=options.image_size, decoding=Decoding(flags="--"), device=runtime.device)
     network, found, _ = train_teacher(options.recipe, model, images, test, runtime=runtime)
     save_network(out, network, found)
-    print(f"wrote {out}; to distil from it: dfkd-fast train METHOD --teacher {model} --teacher-weights {out}")
+    again = command("train", "METHOD", "--teacher", model, "--teacher-weights", out)
+    show(f"wrote {out}; to distil from it: {again}")
 
 
 def check_out(out: Path | None) -> Path:
@@ -103,7 +105,7 @@ def info(target: str, arguments: Sequence[str]) -> None:
         raise UserError(f"teacher info {target}: takes --weights-key and nothing more, not {arguments[0]}")
     rows = describe_file(Path(target), key) if Path(target).is_file() else describe_model(target)
     for name, value in rows:
-        print(f"{name:18}{value}")
+        show(f"{name:18}{value}")
 
 
 def describe_file(file: Path, key: str | None = None) -> Iterator[tuple[str, object]]:

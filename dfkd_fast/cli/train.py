@@ -13,8 +13,9 @@ from dfkd_fast.catalog import METHODS
 from dfkd_fast.cli.report import REPORTS, say
 from dfkd_fast.config import CONFIG_FILE, FREE, TrainConfig, differences
 from dfkd_fast.config_sources import default_config, load_config, load_run, named_method
-from dfkd_fast.errors import UserError
+from dfkd_fast.errors import UserError, refused
 from dfkd_fast.flags import take
+from dfkd_fast.terminal import command, page, show
 
 USAGE = """usage: dfkd-fast train METHOD [--preset P] [--config FILE] [--run-dir DIR] [--resume [DIR]] [flags]
        dfkd-fast train METHOD ... [--devices N] [--dry-run]
@@ -30,7 +31,7 @@ METHOD: {methods}. dfkd-fast train METHOD [--preset P] --help lists its flags wi
 def run(arguments: Sequence[str]) -> int:
     """Train; the exit status is 128 + the signal's number when a signal stopped the run."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE.format(methods=", ".join(METHODS)))
+        page(USAGE.format(methods=", ".join(METHODS)))
         return 0
     devices, arguments = take(arguments, "--devices")
     rehearsed = "--dry-run" in arguments
@@ -53,7 +54,9 @@ def run(arguments: Sequence[str]) -> int:
         train(config, resume=resume)
     except Interrupted as stop:
         go_on = (
-            f"; to go on: dfkd-fast train --resume {stop.run_dir}" if stop.run_dir else " before anything was written"
+            f"; to go on: {command('train', '--resume', stop.run_dir)}"
+            if stop.run_dir
+            else " before anything was written"
         )
         return say(f"stopped by {stop}{go_on}", kind="stopped", status=128 + stop.signum)
     return 0
@@ -77,8 +80,9 @@ def read_arguments(arguments: Sequence[str]) -> tuple[TrainConfig[Any], bool]:
         base, folder = default_config(method or named_method(file or Path())), None
     config = load_config(base, preset=preset, file=file, flags=flags)
     config.check()
-    if resumed is None and not _goes_on(config):
-        free = _free_folder(config.run_folder)
+    with refused("--run-dir", config.run_folder):  # a name too long is found here, before anything looks into it
+        goes_on, free = _goes_on(config), _free_folder(config.run_folder)
+    if resumed is None and not goes_on:
         if config.run_dir is None and free != config.run_folder:
             config = replace(config, run_dir=free)
         # of the processes that torchrun starts, one speaks; where --devices has started them, it has spoken
@@ -127,6 +131,6 @@ def _check_same(saved: TrainConfig[Any], config: TrainConfig[Any], folder: Path)
 
 def _announce(before: TrainConfig[Any], config: TrainConfig[Any], preset: str | None) -> None:
     """Print what the run is and how it differs from its preset, or from the method's defaults."""
-    print(f"{config.method_name}, {f'preset {preset}' if preset else 'defaults'} -> {config.run_folder}")
+    show(f"{config.method_name}, {f'preset {preset}' if preset else 'defaults'} -> {config.run_folder}")
     for key, old, new in differences(before, config):
-        print(f"  {key} = {new} (not {old})")
+        show(f"  {key} = {new} (not {old})")

@@ -12,9 +12,8 @@ from torch import Tensor
 from dfkd_fast.errors import UserError
 from dfkd_fast.methods.base import MethodConfig
 from dfkd_fast.methods.stepwise import StepwiseConfig
+from dfkd_fast.refusals import is_out_of_memory
 from dfkd_fast.runtime import Runtime
-
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 @contextmanager
@@ -46,13 +45,6 @@ def batch_setting(phase: str, config: MethodConfig, shares: int) -> str:
     if phase == "synthesis":
         return f"--method.synthesis-batch-size {config.synthesis_batch_size * shares}"
     return f"--method.batch-size {config.batch_size * shares}"
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device, or the host, had no memory left. The CPU's allocator has no exception of its own."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
 
 
 def is_compile_failure(error: Exception) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from dfkd_fast.errors import LostRank
+from dfkd_fast.terminal import command
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
@@ -60,7 +61,7 @@ def resumable(folder: Path, signals: StopSignals) -> Iterator[None]:
         raise
     except LostRank as lost:
         if signals.signum is None:
-            raise LostRank(f"{lost}; to go on: dfkd-fast train --resume {folder}") from lost
+            raise LostRank(f"{lost}; to go on: {command('train', '--resume', folder)}") from lost
         stopped = Interrupted(signals.signum)  # all had the same signal, and another one was faster
         stopped.run_dir = folder
         raise stopped from lost

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -36,6 +37,8 @@ def write_run_record(
     """
     seconds, counts = progress.seconds, progress.counts
     last = progress.last_evaluation
+    gpus = runtime.world_size if runtime.device.type == "cuda" else 0
+    gpu_seconds = (seconds["synthesis"] + seconds["distillation"]) * gpus
     record = {
         "complete": complete,
         "method": config.method_name,
@@ -49,7 +52,7 @@ def write_run_record(
         "top5_last": last.get("top5"),
         "teacher_top1": teacher_top1,
         "agreement": last.get("agreement"),
-        "gpu_hours": (seconds["synthesis"] + seconds["distillation"]) * runtime.world_size / 3600,
+        "gpu_hours": gpu_seconds / 3600,
         **{f"{part}_seconds": seconds[part] for part in ("synthesis", "distillation", "evaluation", "compile")},
         "images_synthesized": counts["images_synthesized"],
         "generator_steps": counts["generator_steps"],
@@ -84,13 +87,20 @@ def versions() -> dict[str, str]:
 
 
 def git_sha() -> str | None:
-    """Commit of the checkout that the package runs from, with "+" where files differ from it; None outside a
-    checkout.
+    """Commit of this project's checkout that the package runs from, with "+" where files differ from it, or None.
+
+    Only that checkout is asked, never a repository that the package happens to be installed below, and none of a
+    repository's own programs is run: no file-system monitor, no hooks.
     """
-    folder = Path(__file__).parent
+    root = Path(__file__).resolve().parents[2]
+    if not ((root / ".git").exists() and (root / "pyproject.toml").is_file() and (root / "dfkd_fast").is_dir()):
+        return None
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment |= {"GIT_CEILING_DIRECTORIES": str(root.parent), "GIT_OPTIONAL_LOCKS": "0"}
+    quiet = ("-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}")
+    command = ["git", *quiet, "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
-        command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=environment)
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip()

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd_fast import __version__
+from dfkd_fast import __version__, cache
 from dfkd_fast.augment import draw_crop_flip
 from dfkd_fast.checkpoint import load_network, save_network
 from dfkd_fast.console import Console, ConsoleKind, count, duration, make_console
@@ -103,8 +103,8 @@ def cached_teacher(
 
 
 def cache_folder() -> Path:
-    """Where trained teachers are kept: `teachers` below the folder in DFKD_FAST_CACHE, or below ~/.cache/dfkd-fast."""
-    return Path(os.environ.get("DFKD_FAST_CACHE") or Path.home() / ".cache" / "dfkd-fast") / "teachers"
+    """Where trained teachers are kept: `teachers` below the cache (`dfkd_fast.cache`)."""
+    return cache.cache_folder("teachers")
 
 
 class _Trainer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +48,7 @@ from dfkd_fast.loops.ranks import (
     share_of_rank,
 )
 from dfkd_fast.loops.run_costs import run_costs
-from dfkd_fast.loops.run_folder import check_folder, claim_folder
+from dfkd_fast.loops.run_folder import check_folder, claim_folder, taken_back_on_failure
 from dfkd_fast.loops.run_record import write_run_record
 from dfkd_fast.loops.stepwise import StepwiseLoop
 from dfkd_fast.loops.trainers import make_trainer
@@ -56,6 +56,7 @@ from dfkd_fast.methods.base import Method
 from dfkd_fast.models.teacher import FrozenNet, lower_dtype
 from dfkd_fast.pool.build import check_pool
 from dfkd_fast.runtime import Runtime
+from dfkd_fast.terminal import command
 from dfkd_fast.visualize import save_grid
 
 LOOPS: dict[str, type[Loop]] = {"alternating": AlternatingLoop, "stepwise": StepwiseLoop}
@@ -92,15 +93,16 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         cache = make_cache(config.cache_teacher_logits, seed=config.seed, method=method, teacher=teacher)
         signals.check()
         runtime.barrier()  # every rank has found the folder free
-        if not resume and runtime.is_main:
-            claim_folder(folder, config)
-        runtime.barrier()
+        starts = not resume and runtime.is_main
         try:
-            with (
-                resumable(folder, signals),
-                closing(Run(config, runtime, teacher, student, method, test, signals, collected, cache)) as run,
-            ):
-                run.execute(checkpoint_to_resume(folder, runtime) if resume else None)
+            with resumable(folder, signals):
+                with taken_back_on_failure(folder) if starts else nullcontext():
+                    if starts:
+                        claim_folder(folder, config)
+                    runtime.barrier()
+                    run = Run(config, runtime, teacher, student, method, test, signals, collected, cache)
+                with closing(run):
+                    run.execute(checkpoint_to_resume(folder, runtime) if resume else None)
         except OSError as error:
             raise disk_error(error, folder) from error
     return folder
@@ -247,7 +249,7 @@ class Run:
         )
         self.logger.close()
         if not complete:
-            self.logger.message(f"stopped as asked; go on with: dfkd-fast train --resume {self.folder}")
+            self.logger.message(f"stopped as asked; go on with: {command('train', '--resume', self.folder)}")
         elif record["top1_last"] is not None:
             self.logger.message(
                 f"student top-1 {record['top1_last']:.4f}, teacher {teacher_top1:.4f} (last epoch, held-out images)"

@@ -175,7 +175,7 @@ class Journal:
             file = self.files.segment(number)
             is_new = not file.exists()
             try:
-                self._handles[number] = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+                self._handles[number] = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
                 os.posix_fallocate(self._handles[number], 0, self.manifest.layout.segment_bytes)
             except OSError as error:
                 raise write_error(error, file) from error

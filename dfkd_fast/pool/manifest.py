@@ -17,6 +17,7 @@ from torch import Tensor
 from dfkd_fast.errors import UserError
 from dfkd_fast.files import write_file
 from dfkd_fast.pool.layout import BLOCK, Field, Layout
+from dfkd_fast.terminal import command
 
 MAGIC, VERSION = "dfkd-fast pool", 1
 MANIFEST, COPY = "manifest.json", "manifest.copy.json"
@@ -131,7 +132,7 @@ def load_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
 
 def repair_hint(folder: Path) -> str:
     """What to do about damage."""
-    return f"`dfkd-fast pool verify --repair {folder}` drops what is damaged"
+    return f"`{command('pool', 'verify', '--repair', folder)}` drops what is damaged"
 
 
 def _damaged(file: Path, why: str) -> ManifestError:

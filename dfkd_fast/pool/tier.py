@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 
 from dfkd_fast.errors import UserError
+from dfkd_fast.limits import free_host_memory
 
 Tier = Literal["device", "pinned", "mmap"]
 
@@ -62,23 +61,6 @@ def free_memory(device: torch.device) -> Room:
     """What is free now on the device and in host memory."""
     host = free_host_memory()
     return Room(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host, host)
-
-
-def free_host_memory(root: Path = Path("/")) -> int:
-    """Bytes that may be taken without swapping: of the machine, and of the control group (a container's limit).
-
-    Where several ranks share the machine, one's equal part of them.
-    """
-    limits = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    meminfo, group = root / "proc/meminfo", root / "sys/fs/cgroup"
-    if meminfo.exists():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        limits = [int(lines["MemAvailable"].split()[0]) * 1024]
-    if (group / "memory.max").exists() and (limit := (group / "memory.max").read_text().strip()) != "max":
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(stat["inactive_file"])
-        limits.append(int(limit) - used)
-    return max(0, min(limits)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's word
 
 
 def _size(nbytes: int) -> str:

@@ -92,7 +92,7 @@ def _not_repaired(error: OSError, folder: Path) -> UserError:
 
 
 def _fill_up(file: Path, size: int) -> None:
-    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         os.posix_fallocate(handle, 0, size)
     finally:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from dfkd_fast.benchmark.dry_run import dry_run
 from dfkd_fast.benchmark.rehearsal import Timings, rehearse
@@ -82,7 +83,9 @@ def test_foretells_a_run(tmp_path: Path) -> None:
     recipe = ("--teacher-recipe.epochs", "1", "--teacher-recipe.batch-size", "512")
     assert main(["train", "nayer", "--preset", "digits", *flags, *recipe, "--run-dir", str(tmp_path / "run")]) == 0
     spent = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert 1 / 5 < projected.hours.median / spent["gpu_hours"] < 5
+    hours = (spent["synthesis_seconds"] + spent["distillation_seconds"]) / 3600
+    assert 1 / 5 < projected.hours.median / hours < 5
+    assert (spent["gpu_hours"] > 0) == torch.cuda.is_available()
     assert projected.images == spent["images_synthesized"]
     assert projected.phases[0].steps == spent["generator_steps"]
     assert projected.phases[1].steps == spent["student_steps"]

@@ -15,8 +15,9 @@ import torch
 import dfkd_fast.pool.tier as tier_module
 from dfkd_fast.config import PoolConfig
 from dfkd_fast.errors import UserError
+from dfkd_fast.limits import free_host_memory
 from dfkd_fast.pool.build import check_pool, make_pool
-from dfkd_fast.pool.tier import Room, choose_tier, free_host_memory
+from dfkd_fast.pool.tier import Room, choose_tier
 from dfkd_fast.pool.window import Window
 from dfkd_fast.runtime import Runtime
 

@@ -1,0 +1,98 @@
+"""A run folder that cannot be: one line before anything is made; a start that fails leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dfkd_fast.cli.main import main
+from dfkd_fast.loops import run_record
+from dfkd_fast.loops.run_folder import taken_back_on_failure
+
+NAYER = ("train", "nayer", "--preset", "digits", "--no-train-teacher", "--data", "digits", "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--run-dir", ""], '--run-dir "": expected a path'),
+        (["--run-dir="], '--run-dir "": expected a path'),
+        (["--data", ""], '--data "": expected text'),
+        (["--resume="], '--resume "": needs a value'),
+        (["--config", ""], '--config "": needs a value'),
+        (["--run-dir", "a\0b"], r"--run-dir a\x00b: holds a NUL"),
+        (["--run-dir", os.fsdecode(b"x\xff")], r"--run-dir x\xff: is no UTF-8"),
+        (["--run-dir", "n" * 260], f"--run-dir {'n' * 260}: file name too long"),
+        (["--resume", "n" * 260], f"--resume {'n' * 260}: file name too long"),
+        (["--resume", "a\0b"], r"--resume a\x00b: no run there"),
+        (["--epochs", str(10**18)], f"--method.epochs {10**18}: choose 1000000 or less"),
+        (["--teacher-recipe.epochs", str(10**18)], f"--teacher-recipe.epochs {10**18}: choose 1000000 or less"),
+        (["--synthesis-batch-size", str(10**12)], f"--method.synthesis-batch-size {10**12}: choose 1000000000 or less"),
+        (["--seed", str(2**70)], f"--seed {2**70}: choose {2**63 - 1} or less"),
+    ],
+)
+def test_what_no_run_can_be_made_of_is_one_line(
+    flags: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*NAYER, *flags]) == 2
+    captured = capsys.readouterr().err
+    assert captured.startswith(f"dfkd-fast: {line}")
+    assert captured.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def fail_in(folder: Path) -> None:
+    with taken_back_on_failure(folder):
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "config.toml").write_text("x")
+        raise RuntimeError
+
+
+def test_a_start_that_fails_takes_back_what_it_made_and_no_more(tmp_path: Path) -> None:
+    kept = tmp_path / "there" / "notes.txt"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    for folder in (tmp_path / "there", tmp_path / "new" / "run"):
+        with pytest.raises(RuntimeError):
+            fail_in(folder)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [kept]
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_checkout_is_asked_for_its_commit_and_runs_no_program_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "dfkd_fast" / "loops"
+    package.mkdir(parents=True)
+    (tmp_path / "pyproject.toml").write_text("")
+    monitor = tmp_path / "monitor.sh"
+    monitor.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    monitor.chmod(0o755)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "pyproject.toml"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    subprocess.run([*git, "config", "core.fsmonitor", str(monitor)], check=True)
+    hook = tmp_path / ".git/hooks/post-index-change"
+    hook.write_text(monitor.read_text())
+    hook.chmod(0o755)
+    monkeypatch.setattr(run_record, "__file__", str(package / "run_record.py"))
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    (tmp_path / "ran").unlink(missing_ok=True)
+    assert (run_record.git_sha() or "").startswith(head)
+    (tmp_path / "pyproject.toml").write_text("other")
+    assert run_record.git_sha() == f"{head}+"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_repository_around_the_installed_package_is_not_its_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    installed = tmp_path / ".venv/lib/site-packages/dfkd_fast/loops"
+    installed.mkdir(parents=True)
+    monkeypatch.setattr(run_record, "__file__", str(installed / "run_record.py"))
+    assert run_record.git_sha() is None
