@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dfkd_fast.config import CONFIG_FILE, TrainConfig, write_config
 from dfkd_fast.errors import UserError, refused
-from dfkd_fast.terminal import command
+from dfkd_fast.terminal import quoted
 
 _PARTS = ("checkpoints", "images")
 
@@ -24,7 +24,7 @@ def check_folder(folder: Path, *, resume: bool) -> None:
     if resume and not held:
         raise UserError(f"--resume {folder}: no run there")
     if not resume and held:
-        go_on = command("train", "--resume", folder)
+        go_on = f"--resume {quoted(folder)}"
         raise UserError(f"--run-dir {folder}: holds a run already; go on with {go_on}, or choose another folder")
     if not there.is_dir():
         raise UserError(f"--run-dir {folder}: cannot be written ({os.strerror(errno.ENOTDIR)})")
