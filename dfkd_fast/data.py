@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from dfkd_fast.cifar_files import CifarFolder, find_cifar
+from dfkd_fast.cifar_files import CifarFiles, find_cifar
 from dfkd_fast.class_folders import Split
 from dfkd_fast.errors import UserError
-from dfkd_fast.image_arrays import resized, with_channels
+from dfkd_fast.image_arrays import read_digits, read_medmnist, resized, with_channels
 from dfkd_fast.image_files import ImageFiles, decode, find_images
 from dfkd_fast.image_statistics import Statistics, compute_statistics, known_statistics
 from dfkd_fast.image_stream import Decoding, ImageStream, make_decoder
@@ -25,8 +24,6 @@ from dfkd_fast.pictures import Channels
 
 _SAMPLED = 2000
 """training images that unknown statistics are computed from: enough for two digits, cheap to decode for a test split"""
-_HELD_OUT = 0.3
-"""share of each digit's scans that is the test split"""
 IN_MEMORY = 2**30
 """bytes of decoded test images above which they are decoded anew for each evaluation"""
 _DECODED_AT_ONCE = 64
@@ -85,8 +82,9 @@ def load_split(
     """Read one split of real, labelled images.
 
     `source` is `digits` (scikit-learn's handwritten digits, 30 % held out for testing), or a path: a tree
-    `<split>/<class>/*.jpg`, a tar of one, a folder with one tar for each split, a tree `<class>/*.jpg` that is taken
-    whole for either split, or a folder with torchvision's CIFAR-10 or CIFAR-100 files. Images keep their size unless
+    `<split>/<class>/*.jpg`, a tar or zip of one, a folder with one archive for each split, a tree `<class>/*.jpg` that
+    is taken whole for either split, torchvision's CIFAR-10 or CIFAR-100 files in a folder or their archive, or a .npz
+    file of MedMNIST. Images keep their size unless
     `image_size` is given: then the short side is scaled to it and the middle square kept. `channels`: 3 for RGB, where
     grey images have three equal channels, or 1 for grey, where colours count by their luma.
 
@@ -99,6 +97,8 @@ def load_split(
         raise UserError(f"{flag} {source}: no such folder or file; choose digits or a path")
     elif (cifar := find_cifar(path, flag=flag)) is not None:
         found = _cifar(cifar, split, channels, flag)
+    elif path.suffix == ".npz":
+        found = _medmnist(path, split, channels, flag)
     else:
         found = _image_files(path, split, image_size, channels, flag)
     _check_classes(found.class_names, source, flag)
@@ -125,7 +125,7 @@ def open_test(
     asked for and cannot be had.
     """
     path = Path(source)
-    if str(source) == "digits" or not path.exists() or find_cifar(path, flag=flag) is not None:
+    if not _holds_pictures(source, flag):
         decoding.check_needless(str(source))
         return load_split(source, "test", image_size=image_size, channels=channels, flag=flag)
     files = find_images(path, "test", flag=flag)
@@ -159,11 +159,19 @@ def check_apart(source: str | Path, *, flag: str = "--data") -> None:
     By the files: large test images are cut otherwise than training images, so that pixels tell nothing.
     """
     path = Path(source)
-    if str(source) == "digits" or not path.exists() or find_cifar(path, flag=flag) is not None:
+    if not _holds_pictures(source, flag):
         return
     train, test = (find_images(path, split, flag=flag) for split in ("train", "test"))
     if (train.source, train.names) == (test.source, test.names):
         raise UserError(f"{flag} {source}: no test split apart from the training images; expected train/ and test/")
+
+
+def _holds_pictures(source: str | Path, flag: str) -> bool:
+    """Whether a source is a folder or archive of encoded images."""
+    path = Path(source)
+    if str(source) == "digits" or not path.exists() or path.suffix == ".npz":
+        return False
+    return find_cifar(path, flag=flag) is None
 
 
 def _check_classes(class_names: Sequence[str], source: str | Path, flag: str) -> None:
@@ -185,28 +193,22 @@ class _Found(NamedTuple):
 
 
 def _digits(split: Split, size: int, channels: Channels) -> _Found:
-    """scikit-learn's 1,797 scans (8x8, 17 grey levels), enlarged bilinearly; a fixed 30 % of each digit is held out."""
-    from sklearn.datasets import load_digits
-
-    levels, digits = load_digits(return_X_y=True)
-    scans = torch.from_numpy(levels).view(-1, 1, 8, 8) * (255 / 16)
-    large = F.interpolate(scans, size=(size, size), mode="bilinear").round().to(torch.uint8)
-    images = large.permute(0, 2, 3, 1).expand(-1, -1, -1, channels).contiguous()
-    shuffled = np.random.default_rng(0).permutation(len(digits))
-    held_out = np.zeros(len(digits), dtype=bool)
-    for digit in range(10):
-        members = shuffled[digits[shuffled] == digit]
-        held_out[members[: round(_HELD_OUT * len(members))]] = True
-    is_test = torch.from_numpy(held_out)
+    images, labels, is_test = read_digits(size, channels)
     chosen = is_test if split == "test" else ~is_test
-    names = tuple(str(digit) for digit in range(10))
-    return _Found(images[chosen], torch.from_numpy(digits).long()[chosen], names, compute_statistics(images[~is_test]))
+    return _Found(images[chosen], labels[chosen], tuple("0123456789"), compute_statistics(images[~is_test]))
 
 
-def _cifar(folder: CifarFolder, split: Split, channels: Channels, flag: str) -> _Found:
-    images, labels, class_names = folder.read(split, flag=flag)
+def _cifar(files: CifarFiles, split: Split, channels: Channels, flag: str) -> _Found:
+    images, labels, class_names = files.read(split, flag=flag)
     images = with_channels(images, channels)
     return _Found(images, labels, class_names, known_statistics(class_names, channels) or compute_statistics(images))
+
+
+def _medmnist(path: Path, split: Split, channels: Channels, flag: str) -> _Found:
+    images, labels, class_names = read_medmnist(path, split, flag=flag)
+    train = images if split == "train" else read_medmnist(path, "train", flag=flag)[0]
+    statistics = compute_statistics(with_channels(train, channels))
+    return _Found(with_channels(images, channels), labels, class_names, statistics)
 
 
 def _image_files(path: Path, split: Split, image_size: int | None, channels: Channels, flag: str) -> _Found:
