@@ -43,6 +43,7 @@ FREE = (
     "checkpoint.",
     "compile",
     "cuda_graphs",
+    "deterministic",
     "optim.",
     "eval.workers",
 )

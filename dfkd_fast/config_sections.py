@@ -18,6 +18,8 @@ class Hardware:
     """auto (a GPU when there is one), cpu, cuda or cuda:N"""
     threads: int | None = None
     """CPU threads of torch; without it torch's own choice"""
+    deterministic: bool = False
+    """on a GPU, the same bits in every run: only algorithms that give them, or an error that names the operator"""
 
 
 @dataclass(frozen=True, kw_only=True)

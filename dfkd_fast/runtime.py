@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_fast import process_group
-from dfkd_fast.allocator import keep_freed_memory
 from dfkd_fast.compilation import Compile, keep_compile_caches
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.joined import ALONE, JoinedBatch
 from dfkd_fast.limits import available_cores
 from dfkd_fast.optim import OptimizerChoice, check_optimizer
+from dfkd_fast.switches import set_switches
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "tf32"]
 
@@ -161,12 +161,14 @@ def make_runtime(
     graphs: bool = False,
     optimizer: OptimizerChoice = "auto",
     bn_scope: Literal["rank", "global"] = "rank",
+    deterministic: bool = False,
 ) -> Runtime:
     """Check what was asked for against this machine and set the process-wide switches.
 
     `device`: "auto" (a GPU when there is one), "cpu", "cuda" or "cuda:N". `precision`: "auto" is bf16 where the device
     multiplies it in hardware, else fp32. `graphs` means something on a GPU only. A process that torchrun started joins
-    the others; `bn_scope` "global" joins their batches into one. Raises UserError for what this machine cannot do.
+    the others; `bn_scope` "global" joins their batches into one. `deterministic` allows only operators
+    that give the same bits in every run. Raises UserError for what this machine cannot do.
     """
     if compilation != "off":
         keep_compile_caches()  # now: parts of torch that steps import settle on a temporary folder
@@ -185,7 +187,9 @@ def make_runtime(
         torch.set_num_threads(available_cores())  # torch counts the machine's cores, not a container's part of them
     if precision == "tf32" and chosen.type != "cuda":
         raise UserError(f"--precision tf32: needs a CUDA device, not {chosen}; choose fp32, bf16 or fp16")
-    _set_switches(chosen, precision)
+    if deterministic and compilation != "off":
+        raise UserError(f"--compile {compilation}: its kernels are chosen by timing; --deterministic needs off")
+    set_switches(chosen, precision, deterministic=deterministic)
     check_optimizer(optimizer, chosen)
     rank, world_size = process_group.join(chosen)
     whole = bn_scope == "global" and world_size > 1
@@ -202,15 +206,6 @@ def make_runtime(
         graphs=graphs and chosen.type == "cuda",
         optimizer=optimizer,
     )
-
-
-def _set_switches(device: torch.device, precision: str) -> None:
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        torch.backends.cudnn.benchmark = True  # shapes are static
-    else:
-        keep_freed_memory()
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -86,6 +86,7 @@ def bench_methods(names: Sequence[str], options: BenchOptions) -> None:
         threads=options.threads,
         compilation=options.compile,
         graphs=options.cuda_graphs,
+        deterministic=options.deterministic,
     )
     cuda = runtime.device.type == "cuda"
     window = (

@@ -65,7 +65,11 @@ def run(arguments: Sequence[str]) -> int:
     from dfkd_fast.runtime import make_runtime
 
     runtime = make_runtime(
-        device=options.device, precision=options.precision, channels_last=options.channels_last, threads=options.threads
+        device=options.device,
+        precision=options.precision,
+        channels_last=options.channels_last,
+        threads=options.threads,
+        deterministic=options.deterministic,
     )
     model, info, test = load(file, data, options, runtime)
     found = evaluate(runtime.place(model), test, info=info, runtime=runtime, batch_size=options.batch_size)

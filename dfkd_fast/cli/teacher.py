@@ -76,7 +76,11 @@ def train(model: str, arguments: Sequence[str]) -> None:
     from dfkd_fast.runtime import make_runtime
 
     runtime = make_runtime(
-        device=options.device, precision=options.precision, channels_last=options.channels_last, threads=options.threads
+        device=options.device,
+        precision=options.precision,
+        channels_last=options.channels_last,
+        threads=options.threads,
+        deterministic=options.deterministic,
     )
     check_apart(options.data)
     images = load_split(options.data, "train", image_size=options.image_size)

@@ -16,6 +16,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.image_stream import Decoding, LabelledImages
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.runtime import Runtime
+from dfkd_fast.switches import named_operator
 from dfkd_kernels import gather_augment
 
 
@@ -34,6 +35,7 @@ class Evaluation:
 
 
 @torch.no_grad()
+@named_operator()
 def evaluate(
     model: Callable[[Tensor], Tensor],
     images: LabelledImages,

@@ -14,17 +14,20 @@ from dfkd_fast.methods.base import MethodConfig
 from dfkd_fast.methods.stepwise import StepwiseConfig
 from dfkd_fast.refusals import is_out_of_memory
 from dfkd_fast.runtime import Runtime
+from dfkd_fast.switches import named_operator
 
 
 @contextmanager
 def explained(phase: str, epoch: int, config: MethodConfig, runtime: Runtime) -> Iterator[None]:
-    """Raise UserError where the block runs out of memory or cannot be compiled; any other error as it is.
+    """Raise UserError where the block runs out of memory, cannot be compiled, or meets an operator that
+    `--deterministic` does not allow; any other error as it is.
 
     `epoch` counts from 0 and is shown from 1. The phase is lost: the last phase boundary is on disk.
     """
     where = f"{phase} of epoch {epoch + 1}"
     try:
-        yield
+        with named_operator():
+            yield
     except Exception as error:
         if is_out_of_memory(error):
             raise UserError(

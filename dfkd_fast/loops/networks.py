@@ -41,6 +41,7 @@ def runtime_of(config: TrainConfig) -> Runtime:
         graphs=config.cuda_graphs,
         optimizer=config.optim.impl,
         bn_scope=config.bn.scope,
+        deterministic=config.deterministic,
     )
 
 

@@ -8,7 +8,8 @@ step's variant; each variant is captured by itself.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -114,16 +115,47 @@ class CudaGraphs:
     def record(self, step: Callable[[], LossTerms]) -> tuple[Callable[[], None], LossTerms]:
         graph = torch.cuda.CUDAGraph()
         pool = _memory_pool(self.device)
-        try:
-            # other threads (the journal's, a stream's) may allocate meanwhile: their calls are none of this graph's
-            with CLOCK.running(), torch.cuda.graph(graph, pool, self._stream, capture_error_mode="thread_local"):
-                terms = step()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise UserError(f"--cuda-graphs: the step cannot be captured ({error}); choose --no-cuda-graphs") from error
+        # other threads (the journal's, a stream's) may allocate meanwhile: their calls are none of this graph's
+        capture = torch.cuda.graph(graph, pool, self._stream, capture_error_mode="thread_local")
+        with CLOCK.running(), real_error_shown(capture):
+            terms = step()
         graph.replay()  # recording has run nothing
         return graph.replay, terms
+
+
+@contextmanager
+def real_error_shown(capture: AbstractContextManager[Any]) -> Iterator[None]:
+    """Run the block in `capture`; raise what the block failed of: UserError where that cannot be captured.
+
+    A step that fails leaves a capture that cannot be ended either, and the error of its end would hide the step's.
+    Memory that ran out, a user's mistake and a bug of ours have nothing to do with capturing: they are raised as they
+    are.
+    """
+    failed: Exception | None = None
+    try:
+        with capture:
+            try:
+                yield
+            except Exception as error:
+                failed = error
+                raise
+    except Exception as last:
+        real = _first_of(failed or last)
+        if isinstance(real, torch.OutOfMemoryError) or not isinstance(real, RuntimeError):
+            raise real from None
+        reason = next(iter(str(real).strip().splitlines()), type(real).__name__)
+        raise UserError(f"--cuda-graphs: the step cannot be captured ({reason}); choose --no-cuda-graphs") from real
+
+
+def _first_of(error: Exception) -> Exception:
+    """The error of the device that a chain of them began with: those before it that are not the device's were handled
+    on the way.
+    """
+    chain: list[BaseException] = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(before)
+    device_errors = [link for link in chain if isinstance(link, RuntimeError)]
+    return device_errors[-1] if isinstance(error, RuntimeError) else error
 
 
 @functools.cache

@@ -32,9 +32,11 @@ from dfkd_fast.recipes import TeacherRecipe
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.runtime import Runtime
 from dfkd_fast.sampling import EpochShuffle
+from dfkd_fast.switches import named_operator
 from dfkd_kernels import gather_augment
 
 
+@named_operator()
 def train_teacher(
     recipe: TeacherRecipe,
     model_name: str,
