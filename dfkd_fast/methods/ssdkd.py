@@ -1,9 +1,8 @@
 """SSD-KD: Small Scale Data-Free Knowledge Distillation.
 
 Liu, Wang, Liu, Sun, Yao. CVPR 2024. arXiv:2406.07876. Algorithm 1. No code was released and the supplement is not
-public: what the paper does not say is taken from Fast (arXiv:2112.06253), whose settings it follows, or from
-prioritised experience replay (arXiv:1511.05952). docs/methods/ssdkd.md says which value comes from where.
-
+public: the rest is from Fast (arXiv:2112.06253), whose settings it follows, or from prioritised experience replay
+(arXiv:1511.05952). docs/methods/ssdkd.md says which value comes from where.
 Distributed: generator per rank, BN moments per rank, buffer and priorities sharded by rank; with `--bn.scope global`
 one generator on all ranks, moments of the joined batch, the whole buffer and its priorities on each rank.
 """
@@ -78,9 +77,7 @@ class SsdkdConfig(MethodConfig):
     adv_masked: bool = True
     """push only images on which student and teacher still agree, as Fast; off: all of them, Eq. 2 as printed"""
     label_source: Literal["random", "teacher"] = "random"
-    """y of the label term: random, a class drawn for each image, as Fast; teacher, what the teacher predicts (the
-    paper's example)
-    """
+    """y of the label term: random, a class drawn for each image, as Fast; teacher, what it predicts (paper: "e.g.")"""
     priority_temperature: float | None = None
     """temperature of the KL in a priority; without it that of the student's loss; 1: the logits' softmax (paper)"""
 
@@ -99,23 +96,18 @@ class Ssdkd(Method):
         self.config: SsdkdConfig = config
         self.info, self.teacher, self.joined = setup.info, setup.teacher, setup.joined
         self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
-        self.generator = LatentGenerator(
-            config.synthesis_batch_size,
-            config.latent_dim,
-            setup.info.image_size,
-            width=config.generator_width,
-            in_chans=setup.info.in_chans,
-            joined=setup.joined,
-        )
-        meta_lr = config.generator_lr * config.synthesis_steps  # as in Fast's release
-        self.start = RoundStart(self.generator, config.start, lr=meta_lr, own_lrs={"latents": 0.0})
-        self.augment = Augment(
-            setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale, joined=setup.joined
-        )
+        size, info, joined = config.synthesis_batch_size, setup.info, setup.joined
+        width, side, chans = config.generator_width, info.image_size, info.in_chans
+        self.generator = LatentGenerator(size, config.latent_dim, side, width=width, in_chans=chans, joined=joined)
+        lr = config.generator_lr * config.synthesis_steps  # as in Fast's release
+        self.start = RoundStart(self.generator, config.start, lr=lr, own_lrs={"latents": 0.0})
+        pad, flip, scale = config.crop_padding, config.flip, config.crop_scale
+        self.augment = Augment(info, pad=pad, flip=flip, crop_scale=scale, joined=joined)
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         self.adversarial = False
-        self.register_buffer("labels", torch.zeros(config.synthesis_batch_size, dtype=torch.int64), persistent=False)
-        self.register_buffer("class_shares", torch.zeros(setup.info.num_classes), persistent=False)
+        self.priority_temperature = config.priority_temperature or config.kd_temperature
+        self.register_buffer("labels", torch.zeros(size, dtype=torch.int64), persistent=False)
+        self.register_buffer("class_shares", torch.zeros(info.num_classes), persistent=False)
 
     def pool_capacity(self) -> int:
         return self.config.buffer_size
@@ -147,14 +139,15 @@ class Ssdkd(Method):
         images = self.generator()  # line 7
         view = self.augment(images)
         teacher = self.teacher(view)
+        random = self.config.label_source == "random"
+        labels = self.joined.part(self.labels) if random else teacher.logits.argmax(dim=1)
         phi = modulation(teacher.logits, self.class_shares, self.config.focus)  # Eq. 3
         terms = {
             "bn": self.statistics.loss(teacher.moments),  # Eq. 1
-            "ce": label_ce(teacher.logits, self.wanted(teacher.logits), weights=phi),  # Eq. 2, third term
+            "ce": label_ce(teacher.logits, labels, weights=phi),  # Eq. 2, third term
         }
         if self.adversarial:
-            masked = self.config.adv_masked
-            terms["adv"] = disagreement(self.student(view), teacher.logits, masked=masked)  # Eq. 2, second term
+            terms["adv"] = disagreement(self._student[0](view), teacher.logits, masked=self.config.adv_masked)  # 2nd
         return images, terms
 
     def end_step(self) -> None:
@@ -166,7 +159,7 @@ class Ssdkd(Method):
         view = self.augment.normalize(best_images)
         teacher = self.teacher(view, moments=False).logits
         # the pool counts the classes that Eq. 3 asks for, those the teacher sees; Eq. 4 with w = 1 (lines 12 and 13)
-        deltas = kd_kl(self.student(view), teacher, self.temperature_of_priorities, reduction="none")
+        deltas = kd_kl(self._student[0](view), teacher, self.priority_temperature, reduction="none")
         return SynthBatch(best_images, teacher.argmax(dim=1), deltas=deltas)
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
@@ -177,29 +170,10 @@ class Ssdkd(Method):
         if self.config.is_normalized:
             weights = weights / gather(weights).max()
         # lines 18 to 21 in one pass: the losses, and w x loss back as the images' new priorities (Eq. 4 to 6)
-        own = self.temperature_of_priorities
-        if self.joined or own != temperature:  # every rank has all priorities
+        if self.joined or self.priority_temperature != temperature:  # every rank has all priorities
             rows = kd_kl(*logits, temperature, reduction="none")
-            deltas = rows.detach()
-            if own != temperature:
-                deltas = kd_kl(student.logits.detach(), teacher.logits, own, reduction="none")
-            self.priorities.update(gather(batch.indices), gather(weights * deltas))
+            deltas = kd_kl(*logits, self.priority_temperature, reduction="none")
+            self.priorities.update(gather(batch.indices), gather((weights * deltas).detach()))
         else:
             rows = kd_kl_priority(*logits, batch.indices, weights, self.priorities, temperature)
         return {"kd": (weights * rows if self.config.is_weighted_loss else rows).mean()}
-
-    @property
-    def temperature_of_priorities(self) -> float:
-        """T of the KL in Eq. 4."""
-        own = self.config.priority_temperature
-        return self.config.kd_temperature if own is None else own
-
-    def wanted(self, logits: Tensor) -> Tensor:
-        """The classes (B,) that the label term asks for, where the teacher answers `logits` (B, K)."""
-        if self.config.label_source == "teacher":
-            return logits.argmax(dim=1)
-        return self.joined.part(self.labels)
-
-    def student(self, view: Tensor) -> Tensor:
-        """The frozen student's logits."""
-        return self._student[0](view)
