@@ -197,12 +197,12 @@ def disk_error(error: Exception, run_dir: Path) -> Exception:
 
 
 def save_network(path: Path, model: nn.Module, info: ModelInfo) -> None:
-    """Write a network as one safetensors file whose header says what it is: `load_network` needs nothing else."""
+    """Write a network as one safetensors file whose header says what it is: `load_network` needs nothing else.
+
+    Raises OSError, and then the file is what it was.
+    """
     state = {name: _plain(value) for name, value in model.state_dict().items()}
-    try:
-        write_file(path, save(state, sealed_header(state, asdict(info))))
-    except OSError as error:
-        raise disk_error(error, path.parent) from error
+    write_file(path, save(state, sealed_header(state, asdict(info))))
 
 
 def load_network(path: Path, *, flag: str = "--weights") -> tuple[nn.Module, ModelInfo]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _ENDING = ".partial"
@@ -59,28 +59,16 @@ def drop_folder(path: Path) -> None:
 def append_line(path: Path, text: str) -> None:
     """Add a line to a file, making it if need be. A crash may leave a part of the line; see `sync_file`."""
     is_new = not path.exists()
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
+    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as handle:
         _write_all(handle, f"{text}\n".encode())
-    finally:
-        os.close(handle)
     if is_new:
         sync_folder(path.parent)
 
 
-def cut_file(path: Path, size: int) -> None:
-    """Keep the first `size` bytes of a file, for good."""
-    os.truncate(path, size)
-    sync_file(path)
-
-
 def sync_file(path: Path) -> None:
     """Make what a file holds survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
+    with _opened(path, os.O_RDONLY) as handle:
         os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:
@@ -103,10 +91,20 @@ def _beside(path: Path) -> Path:
 
 
 def _write_new(path: Path, content: bytes | str) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
+    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as handle:
         _write_all(handle, content.encode() if isinstance(content, str) else content)
         os.fsync(handle)
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    """A handle of a file, closed after the block; what the system refuses in the block names the file, too."""
+    handle = os.open(path, flags, 0o666)
+    try:
+        yield handle
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         os.close(handle)
 

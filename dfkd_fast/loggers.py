@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,12 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.console import Console, ConsoleKind, count, duration, make_console
-from dfkd_fast.files import append_line, write_file
+from dfkd_fast.files import append_line, sync_file, write_file
 from dfkd_fast.meters import Meter
 
 METRICS_FILE = "metrics.jsonl"
+_AFTER = {"synthesis": 0, "distillation": 1, "evaluation": 1}
+"""after which boundary of its epoch a line may be kept"""
 
 
 class Pace:
@@ -129,6 +132,7 @@ class RunLogger:
         self.console: Console = make_console(console, is_main=is_main)
         self.pace = Pace(total_epochs, gpus)
         self._accuracy: float | None = None
+        self._written = self._crc = 0  # bytes of the file, which are ASCII, and their checksum
 
     @contextmanager
     def phase(self, name: str, epoch: int, total_steps: int) -> Iterator[PhaseMeter]:
@@ -158,6 +162,8 @@ class RunLogger:
             self._accuracy = values["top1"]
         line = json.dumps(_finite({**values, "elapsed": round(self.pace.elapsed, 3)}), allow_nan=False)
         append_line(self.file, line)
+        self._written += len(line) + 1
+        self._crc = zlib.crc32(f"{line}\n".encode(), self._crc)
 
     def message(self, text: str) -> None:
         """Print a line that is no metric."""
@@ -172,22 +178,34 @@ class RunLogger:
         if self.is_main:
             self.file.unlink(missing_ok=True)
 
-    def truncate(self, epoch: int, phase: str) -> None:
+    def sync(self) -> dict[str, Any]:
+        """Make the lines so far survive a power cut; returns what `truncate` needs to know them again, as JSON."""
+        if self.is_main and self._written:
+            sync_file(self.file)
+        return {"bytes": self._written, "crc": self._crc, "elapsed": self.pace.elapsed}
+
+    def truncate(self, epoch: int, phase: str, synced: Mapping[str, Any] | None = None) -> str:
         """Forget what was recorded after the boundary at the end of `phase` of `epoch`, where a checkpoint stands.
 
         An evaluation right after that phase belongs to it and stays. The clock goes on from what was recorded there.
+        `synced`: what `sync` returned there. Says what is not as it was then, if anything; whole lines stay all the
+        same.
         """
-        kept: list[dict[str, Any]] = []
-        records = read_metrics(self.file)
-        ends = [index for index, item in enumerate(records) if (item["epoch"], item["phase"]) == (epoch, phase)]
-        if ends:
-            end = ends[-1] + 1
-            while end < len(records) and (records[end]["epoch"], records[end]["phase"]) == (epoch, "evaluation"):
-                end += 1
-            kept = records[:end]
-            self.pace.restore(kept[-1]["elapsed"])
-        if self.is_main:
-            write_file(self.file, "".join(json.dumps(item) + "\n" for item in kept))
+        content = self.file.read_bytes() if self.file.exists() else b""
+        if synced is not None and zlib.crc32(content[: synced["bytes"]]) == synced["crc"]:
+            kept, damage = content[: synced["bytes"]], False
+        else:
+            last = (epoch, _AFTER[phase])
+            lines = [item for item in read_metrics(self.file) if (item["epoch"], _AFTER.get(item["phase"], 1)) <= last]
+            kept, damage = b"".join(json.dumps(item).encode() + b"\n" for item in lines), synced is not None
+            self.pace.restore(lines[-1]["elapsed"] if lines else 0.0)
+        if synced is not None:
+            self.pace.restore(synced["elapsed"])
+        self._written, self._crc = len(kept), zlib.crc32(kept)
+        if self.is_main and kept != content:
+            write_file(self.file, kept)
+        whole = kept.count(b"\n")
+        return f"{self.file}: not as the run wrote it; {whole} lines are whole and stay" if damage else ""
 
     def status(self, terms: Mapping[str, float], images_per_second: float) -> str:
         """Loss terms, last accuracy, speed, memory and time: what a progress line shows after its title."""
@@ -201,13 +219,15 @@ class RunLogger:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; what follows a line that was cut off by a crash is left out."""
+    """The records of a metrics.jsonl; a line that a crash has cut off, or that is damaged, is left out."""
     records = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
         try:
-            records.append(json.loads(line))
+            item = json.loads(line)
         except json.JSONDecodeError:
-            break
+            continue
+        if isinstance(item, dict) and {"epoch", "phase", "elapsed"} <= item.keys():
+            records.append(item)
     return records
 
 

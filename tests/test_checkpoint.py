@@ -27,7 +27,7 @@ from dfkd_fast.checkpoint import (
 )
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo, load_model
-from dfkd_fast.models.sealed import HEADER, SEAL, sealed_header
+from dfkd_fast.models.sealed import HEADER, SEAL
 from dfkd_fast.optim import OptimizerSpec, reset_state, set_lr
 from dfkd_fast.state_tensors import load_module, load_optimizer, module_tensors, optimizer_tensors
 
@@ -264,6 +264,10 @@ def test_a_network_file_says_what_it_is(tmp_path: Path) -> None:
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
     assert [file.name for file in tmp_path.iterdir()] == ["student.safetensors"]
+    content = path.read_bytes()
+    for _ in range(4):
+        save_network(path, model, INFO)
+        assert path.read_bytes() == content
 
 
 def test_a_damaged_network_is_refused(tmp_path: Path) -> None:
@@ -292,11 +296,10 @@ def test_a_damaged_network_is_refused(tmp_path: Path) -> None:
 def test_networks_of_other_formats(tmp_path: Path) -> None:
     """One of a newer format is refused by name; one of before there were checksums is read."""
     model, path = network(), tmp_path / "student.safetensors"
-    header = sealed_header(model.state_dict(), asdict(INFO))
-    save_file(model.state_dict(), path, {**header, SEAL: '{"format": 2}'})
+    save_file(model.state_dict(), path, {HEADER: json.dumps({**asdict(INFO), SEAL: {"format": 2}})})
     with pytest.raises(UserError, match="format 2, of a newer dfkd-fast"):
         load_network(path)
-    save_file(model.state_dict(), path, {HEADER: header[HEADER]})
+    save_file(model.state_dict(), path, {HEADER: json.dumps(asdict(INFO))})
     assert load_network(path)[1] == INFO
 
 

@@ -18,7 +18,7 @@ ELSEWHERE = {
     "pool/exports.py": "images for others, streamed into a hidden folder that cli/pool.py syncs and renames",
     "pool/journal.py": "segments of images: appended, synced by `flush`, found by checksum",
     "pool/verify.py": "gives a segment its full length again",
-    "pool/lock.py": "the lock's owner, which nothing depends on",
+    "locks.py": "the lock's owner, which nothing depends on",
     "benchmark/plot.py": "draws into memory",
     "cli/main.py": "opens the null device for reading and writing",
 }

@@ -30,6 +30,7 @@ LAYERS: dict[str, int] = {
             "sampling",
             "compilation",
             "cache",
+            "locks",
             "config_limits",
             "config_sections",
             "pictures",

@@ -11,7 +11,7 @@ from typing import Any
 
 from dfkd_fast.catalog import MODELS
 from dfkd_fast.config import Hardware, check_values
-from dfkd_fast.errors import UserError, unknown
+from dfkd_fast.errors import UserError, refused, unknown
 from dfkd_fast.flags import from_flags, parse, take
 from dfkd_fast.recipes import TeacherRecipe
 from dfkd_fast.terminal import command, page, show
@@ -86,7 +86,8 @@ def train(model: str, arguments: Sequence[str]) -> None:
     images = load_split(options.data, "train", image_size=options.image_size)
     test = open_test(options.data, image_size=options.image_size, decoding=Decoding(flags="--"), device=runtime.device)
     network, found, _ = train_teacher(options.recipe, model, images, test, runtime=runtime)
-    save_network(out, network, found)
+    with refused("--out", out):
+        save_network(out, network, found)
     again = command("train", "METHOD", "--teacher", model, "--teacher-weights", out)
     show(f"wrote {out}; to distil from it: {again}")
 

@@ -121,6 +121,7 @@ class Loop:
         scalers = [scaler.state_dict() for scaler in self._scalers]
         pool, world_size = self.pool.flush(), self.runtime.shares
         record = {"pool": pool, "world_size": world_size, "scalers": scalers, **self.progress.record()}
+        record["metrics"] = self.logger.sync()  # before a checkpoint says that the lines are there
         self.save(Checkpoint(epoch=epoch, phase=phase, tensors=self._state(), record=record))
 
     def _state(self) -> dict[str, Tensor]:

@@ -1,4 +1,6 @@
-"""The run folder: is it there, may it be written, its first files, and what becomes of them when the start fails."""
+"""The run folder: is it there, may it be written, who writes it, its first files, and what becomes of them when the
+start fails.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +8,17 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dfkd_fast.checkpoint import disk_error
 from dfkd_fast.config import CONFIG_FILE, TrainConfig, write_config
 from dfkd_fast.errors import UserError, refused
+from dfkd_fast.files import sweep
+from dfkd_fast.locks import lock_file
 from dfkd_fast.terminal import quoted
 
+LOCK = "lock"
 _PARTS = ("checkpoints", "images")
 
 
@@ -30,6 +36,32 @@ def check_folder(folder: Path, *, resume: bool) -> None:
         raise UserError(f"--run-dir {folder}: cannot be written ({os.strerror(errno.ENOTDIR)})")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"--run-dir {folder}: cannot be written ({os.strerror(errno.EACCES)})")
+
+
+@contextmanager
+def locked_folder(folder: Path, *, rank: int, resume: bool) -> Iterator[None]:
+    """Hold the run folder while the block runs: whoever else starts there is told so.
+
+    Each rank has a lock of its own, so that one that outlives its run is in the way of the next. Where the block ends
+    before there is a run, the folder is as it was. Raises UserError as `check_folder`, now that nobody else writes.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    file = folder / (LOCK if rank == 0 else f"{LOCK}-{rank}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = lock_file(file, "--run-dir", "is writing this run; let it end, or choose another folder")
+    except OSError as error:
+        raise UserError(f"--run-dir {folder}: cannot be written ({error.strerror})") from None
+    try:
+        check_folder(folder, resume=resume)
+        yield
+    finally:
+        if not (folder / CONFIG_FILE).exists():
+            with suppress(OSError):  # another rank's lock, or what was there before
+                file.unlink()
+                for path in made:
+                    path.rmdir()
+        os.close(handle)
 
 
 def claim_folder(folder: Path, config: TrainConfig) -> None:
@@ -63,3 +95,12 @@ def taken_back_on_failure(folder: Path) -> Iterator[None]:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
         raise
+
+
+def sweep_folder(folder: Path) -> None:
+    """Delete what killed writers have left of small files."""
+    try:
+        for part in (folder, folder / "images", folder / "checkpoints", *(folder / "checkpoints").glob("rank-*-of-*")):
+            sweep(part)
+    except OSError as error:
+        raise disk_error(error, folder) from error

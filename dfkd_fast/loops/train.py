@@ -12,15 +12,12 @@ from dfkd_fast.checkpoint import (
     PHASES,
     Checkpoint,
     disk_error,
-    oldest_record,
-    save_checkpoint,
     save_network,
 )
 from dfkd_fast.config import TrainConfig
 from dfkd_fast.costs.flops import count_step_flops
 from dfkd_fast.costs.work import recipe_work
 from dfkd_fast.data import ImageSet
-from dfkd_fast.files import drop_folder
 from dfkd_fast.image_stream import LabelledImages
 from dfkd_fast.loggers import RunLogger
 from dfkd_fast.loops.alternating import AlternatingLoop
@@ -28,6 +25,7 @@ from dfkd_fast.loops.class_vectors import class_vectors
 from dfkd_fast.loops.collected import load_collected, rank_part
 from dfkd_fast.loops.evaluate import Evaluation, agreement, evaluate, evaluation_images
 from dfkd_fast.loops.interrupt import StopSignals, resumable, stop_signals
+from dfkd_fast.loops.keeping import Keeper
 from dfkd_fast.loops.logit_cache import LogitCache, make_cache
 from dfkd_fast.loops.loop import Loop
 from dfkd_fast.loops.networks import (
@@ -42,13 +40,17 @@ from dfkd_fast.loops.networks import (
 from dfkd_fast.loops.pools import make_pools
 from dfkd_fast.loops.ranks import (
     Resumed,
-    checkpoint_folder,
     checkpoint_to_resume,
-    drop_other_checkpoints,
     share_of_rank,
 )
 from dfkd_fast.loops.run_costs import run_costs
-from dfkd_fast.loops.run_folder import check_folder, claim_folder, taken_back_on_failure
+from dfkd_fast.loops.run_folder import (
+    check_folder,
+    claim_folder,
+    locked_folder,
+    sweep_folder,
+    taken_back_on_failure,
+)
 from dfkd_fast.loops.run_record import write_run_record
 from dfkd_fast.loops.stepwise import StepwiseLoop
 from dfkd_fast.loops.trainers import make_trainer
@@ -73,6 +75,14 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     folder = config.run_folder
     check_folder(folder, resume=resume)
     runtime = runtime_of(config)
+    with locked_folder(folder, rank=runtime.rank, resume=resume):
+        _train(config, runtime, resume=resume)
+    return folder
+
+
+def _train(config: TrainConfig, runtime: Runtime, *, resume: bool) -> None:
+    """Check what is left to check, make the networks, and run; the run folder is this process's."""
+    folder = config.run_folder
     check_pool(config.pool, runtime)
     share_of_rank(config.method, runtime.shares)
     lower_dtype(config.teacher_precision, runtime)  # what cannot be had is said before a teacher is trained
@@ -93,6 +103,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         cache = make_cache(config.cache_teacher_logits, seed=config.seed, method=method, teacher=teacher)
         signals.check()
         runtime.barrier()  # every rank has found the folder free
+        if runtime.is_main:
+            sweep_folder(folder)
         starts = not resume and runtime.is_main
         try:
             with resumable(folder, signals):
@@ -105,7 +117,6 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
                     run.execute(checkpoint_to_resume(folder, runtime) if resume else None)
         except OSError as error:
             raise disk_error(error, folder) from error
-    return folder
 
 
 class Run:
@@ -125,7 +136,7 @@ class Run:
     ) -> None:
         self.config, self.runtime, self.teacher, self.test, self.collected = config, runtime, teacher, test, collected
         self.method, self.folder, info = method, config.run_folder, teacher.info
-        self._abandoned: list[Path] = []
+        self.keeper = Keeper(config, runtime)
         self.student_info = replace(info, name=method.deployed_name(config.student))
         # before anything is spent: a network that cannot be counted is no surprise at the end; who writes them counts
         networks = {"teacher": config.teacher, "student": config.student}
@@ -167,22 +178,10 @@ class Run:
         if resumed is None or resumed.checkpoint is None:
             self.logger.restart()
         else:
-            first = self._take_up(resumed.checkpoint, resumed)
+            first = self.keeper.take_up(resumed, self.loop, self.logger.message)
         self.loop.run(first=first, stop_after=self.config.stop_after_epoch)
         stopped = self.config.stop_after_epoch is not None and self.config.stop_after_epoch < self.config.method.epochs
         self.finish(complete=not stopped)
-
-    def _take_up(self, checkpoint: Checkpoint, resumed: Resumed) -> tuple[int, str]:
-        """Restore a checkpoint, say from where the run goes on, and return the phase that it goes on with."""
-        first = self.loop.restore(checkpoint)
-        self.logger.truncate(checkpoint.epoch, checkpoint.phase)
-        for why in resumed.damage:
-            self.logger.message(f"{why}; an older checkpoint is taken")
-        phases = "1 phase is" if resumed.repeated == 1 else f"{resumed.repeated} phases are"
-        repeated = f"; {phases} repeated" if resumed.repeated else ""
-        self.logger.message(f"resumed after {checkpoint.phase} of epoch {checkpoint.epoch + 1}{repeated}")
-        self._abandoned = resumed.abandoned
-        return first
 
     def evaluate_student(self, epoch: int) -> dict[str, float]:
         """Top-1, top-5 and agreement with the teacher on the test images, after the epochs that --eval.every names."""
@@ -199,21 +198,10 @@ class Run:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, and a grid of the newest images, at a phase boundary."""
-        number = checkpoint.epoch + 1
-        last = number in (self.config.method.epochs, self.config.stop_after_epoch)
-        if not (last or number % self.config.checkpoint.every == 0):
+        if not self.keeper.is_due(checkpoint):
             return
-        checkpoints = checkpoint_folder(self.folder, self.runtime)
-        if self.runtime.is_main or not self.runtime.joined:
-            while self._abandoned:  # they would count among those that are kept
-                drop_folder(self._abandoned.pop())
-            save_checkpoint(checkpoints, checkpoint, keep=self.config.checkpoint.keep)
-        self.runtime.barrier()  # what another number of processes has left goes once all ranks are safe
-        if self.runtime.is_main:
-            drop_other_checkpoints(self.folder, self.runtime.shares)
-        oldest = oldest_record(checkpoints)
-        if oldest is not None:  # else nothing is given up that another whole one may need
-            self.pool.release(oldest["pool"])
+        self.keeper.save(checkpoint, self.loop)
+        number, last = checkpoint.epoch + 1, self.keeper.is_last(checkpoint)
         made = checkpoint.phase in self.loop.image_phases
         if made and (last or number & (number - 1) == 0):  # epochs 1, 2, 4, 8, ...
             self.save_images(self.folder / "images" / f"epoch-{number:04d}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.models.sealed import HEADER
+from dfkd_fast.models.sealed import HEADER, SEAL
 
 _MOST = {"num_classes": 1_000_000, "image_size": 16_384, "in_chans": 1024}
 _LARGEST = 1e4  # of a mean or a spread, for pixels in [0, 1]
@@ -35,6 +35,7 @@ def read_header(metadata: Mapping[str, str], what: str) -> dict[str, Any]:
     channels = len(table["mean"])
     if len(table["std"]) != channels or table.get("in_chans", channels) != channels:
         raise UserError(f"{what}: its header is damaged (mean, std and in_chans are of different numbers of channels)")
+    table.pop(SEAL, None)
     return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
 
 

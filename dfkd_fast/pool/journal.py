@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.files import sync_folder
+from dfkd_fast.files import sweep, sync_folder
 from dfkd_fast.pool.files import PoolFiles, as_bytes
 from dfkd_fast.pool.layout import BLOCK, Layout, fields_of
 from dfkd_fast.pool.lock import lock_folder
@@ -203,13 +203,14 @@ class Journal:
         manifest.save(self.folder)  # before anything is written over what the old manifest speaks of
 
     def _sweep(self) -> None:
-        """Delete segment files that the manifest does not speak of."""
+        """Delete segment files that the manifest does not speak of, and what killed writers have left."""
         manifest = self.manifest
         first, last = manifest.first // manifest.layout.records, -(-manifest.count // manifest.layout.records)
         named = {self.files.segment(number) for number in range(first, last)}
         for file in self.folder.glob("segment-*.bin"):
             if file not in named:
                 file.unlink()
+        sweep(self.folder)
 
     def _close_segments(self, keep: int | None = None) -> None:
         for number in [number for number in self._handles if number != keep]:
