@@ -51,6 +51,17 @@ def tar_tree(path: Path, what: str) -> Tree:
     return _Links(members, what).tree()
 
 
+def tar_sequence(path: Path, what: str) -> list[tuple[str, InTar]]:
+    """The files of a tar in its order, a name perhaps twice. Raises UserError as `tar_tree`."""
+    with opened_tar(path, what, "damaged") as tar:
+        members = list(tar_members(tar, path))
+    names = [_normal(member.name) for member in members]
+    found = _Links(dict(zip(names, members, strict=True)), what).tree().files
+    if hidden := found.keys() - set(names):
+        raise UserError(f"{what}: {printable(min(hidden))} lies behind a link to a folder; unpack the tar")
+    return [(name, place) for name in names if isinstance(place := found.get(name), InTar)]
+
+
 def zip_tree(path: Path, what: str) -> Tree:
     """The files of a zip archive. Raises UserError, which begins with `what`, for a damaged one."""
     tree = Tree({}, set())
@@ -66,7 +77,7 @@ def zip_tree(path: Path, what: str) -> Tree:
 
 
 @contextlib.contextmanager
-def opened_tar(path: Path, what: str) -> Iterator[tarfile.TarFile]:
+def opened_tar(path: Path, what: str, words: str = "not a readable tar") -> Iterator[tarfile.TarFile]:
     """A tar for reading; whatever is wrong with it, now or while it is read, becomes a UserError."""
     try:
         with tarfile.open(path, encoding="utf-8") as tar:
@@ -75,7 +86,7 @@ def opened_tar(path: Path, what: str) -> Iterator[tarfile.TarFile]:
         raise
     except Exception as error:  # damaged archives make their readers fail in any way
         reason = (str(error).partition("\n")[0] or type(error).__name__).rstrip(":")
-        raise UserError(f"{what}: not a readable tar ({printable(reason)})") from error
+        raise UserError(f"{what}: {words} ({printable(reason)})") from error
 
 
 def tar_members(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:

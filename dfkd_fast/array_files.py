@@ -85,8 +85,8 @@ class _Column:
         count = min(count, self.shape[0] - self._done)
         if self._by_columns and len(self.shape) > 1:
             if self._all is None:
-                content = np.frombuffer(self._file.read(), self._dtype)
-                self._all = content.reshape(self.shape, order="F")
+                everything = np.frombuffer(self._file.read(), self._dtype)
+                self._all = everything.reshape(self.shape, order="F")
             rows = self._all[self._done : self._done + count]
         else:
             size = count * math.prod(self.shape[1:]) * self._dtype.itemsize

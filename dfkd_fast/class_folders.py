@@ -7,14 +7,13 @@ in a file.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from dfkd_fast.archives import Tree, read_places
 from dfkd_fast.errors import UserError, one_of
-from dfkd_fast.file_trees import PICTURE_SUFFIXES, contents_of, is_hidden, pictures
+from dfkd_fast.file_trees import PICTURE_SUFFIXES, class_name, contents_of, is_hidden, pictures
 from dfkd_fast.notes import note, printable
 
 Split = Literal["train", "test"]
@@ -51,11 +50,6 @@ def classes_of(tree: Tree, source: Path, split: Split, what: str) -> dict[str, l
         by_class.setdefault(path[0], []).append(name)
     _check_filled(tree, prefix, by_class, what)
     return {name: sorted(by_class[name]) for name in sorted(by_class)}
-
-
-def class_name(folder: str) -> str:
-    """What a class folder stands for: composed (NFC) text, bytes that are no UTF-8 as `\\\\xe9`."""
-    return unicodedata.normalize("NFC", printable(folder))
 
 
 def _composed(paths: dict[Parts, str], what: str) -> dict[Parts, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -58,6 +59,11 @@ def contents_of(tree: Tree, folder: str) -> str:
 def is_hidden(name: str) -> bool:
     """Whether a path is one that people do not see, or that a system has made for itself."""
     return any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in PurePosixPath(name).parts)
+
+
+def class_name(folder: str) -> str:
+    """What a class folder stands for: composed (NFC) text, bytes that are no UTF-8 as `\\\\xe9`."""
+    return unicodedata.normalize("NFC", printable(folder))
 
 
 def is_tar(path: Path) -> bool:

@@ -23,7 +23,7 @@ SHARD = 10_000
 UNLABELLED = "unlabelled"
 """folder of images whose class nobody knows"""
 
-_SAFETENSORS = {
+DTYPES = {
     "uint8": "U8",
     "int8": "I8",
     "int16": "I16",
@@ -35,6 +35,7 @@ _SAFETENSORS = {
     "float32": "F32",
     "float64": "F64",
 }
+"""what a pool's fields can be, and what safetensors calls it"""
 
 
 def write_folder(files: PoolFiles, target: Path, start: int, stop: int) -> None:
@@ -77,7 +78,7 @@ def write_safetensors(files: PoolFiles, target: Path, start: int, stop: int) -> 
     for name, field in fields.items():
         end = offset + count * field.nbytes
         header[name] = {
-            "dtype": _SAFETENSORS[field.dtype],
+            "dtype": DTYPES[field.dtype],
             "shape": [count, *field.shape],
             "data_offsets": [offset, end],
         }

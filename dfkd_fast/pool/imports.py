@@ -1,36 +1,35 @@
-"""A pool from images that another program wrote."""
+"""A pool from images that another program wrote. It becomes one whole, or none."""
 
 from __future__ import annotations
 
-import tarfile
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dfkd_fast.archives import Tree
 from dfkd_fast.errors import UserError
+from dfkd_fast.file_trees import class_name, folder_tree, is_hidden, is_tar, pictures
+from dfkd_fast.notes import note, printable
 from dfkd_fast.pictures import PictureReader, opened
 from dfkd_fast.pool.exports import UNLABELLED
+from dfkd_fast.pool.import_arrays import BATCH, Batch, read_npz, read_safetensors
 from dfkd_fast.pool.journal import Journal
-
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-BATCH = 256
-
-Batch = dict[str, Tensor]
+from dfkd_fast.pool.manifest import COPY, MANIFEST
+from dfkd_fast.pool.webdataset import LARGEST_LABEL, Sample, find_samples, read_samples
 
 
 def import_pool(source: Path, folder: Path, *, image_size: int | None = None) -> int:
     """Write the images of `source` as a pool into `folder`, which must not hold one; returns how many.
 
     `source`: a folder of images, `<class>/*.png` or without classes (what the released codes write: labels are then
-    -1), WebDataset shards (a .tar or a folder of them), .npz or .safetensors with `images` (N, H, W, C) uint8 and
-    perhaps `labels` and others (N, ...). `image_size` scales pictures to a square of that side.
-    Raises UserError for a source that is not there, empty, damaged or of mixed sizes.
+    -1), WebDataset shards (a tar or a folder of them), .npz or .safetensors with `images` (N, H, W, C) or (N, H, W)
+    uint8 and perhaps `labels` and others (N, ...). `image_size` scales pictures to a square of that side.
+    Raises UserError, and leaves no pool, for a source that is not there, empty, damaged or of mixed sizes.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"--image-size {image_size}: choose 1 or more")
@@ -39,139 +38,136 @@ def import_pool(source: Path, folder: Path, *, image_size: int | None = None) ->
         first = next(batches)
     except StopIteration:
         raise UserError(f"import {source}: holds no images; expected *.png, *.tar, .npz or .safetensors") from None
-    journal = Journal(folder, capacity=most)
+    with _all_or_nothing(folder):
+        journal = Journal(folder, capacity=most)
+        try:
+            journal.append(first)
+            for batch in batches:
+                if batch["images"].shape[1:] != first["images"].shape[1:]:
+                    raise _mixed(source, batch["images"], first["images"])
+                journal.append(batch)
+            return journal.flush()
+        finally:
+            journal.close()
+
+
+@contextlib.contextmanager
+def _all_or_nothing(folder: Path) -> Iterator[None]:
+    """Where no pool comes of it, take away what was written for it."""
+    was_there = folder.exists()
     try:
-        journal.append(first)
-        for batch in batches:
-            if batch["images"].shape[1:] != first["images"].shape[1:]:
-                raise _mixed(source, batch["images"], first["images"])
-            journal.append(batch)
-        return journal.flush()
-    finally:
-        journal.close()
+        yield
+    except BaseException:
+        if folder.is_dir() and not any((folder / name).exists() for name in (MANIFEST, COPY)):
+            for file in (*folder.glob("segment-*.bin"), folder / "lock"):
+                file.unlink(missing_ok=True)
+            if not was_there and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
 
 
 Reader = Callable[[Path, int | None], tuple[int, Iterator[Batch]]]
-"""source and image size -> an upper bound of the number of images, and batches of them"""
+"""source and image size -> how many images there are at most, and batches of them"""
 
 
 def _reader(source: Path) -> Reader:
     if not source.exists():
         raise UserError(f"import {source}: no such folder or file")
     if source.is_dir():
-        return _read_shards if any(source.glob("*.tar")) else _read_folder
-    readers = {".tar": _read_shards, ".npz": _read_npz, ".safetensors": _read_safetensors}
+        return _read_folder
+    if is_tar(source):
+        return lambda shard, image_size: _read_shards(source, [shard], image_size)
+    readers = {".npz": read_npz, ".safetensors": read_safetensors}
     if source.suffix not in readers:
         raise UserError(f"import {source}: expected a folder, .tar, .npz or .safetensors")
-    return readers[source.suffix]
+    return lambda file, _: readers[file.suffix](file)
 
 
 def _read_folder(source: Path, image_size: int | None) -> tuple[int, Iterator[Batch]]:
-    paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in ENDINGS)
-    return len(paths), _read_pictures(source, paths, image_size)
+    what = f"import {source}"
+    tree = folder_tree(source, what)
+    shards = {name for name in tree.files if is_tar(Path(name)) and not is_hidden(name)}
+    names = pictures(Tree({name: tree.files[name] for name in tree.files if name not in shards}, set()), what)
+    if shards and names:
+        raise UserError(f"{what}: holds {len(shards)} tars and {len(names):,} pictures; import them one by one")
+    if shards:
+        return _read_shards(source, [source / name for name in sorted(shards)], image_size)
+    names.sort(key=lambda name: PurePosixPath(name).parts)
+    return len(names), _read_pictures(source, names, _labels(names, tree, what), image_size)
 
 
-def _read_pictures(source: Path, paths: list[Path], image_size: int | None) -> Iterator[Batch]:
-    classes = sorted({path.parent for path in paths} - {source, source / UNLABELLED})
-    labels = {folder: label for label, folder in enumerate(classes)}
-    numbered = all(folder.name.isdigit() for folder in classes)  # as `pool export` names them
-    for start in range(0, len(paths), BATCH):
-        chunk = paths[start : start + BATCH]
-        pictures = [_decode(path, path.read_bytes(), image_size) for path in chunk]
-        known = [
-            int(path.parent.name) if numbered and path.parent in labels else labels.get(path.parent, -1)
-            for path in chunk
-        ]
-        yield {"images": _stack(source, pictures), "labels": torch.tensor(known)}
+def _labels(names: Sequence[str], tree: Tree, what: str) -> list[int]:
+    """The label of each picture: its folder's number, if all are numbers, as `pool export` names them; else its place
+    among the sorted names. -1 in the folder `unlabelled`, and where there are no folders.
+    """
+    parents = [PurePosixPath(name).parent.as_posix() for name in names]
+    folders = sorted({*parents} - {".", UNLABELLED}, key=lambda folder: (class_name(folder), folder))
+    if not folders:
+        return [-1] * len(names)
+    if "." in parents:
+        raise UserError(f"{what}: {printable(names[parents.index('.')])} lies in no class folder, others do")
+    shown = [class_name(folder) for folder in folders]
+    if len(set(shown)) != len(shown):
+        raise UserError(f"{what}: two folders are called {max(shown, key=shown.count)}, in different code points")
+    if splits := {PurePosixPath(folder).parts[0].lower() for folder in folders} & {"train", "test", "val"}:
+        raise UserError(f"{what}: holds splits ({', '.join(sorted(splits))}), no classes; import one of them")
+    last = [PurePosixPath(folder).name for folder in folders]
+    if all(name.isascii() and name.isdigit() for name in last):
+        numbers = list(map(int, last))
+        if len(set(numbers)) != len(numbers) or max(numbers) > LARGEST_LABEL:
+            raise UserError(f"{what}: folders {', '.join(shown[:3])}, ... are no distinct class numbers")
+    else:
+        numbers = list(range(len(folders)))
+        _check_filled(tree, folders, what)
+        some = ", ".join(shown[:3]) + (", ..." if len(shown) > 3 else "")
+        note(f"{printable(what)}: labels 0 to {numbers[-1]} are the folders in their order, {some}")
+    known = dict(zip(folders, numbers, strict=True))
+    return [known.get(parent, -1) for parent in parents]
 
 
-def _read_shards(source: Path, image_size: int | None) -> tuple[int, Iterator[Batch]]:
-    shards = sorted(source.glob("*.tar")) if source.is_dir() else [source]
-    blocks = sum(shard.stat().st_size for shard in shards) // tarfile.BLOCKSIZE
-    return blocks // 2, _read_members(source, shards, image_size)  # a member is a block of header and one of content
+def _check_filled(tree: Tree, folders: Sequence[str], what: str) -> None:
+    filled = {
+        above.as_posix() for folder in folders for above in (PurePosixPath(folder), *PurePosixPath(folder).parents)
+    }
+    for folder in sorted(tree.folders - filled - {UNLABELLED}):
+        if not is_hidden(folder):
+            raise UserError(
+                f"{what}: no pictures in the folder {printable(folder)}, which would shift labels; remove it"
+            )
 
 
-def _read_members(source: Path, shards: list[Path], image_size: int | None) -> Iterator[Batch]:
+def _read_pictures(
+    source: Path, names: Sequence[str], labels: Sequence[int], image_size: int | None
+) -> Iterator[Batch]:
+    reader = PictureReader(None)
+    for start in range(0, len(names), BATCH):
+        chunk = names[start : start + BATCH]
+        images = [_decode(reader, source / name, source / name, image_size) for name in chunk]
+        yield {"images": _stack(source, images), "labels": torch.tensor(labels[start : start + BATCH])}
+    reader.report(f"import {source}")
+
+
+def _read_shards(source: Path, shards: Sequence[Path], image_size: int | None) -> tuple[int, Iterator[Batch]]:
+    samples = find_samples(shards, source)
+    return sum(map(len, samples.values())), _read_samples(source, samples, image_size)
+
+
+def _read_samples(source: Path, samples: Mapping[Path, Sequence[Sample]], image_size: int | None) -> Iterator[Batch]:
+    reader = PictureReader(None)
     pending: list[tuple[Tensor, int]] = []
-    for shard in shards:
-        for parts in _samples(shard):
-            picture = next((name for name in parts if name.lower().endswith(ENDINGS)), None)
-            if picture is not None:
-                pending.append((_decode(shard / picture, parts[picture], image_size), _class(shard, parts)))
+    for shard, found in samples.items():
+        for name, content, label in read_samples(shard, found):
+            pending.append((_decode(reader, shard / name, content, image_size), label))
             if len(pending) == BATCH:
                 yield _labelled(source, pending)
                 pending = []
     if pending:
         yield _labelled(source, pending)
+    reader.report(f"import {source}")
 
 
-def _samples(shard: Path) -> Iterator[dict[str, bytes]]:
-    """The files of one sample after another: neighbours in the tar whose names agree up to the first dot."""
-    key: str | None = None
-    parts: dict[str, bytes] = {}
-    try:
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                stem, _, ending = member.name.partition(".")
-                if stem != key and parts:
-                    yield parts
-                    parts = {}
-                key = stem
-                if (file := tar.extractfile(member)) is not None:
-                    parts[f".{ending}"] = file.read()
-            tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError("it ends early")  # which the module itself overlooks
-    except (tarfile.TarError, EOFError) as error:
-        why = str(error).partition("\n")[0].rstrip(":")  # each way to open it that failed has a line
-        raise UserError(f"import {shard}: damaged ({why})") from None
-    if parts:
-        yield parts
-
-
-def _read_npz(source: Path, image_size: int | None) -> tuple[int, Iterator[Batch]]:
-    try:
-        with np.load(source) as archive:
-            arrays = {name: torch.from_numpy(archive[name]) for name in archive.files}
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"import {source}: cannot be read ({error})") from None
-    shapes = {name: list(array.shape) for name, array in arrays.items()}
-    return _cut(source, shapes, lambda name, a, b: arrays[name][a:b])
-
-
-def _read_safetensors(source: Path, image_size: int | None) -> tuple[int, Iterator[Batch]]:
-    try:
-        file = safe_open(source, "pt")
-    except SafetensorError as error:
-        raise UserError(f"import {source}: cannot be read ({error})") from None
-    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-    shapes = {name: list(part.get_shape()) for name, part in slices.items()}
-    return _cut(source, shapes, lambda name, a, b: slices[name][a:b])
-
-
-def _cut(
-    source: Path, shapes: dict[str, list[int]], part: Callable[[str, int, int], Tensor]
-) -> tuple[int, Iterator[Batch]]:
-    count = shapes["images"][0] if shapes.get("images") else 0
-    for name, shape in shapes.items() if count else ():
-        if shape[:1] != [count] or (name == "labels" and len(shape) > 1):
-            raise UserError(f"import {source}: `{name}` is {shape}, for {count} images; expected one for each")
-    return count, _batches(source, count, list(shapes), part)
-
-
-def _batches(source: Path, count: int, names: list[str], part: Callable[[str, int, int], Tensor]) -> Iterator[Batch]:
-    for start in range(0, count, BATCH):
-        batch = {name: part(name, start, start + BATCH).contiguous() for name in names}
-        images, labels = batch["images"], batch.get("labels", torch.full((len(batch["images"]),), -1))
-        if images.dtype != torch.uint8 or images.ndim != 4:
-            raise UserError(f"import {source}: `images` must be uint8 (N, H, W, C), not {images.dtype}")
-        if labels.is_floating_point() or labels.is_complex():
-            raise UserError(f"import {source}: `labels` must be whole numbers, not {labels.dtype}")
-        yield {**batch, "labels": labels.long()}
-
-
-def _decode(path: Path, content: bytes, image_size: int | None) -> Tensor:
-    what, reader = f"import {path}:", PictureReader(None)
+def _decode(reader: PictureReader, path: Path, content: bytes | Path, image_size: int | None) -> Tensor:
+    what = printable(f"import {path}:")
     with opened(content, what) as file:
         if file.mode[0] in "IF":  # the pool holds bytes, and which eight bits were meant is not ours to say
             raise UserError(f"{what} cannot be decoded (mode {file.mode}: more than 8 bits a channel)")
@@ -180,14 +176,6 @@ def _decode(path: Path, content: bytes, image_size: int | None) -> Tensor:
         picture = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(picture))
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
-
-
-def _class(shard: Path, parts: Mapping[str, bytes]) -> int:
-    text = parts.get(".cls", b"-1")
-    try:
-        return int(text)
-    except ValueError:
-        raise UserError(f"import {shard}: class {text[:40]!r} is not a number") from None
 
 
 def _labelled(source: Path, pending: list[tuple[Tensor, int]]) -> Batch:
