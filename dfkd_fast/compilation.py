@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +14,7 @@ from typing import Literal, ParamSpec, TypeVar
 import torch
 
 from dfkd_fast.cache import cache_folder
+from dfkd_fast.errors import UserError
 
 Compile = Literal["off", "default", "max"]
 
@@ -88,8 +92,47 @@ def keep_compile_caches() -> None:
     """Keep Inductor's and Triton's caches below the cache (`dfkd_fast.cache`), not in a temporary folder.
 
     TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR, where they are set, stay what they are. Inductor sets the first when
-    it is imported, which building an optimiser does: so this comes first (`runtime.make_runtime`).
+    it is imported, which building an optimiser does: so this comes first (`runtime.make_runtime`). What lies there is
+    run as code: the folders are made for this user alone, and UserError is raised where another could write to them.
     """
     folder = cache_folder("compile")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
-    os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
+    for variable, name in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+        if variable not in os.environ:
+            _make_private(folder, folder / name)
+        chosen = Path(os.environ.setdefault(variable, str(folder / name))).absolute()
+        for path in (chosen, *chosen.parents):
+            if path.exists() and _others_can_write(path.stat(), last=path == chosen):
+                raise UserError(
+                    f"--compile: what lies in {chosen} is run as code, and others can write to {path}; name folders of "
+                    "your own in TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR, or choose off"
+                )
+
+
+def _make_private(*folders: Path) -> None:
+    try:
+        for folder in folders:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"DFKD_FAST_CACHE {folder}: cannot be written ({error.strerror})") from error
+
+
+def _others_can_write(found: os.stat_result, *, last: bool) -> bool:
+    """Whether another user, root apart, can put files into a folder or, where it is not the `last` one of a path,
+    replace what is in it: a sticky folder, as /tmp is, forbids that.
+    """
+    if found.st_uid not in (os.geteuid(), 0):
+        return True
+    if not last and found.st_mode & stat.S_ISVTX:
+        return False
+    shared_group = found.st_mode & stat.S_IWGRP and not _is_own_group(found.st_gid)
+    return bool(found.st_mode & stat.S_IWOTH or shared_group)
+
+
+def _is_own_group(number: int) -> bool:
+    """Whether a group is this user's alone, as the group of the same name is on many systems."""
+    try:
+        user, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(number)
+    except KeyError:
+        return False
+    return group.gr_name == user and not set(group.gr_mem) - {user}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dfkd_fast import compilation
 from dfkd_fast.compilation import CLOCK, PreparationClock, compiled, keep_compile_caches
+from dfkd_fast.errors import UserError
 
 
 def test_the_clock_counts_what_is_nested_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,6 +60,61 @@ def test_caches_outlive_the_run_and_what_is_set_stays(tmp_path: Path, monkeypatc
     keep_compile_caches()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compile" / "inductor")
     assert os.environ["TRITON_CACHE_DIR"] == "elsewhere"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DFKD_FAST_CACHE", str(tmp_path / "cache"))
+    for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
+    return tmp_path / "cache"
+
+
+def test_compile_caches_are_this_users_alone(cache: Path) -> None:
+    """Whatever the umask: what lies there is run as code."""
+    before = os.umask(0)
+    try:
+        keep_compile_caches()
+    finally:
+        os.umask(before)
+    for folder in (cache / "compile", cache / "compile" / "inductor", cache / "compile" / "triton"):
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("opened", ["compile", "compile/triton", "."])
+def test_caches_that_others_can_write_to_are_refused(cache: Path, monkeypatch: pytest.MonkeyPatch, opened: str) -> None:
+    keep_compile_caches()
+    for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.delenv(variable)
+    (cache / opened).chmod(0o777)
+    words = rf"^--compile: what lies in {cache}/compile/\w+ is run as code, and others can write to {cache / opened};"
+    with pytest.raises(UserError, match=words):
+        keep_compile_caches()
+    (cache / opened).chmod(0o1777)  # sticky: others cannot replace what is there, but add to it
+    if opened == ".":
+        keep_compile_caches()
+    else:
+        (cache / "compile").chmod(0o700)
+        (cache / opened).chmod(0o770)
+        monkeypatch.setattr(compilation, "_is_own_group", lambda _: False)
+        with pytest.raises(UserError, match="others can write"):
+            keep_compile_caches()
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "last", "refused"),
+    [
+        (0o40700, 4711, True, True),  # another user's, whatever its mode
+        (0o40755, 0, False, False),  # root can do anything anyway
+        (0o41777, 0, False, False),  # /tmp
+        (0o41777, 0, True, True),
+        (0o40777, 0, False, True),
+    ],
+)
+def test_who_can_write(mode: int, owner: int, last: bool, refused: bool) -> None:
+    found = os.stat_result((mode, 0, 0, 1, owner, 0, 0, 0, 0, 0))
+    assert compilation._others_can_write(found, last=last) is refused
 
 
 def test_a_run_that_compiles_keeps_its_caches(tmp_path: Path) -> None:
