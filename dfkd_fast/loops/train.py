@@ -200,11 +200,11 @@ class Run:
         """Write a checkpoint, and a grid of the newest images, at a phase boundary."""
         if not self.keeper.is_due(checkpoint):
             return
-        self.keeper.save(checkpoint, self.loop)
         number, last = checkpoint.epoch + 1, self.keeper.is_last(checkpoint)
         made = checkpoint.phase in self.loop.image_phases
-        if made and (last or number & (number - 1) == 0):  # epochs 1, 2, 4, 8, ...
+        if made and (last or number & (number - 1) == 0):  # epochs 1, 2, 4, 8, ...; before it, or a crash loses them
             self.save_images(self.folder / "images" / f"epoch-{number:04d}")
+        self.keeper.save(checkpoint, self.loop)
 
     def save_images(self, stem: Path) -> None:
         """Per-class grid of the images that the last round made; of each size, if there are several."""
