@@ -28,6 +28,9 @@ from dfkd_fast.terminal import quoted
 
 PHASES = ("synthesis", "distillation")
 """the phases of an epoch after which a checkpoint may be written, in order"""
+TRAINING = "training"
+"""the only phase of an epoch of a teacher's training"""
+_NAMES = (*PHASES, TRAINING)
 
 MAGIC, VERSION = "dfkd-fast checkpoint", 1
 _RECORD, _TENSORS = "state.json", "state.safetensors"
@@ -51,15 +54,17 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """Folder name; sorts in the order of the run."""
-        return f"{self.epoch:05d}-{PHASES.index(self.phase)}-{self.phase}"
+        return f"{self.epoch:05d}-{_NAMES.index(self.phase)}-{self.phase}"
 
     @property
     def boundary(self) -> int:
         """The number of the boundary in the run."""
-        return self.epoch * len(PHASES) + PHASES.index(self.phase)
+        return self.epoch * len(PHASES) + _NAMES.index(self.phase)
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
+def save_checkpoint(
+    folder: Path, checkpoint: Checkpoint, *, keep: int, flag: str = "--run-dir", go_on: str | None = None
+) -> Path:
     """Write a checkpoint beside the others and drop all but the newest `keep`.
 
     It appears under its name only when it is whole and on the disk. When the disk is full nothing is lost: UserError,
@@ -75,7 +80,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         for old in checkpoints_in(folder)[:-keep]:
             drop_folder(old)
     except OSError as error:
-        raise disk_error(error, folder.parent) from error
+        raise disk_error(error, folder.parent, flag=flag, go_on=go_on) from error
     return target
 
 
@@ -90,7 +95,7 @@ def latest_checkpoint(folder: Path, until: int | None = None) -> Checkpoint | No
 def checkpoints_in(folder: Path) -> list[Path]:
     """The folders of checkpoints, whole or not, in the order of the run."""
     names: Iterable[Path] = folder.iterdir() if folder.is_dir() else ()
-    return sorted(path for path in names if path.name.endswith(PHASES) and path.name[0].isdigit() and path.is_dir())
+    return sorted(path for path in names if path.name.endswith(_NAMES) and path.name[0].isdigit() and path.is_dir())
 
 
 def oldest_record(folder: Path) -> dict[str, Any] | None:
@@ -182,8 +187,11 @@ def _content(file: Path) -> bytes:
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def disk_error(error: Exception, run_dir: Path) -> Exception:
-    """What the system refused, worded for the user; an error that is none of files as it is."""
+def disk_error(error: Exception, folder: Path, *, flag: str = "--run-dir", go_on: str | None = None) -> Exception:
+    """What the system refused, worded for the user; an error that is none of files as it is.
+
+    `folder`: of the run, or what `flag` named; `go_on`: what to do then, by default to resume the run.
+    """
     if not isinstance(error, OSError) or error.errno is None or isinstance(error, ConnectionError | ChildProcessError):
         return error
     what = os.strerror(error.errno) + (f": {error.filename}" if error.filename else "")
@@ -191,9 +199,8 @@ def disk_error(error: Exception, run_dir: Path) -> Exception:
         why, mend = f"no room to write ({what})", "free space"
     else:
         why, mend = f"the system refused a file ({what})", "mend that"
-    return UserError(
-        f"--run-dir {run_dir}: {why}; the last checkpoint is whole: {mend}, then --resume {quoted(run_dir)}"
-    )
+    then = go_on or f"--resume {quoted(folder)}"
+    return UserError(f"{flag} {folder}: {why}; the last checkpoint is whole: {mend}, then {then}")
 
 
 def save_network(path: Path, model: nn.Module, info: ModelInfo) -> None:
@@ -202,7 +209,19 @@ def save_network(path: Path, model: nn.Module, info: ModelInfo) -> None:
     Raises OSError, and then the file is what it was.
     """
     state = {name: _plain(value) for name, value in model.state_dict().items()}
-    write_file(path, save(state, sealed_header(state, asdict(info))))
+    write_file(path, _in_order(save(state, sealed_header(state, asdict(info)))))
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its header's text entries sorted. safetensors shuffles them: the same network would be
+    another file each time.
+    """
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def load_network(path: Path, *, flag: str = "--weights") -> tuple[nn.Module, ModelInfo]:

@@ -14,13 +14,18 @@ from pathlib import Path
 from dfkd_fast.errors import UserError
 from dfkd_fast.notes import note
 
+
+class Busy(UserError):  # noqa: N818 - nothing went wrong
+    """Another process has the lock."""
+
+
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 def lock_file(file: Path, what: str, otherwise: str) -> int:
     """Lock `file`, making it if need be; returns the handle that holds the lock until it is closed.
 
-    Raises UserError, `what` with the process and host that have it and what to do `otherwise`, and OSError.
+    Raises Busy, `what` with the process and host that have it and what to do `otherwise`, and OSError.
     """
     while True:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
@@ -29,7 +34,7 @@ def lock_file(file: Path, what: str, otherwise: str) -> int:
         except BlockingIOError:
             owner = os.pread(handle, 200, 0).decode(errors="replace").strip() or "that has just started"
             os.close(handle)
-            raise UserError(f"{what} {file}: process {owner} {otherwise}") from None
+            raise Busy(f"{what} {file}: process {owner} {otherwise}") from None
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 os.close(handle)

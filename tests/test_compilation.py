@@ -72,8 +72,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_compile_caches_are_this_users_alone(cache: Path) -> None:
-    """Whatever the umask: what lies there is run as code."""
-    before = os.umask(0)
+    """Others may not even read it: what lies there is run as code."""
+    before = os.umask(0o022)
     try:
         keep_compile_caches()
     finally:

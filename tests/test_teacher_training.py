@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from dfkd_fast.data import ImageSet, load_split
 from dfkd_fast.errors import UserError
 from dfkd_fast.loops import teacher as teacher_module
-from dfkd_fast.loops.teacher import cache_folder, cached_teacher, train_teacher
+from dfkd_fast.loops.teacher import train_teacher
+from dfkd_fast.loops.teacher_cache import cache_folder, cached_teacher
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.recipes import TeacherRecipe
 from dfkd_fast.rng import seed_phase

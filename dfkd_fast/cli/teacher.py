@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from dfkd_fast.catalog import MODELS
+from dfkd_fast.cli.report import say
 from dfkd_fast.config import Hardware, check_values
-from dfkd_fast.errors import UserError, refused, unknown
+from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.flags import from_flags, parse, take
 from dfkd_fast.recipes import TeacherRecipe
 from dfkd_fast.terminal import command, page, show
 
-USAGE = """usage: dfkd-fast teacher train MODEL --data DATA --out FILE [flags]
+USAGE = """usage: dfkd-fast teacher train MODEL --data DATA --out FILE [--resume] [flags]
        dfkd-fast teacher info FILE|MODEL [--weights-key KEY]
 
 train: train MODEL on the training split of DATA and write it to FILE; teacher train MODEL --help lists the flags.
+       Stopped or killed, it goes on after the last whole epoch with the same command and --resume.
 info: classes, image size, normalisation, parameters, BatchNorm layers and hash of a checkpoint, or of a network;
       of several networks in one file KEY names one.
 MODEL: a name of dfkd-fast ls models, tv:NAME or timm:NAME."""
@@ -53,14 +55,17 @@ def run(arguments: Sequence[str]) -> int:
     if rest[0] in ("-h", "--help"):
         page(USAGE)
     elif command == "train":
-        train(rest[0], rest[1:])
+        return train(rest[0], rest[1:])
     else:
         info(rest[0], rest[1:])
     return 0
 
 
-def train(model: str, arguments: Sequence[str]) -> None:
-    """Train a network by the recipe that the flags give, and write it with what it expects in the file's header."""
+def train(model: str, arguments: Sequence[str]) -> int:
+    """Train a network by the recipe that the flags give, and write it with what it expects in the file's header; the
+    exit status is 128 + the signal's number when a signal stopped it.
+    """
+    resume, arguments = "--resume" in arguments, [argument for argument in arguments if argument != "--resume"]
     about = "A flag of the recipe may leave out its prefix, unless another has that name: --epochs for --recipe.epochs."
     flags, prog = from_flags(arguments), "dfkd-fast teacher train MODEL"
     options = parse(TeacherOptions, TeacherOptions(), flags, short="recipe", prog=prog, description=about)
@@ -69,10 +74,8 @@ def train(model: str, arguments: Sequence[str]) -> None:
         raise UserError("--data: missing; choose digits or the path of real images")
     out = check_out(options.out)
 
-    from dfkd_fast.checkpoint import save_network
     from dfkd_fast.data import check_apart, load_split, open_test
     from dfkd_fast.image_stream import Decoding
-    from dfkd_fast.loops.teacher import train_teacher
     from dfkd_fast.runtime import make_runtime
 
     runtime = make_runtime(
@@ -85,11 +88,45 @@ def train(model: str, arguments: Sequence[str]) -> None:
     check_apart(options.data)
     images = load_split(options.data, "train", image_size=options.image_size)
     test = open_test(options.data, image_size=options.image_size, decoding=Decoding(flags="--"), device=runtime.device)
-    network, found, _ = train_teacher(options.recipe, model, images, test, runtime=runtime)
-    with refused("--out", out):
-        save_network(out, network, found)
-    again = command("train", "METHOD", "--teacher", model, "--teacher-weights", out)
-    show(f"wrote {out}; to distil from it: {again}")
+    return train_into(out, resume, options.recipe, model, images, test, runtime)
+
+
+def train_into(out: Path, resume: bool, recipe: TeacherRecipe, model: str, images: Any, test: Any, runtime: Any) -> int:
+    """Train into a file, one process at a time; `resume`: go on from what is beside it."""
+    from dfkd_fast.checkpoint import disk_error, save_network
+    from dfkd_fast.loops.interrupt import Interrupted, stop_signals
+    from dfkd_fast.loops.teacher import made_from, train_teacher
+    from dfkd_fast.loops.teacher_state import ENDING, TrainingState, only_one
+
+    again = "the same command with --resume"
+    words: dict[str, Any] = {"flag": "--out", "go_on": again}
+    state = TrainingState(out.with_suffix(ENDING), made_from(recipe, model, images, runtime), **words)
+    if resume and not state.folder.exists():
+        raise UserError(f"--resume: no training of {out} to go on with ({state.folder} is not there); leave it out")
+    if state.epochs and not resume:
+        raise UserError(
+            f"--out {out}: a training was stopped there after epoch {state.epochs}; go on with --resume, or delete "
+            f"{state.folder}"
+        )
+
+    def refuse(busy: UserError) -> None:
+        raise busy
+
+    try:
+        with stop_signals() as signals, only_one(state.folder, "--out", refuse):
+            network, found, _ = train_teacher(
+                recipe, model, images, test, runtime=runtime, on_step=signals.check, state=state
+            )
+            save_network(out, network, found)
+            state.drop()
+    except Interrupted as stop:
+        kept = f"; to go on: {again}" if state.epochs else " before anything was written"
+        return say(f"stopped by {stop}{kept}", kind="stopped", status=128 + stop.signum)
+    except OSError as error:
+        raise disk_error(error, out.parent, **words) from error
+    distil = command("train", "METHOD", "--teacher", model, "--teacher-weights", out)
+    show(f"wrote {out}; to distil from it: {distil}")
+    return 0
 
 
 def check_out(out: Path | None) -> Path:

@@ -53,11 +53,9 @@ def run(arguments: Sequence[str]) -> int:
     try:
         train(config, resume=resume)
     except Interrupted as stop:
-        go_on = (
-            f"; to go on: {command('train', '--resume', stop.run_dir)}"
-            if stop.run_dir
-            else " before anything was written"
-        )
+        go_on = f"; {stop.note}" if stop.note else " before anything was written"
+        if stop.run_dir:
+            go_on = f"; to go on: {command('train', '--resume', stop.run_dir)}"
         return say(f"stopped by {stop}{go_on}", kind="stopped", status=128 + stop.signum)
     return 0
 

@@ -20,6 +20,8 @@ class Interrupted(Exception):  # noqa: N818 - nothing went wrong
         self.signum = signum
         self.run_dir: Path | None = None
         """where to resume from; None when nothing was written yet"""
+        self.note: str | None = None
+        """what is kept where there is no run folder yet"""
 
 
 class StopSignals:

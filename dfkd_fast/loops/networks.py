@@ -19,7 +19,7 @@ from dfkd_fast.joined_norm import join_norms
 from dfkd_fast.loops.class_vectors import class_vectors
 from dfkd_fast.loops.evaluate import check_fit
 from dfkd_fast.loops.ranks import check_joined, check_micro_batches, share_of_rank
-from dfkd_fast.loops.teacher import cached_teacher
+from dfkd_fast.loops.teacher_cache import cached_teacher
 from dfkd_fast.methods.base import CollectedImages, Method, Setup
 from dfkd_fast.models.factory import ModelInfo, load_model, saved_info
 from dfkd_fast.models.teacher import FrozenNet, frozen_twin

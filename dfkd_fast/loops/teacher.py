@@ -1,30 +1,26 @@
-"""Training a teacher on real images, and keeping what was trained."""
+"""Training a teacher on real images; `teacher_cache.py` keeps what was trained."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd_fast import __version__, cache
 from dfkd_fast.augment import draw_crop_flip
-from dfkd_fast.checkpoint import load_network, save_network
 from dfkd_fast.console import Console, ConsoleKind, count, duration, make_console
 from dfkd_fast.data import ImageSet
 from dfkd_fast.errors import UserError
-from dfkd_fast.files import write_file
 from dfkd_fast.image_stream import LabelledImages
 from dfkd_fast.loops.evaluate import Evaluation, evaluate
+from dfkd_fast.loops.teacher_state import TrainingState
 from dfkd_fast.meters import Meter
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.optim import OptimizerSpec, cosine, set_lr
@@ -46,12 +42,14 @@ def train_teacher(
     runtime: Runtime,
     console: ConsoleKind = "auto",
     on_step: Callable[[], None] | None = None,
+    state: TrainingState | None = None,
 ) -> tuple[nn.Module, ModelInfo, Evaluation | None]:
     """Train `model_name` on `train` by `recipe`, in the runtime's precision and memory format unless it has its own.
 
     Returns the last epoch's network in evaluation mode on the runtime's device, what it expects, and its evaluation on
     `test` (None without one), which is made once, at the end. `on_step` is called after each step and raises to stop
-    the training. Raises UserError where the splits do not fit each other.
+    the training. With a `state` it goes on from there, and keeps there what each epoch comes to. Raises UserError where
+    the splits do not fit each other.
     """
     _check_splits(train, test)
     model, info = _fresh_network(recipe, model_name, train)
@@ -59,54 +57,13 @@ def train_teacher(
     model = runtime.place(model)
     show = make_console(console, is_main=runtime.is_main)
     start = time.perf_counter()
-    _Trainer(recipe, model, info, train, runtime, on_step).run(show)
+    _Trainer(recipe, model, info, train, runtime, on_step, state).run(show)
     model.eval()
     found = evaluate(model, test, info=info, runtime=runtime) if test is not None else None
     accuracy = f" | top-1 {found.top1:.4f} on {len(found.predictions)} held-out images" if found else ""
     spent = duration(time.perf_counter() - start)
     show.print(f"teacher {model_name} | {recipe.epochs} epochs in {spent}{accuracy}")
     return model, info, found
-
-
-def cached_teacher(
-    recipe: TeacherRecipe,
-    model_name: str,
-    train: ImageSet,
-    test: LabelledImages | None,
-    *,
-    runtime: Runtime,
-    console: ConsoleKind = "auto",
-    on_step: Callable[[], None] | None = None,
-) -> tuple[nn.Module, ModelInfo]:
-    """The teacher that `train_teacher` would give, trained only if it is not there already.
-
-    It lies under `cache_folder()` as safetensors, beside a JSON file that says how it was made and how good it is.
-    Recipe, network, precision and every training pixel decide which file is taken. Raises UserError where that folder
-    cannot be written, before anything is trained.
-    """
-    made_from = _made_from(recipe, model_name, train, runtime)
-    digest = sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-    stem = f"{model_name.replace(':', '_').replace('/', '_')}-{train.name}-{digest[:16]}"
-    weights, record = (cache_folder() / f"{stem}{suffix}" for suffix in (".safetensors", ".json"))
-    if record.exists() and weights.exists():
-        model, info = load_network(weights, flag="--train-teacher")
-        return runtime.place(model).eval(), info
-    _check_writable(weights.parent)
-    model, info, found = train_teacher(
-        recipe, model_name, train, test, runtime=runtime, console=console, on_step=on_step
-    )
-    if runtime.is_main:
-        save_network(weights, model, info)
-        result = {"top1_last_epoch": found.top1 if found else None, "held_out_images": len(test) if test else None}
-        versions = {"torch": torch.__version__, "dfkd_fast": __version__, "device": runtime.describe()}
-        text = json.dumps({**made_from, "hash": digest, **result, **versions}, indent=1)
-        write_file(record, text + "\n")  # last: where the record is, the weights are whole
-    return model, info
-
-
-def cache_folder() -> Path:
-    """Where trained teachers are kept: `teachers` below the cache (`dfkd_fast.cache`)."""
-    return cache.cache_folder("teachers")
 
 
 class _Trainer:
@@ -120,7 +77,9 @@ class _Trainer:
         train: ImageSet,
         runtime: Runtime,
         on_step: Callable[[], None] | None,
+        state: TrainingState | None,
     ) -> None:
+        self.state = state
         self.recipe, self.model, self.info, self.runtime, self.on_step = recipe, model, info, runtime, on_step
         self.images, self.labels = train.images.to(runtime.device), train.labels.to(runtime.device)
         self.batch_size = min(recipe.batch_size, len(train))
@@ -134,18 +93,23 @@ class _Trainer:
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
 
     def run(self, show: Console) -> None:
-        """All epochs."""
-        epochs = self.recipe.epochs
+        """All epochs that are to come."""
+        epochs, kept = self.recipe.epochs, (self.model, self.optimizer, self.scaler)
+        first = self.state.take_up(*kept, show.print) if self.state else 0
+        if first:
+            show.print(f"teacher {self.info.name} | goes on after epoch {first} of {epochs}")
         show.begin(f"teacher {self.info.name}", epochs * self.steps_per_epoch)
         self.model.train()
         try:
-            for epoch in range(epochs):
+            for epoch in range(first, epochs):
                 start = time.perf_counter()
                 loss = self.epoch(epoch, show)
                 speed = self.steps_per_epoch * self.batch_size / (time.perf_counter() - start)
                 show.status(f"epoch {epoch + 1}/{epochs} | ce {loss:.3g} | {count(speed)} img/s")
                 if not math.isfinite(loss):
                     raise UserError(f"--teacher {self.info.name}: training diverged in epoch {epoch + 1}; lower its lr")
+                if self.state:
+                    self.state.save(epoch, *kept)
         finally:
             show.end()
 
@@ -206,7 +170,7 @@ def _check_splits(train: ImageSet, test: LabelledImages | None) -> None:
         raise UserError(f"--data {train.name}: training and test images are of different classes: {', '.join(odd[:3])}")
 
 
-def _made_from(recipe: TeacherRecipe, model_name: str, train: ImageSet, runtime: Runtime) -> dict[str, Any]:
+def made_from(recipe: TeacherRecipe, model_name: str, train: ImageSet, runtime: Runtime) -> dict[str, Any]:
     """Everything that a trained teacher depends on, as JSON. Shapes tell two versions of a network apart."""
     model, info = _fresh_network(recipe, model_name, train)
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
@@ -221,12 +185,3 @@ def _made_from(recipe: TeacherRecipe, model_name: str, train: ImageSet, runtime:
 
 def _in_precision(recipe: TeacherRecipe, runtime: Runtime) -> Runtime:
     return runtime if recipe.precision == "same" else replace(runtime, precision=recipe.precision)
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"DFKD_FAST_CACHE {folder.parent}: cannot be written ({error.strerror})") from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"DFKD_FAST_CACHE {folder.parent}: cannot be written; name another folder")
