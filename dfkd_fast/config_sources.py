@@ -14,6 +14,10 @@ from dfkd_fast.config import CONFIG_FILE, M, TrainConfig
 from dfkd_fast.errors import UserError, refused, unknown
 from dfkd_fast.flags import Setting, from_flags, from_toml, parse
 
+MAX_BYTES = 2**20
+"""of a config file"""
+_DEEPEST = 16  # tables within tables; a config has three
+
 
 def default_config(method: str) -> TrainConfig[Any]:
     """The config of a method with every default. Imports the method's file."""
@@ -51,16 +55,33 @@ def load_run(folder: Path, flag: str = "--resume") -> TrainConfig[Any]:
 
 
 def read_toml(file: Path, flag: str) -> dict[str, Any]:
-    """A TOML file's table. `flag` is what named the file."""
+    """A TOML file's table. `flag` is what named the file. Raises UserError for what is no config."""
     try:
-        text = file.read_text(encoding="utf-8-sig")  # some editors put a mark in front
-        return tomllib.loads(text)
+        with file.open("rb") as opened:
+            content = opened.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UserError(f"{flag} {file}: no config: more than {MAX_BYTES:,} bytes")
+        table = tomllib.loads(content.decode("utf-8-sig"))  # some editors put a mark in front
+        _check_depth(table)
+        return table
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{flag} {file}: {(error.strerror or str(error)).lower()}") from error
     except RecursionError as error:
         raise UserError(f"{flag} {file}: no config: it is nested too deeply") from error
     except ValueError as error:  # no TOML, no UTF-8, a number of thousands of digits
         raise UserError(f"{flag} {file}: no valid TOML: {error}") from error
+
+
+def _check_depth(table: dict[str, Any]) -> None:
+    """Raise RecursionError where tables, which can be written one dot deeper for ever, lie deeper than any config's."""
+    below: list[Any] = [table]
+    for _ in range(_DEEPEST):
+        below = [value for inside in below if isinstance(inside, dict) for value in inside.values()]
+        if not below:
+            return
+    raise RecursionError
 
 
 def named_method(file: Path) -> str:

@@ -98,7 +98,7 @@ def _read(path: Path, num_classes: int) -> Tensor:
         raise UserError(f"{flag}: no such source or file; choose {sources}")
     try:
         tensors = load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{flag}: not a safetensors file ({error})") from None
     if len(tensors) != 1:
         raise UserError(
@@ -109,6 +109,11 @@ def _read(path: Path, num_classes: int) -> Tensor:
         raise UserError(
             f"{flag}: shape {tuple(embeddings.shape)}; the teacher has {num_classes} classes, so ({num_classes}, D)"
         )
-    if not torch.isfinite(embeddings).all():
+    if embeddings.dtype == torch.bool or embeddings.is_complex() or not embeddings.shape[1]:
+        kind = str(embeddings.dtype).removeprefix("torch.")
+        raise UserError(
+            f"{flag}: {tuple(embeddings.shape)} of {kind}; expected ({num_classes}, D) numbers, D at least 1"
+        )
+    if not torch.isfinite(embeddings.float()).all():
         raise UserError(f"{flag}: holds values that are not finite")
     return embeddings.float()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dfkd_fast import catalog
 from dfkd_fast.config import TrainConfig, config_hash, differences, flatten, write_config
-from dfkd_fast.config_sources import default_config, load_config, load_run, named_method
+from dfkd_fast.config_sources import default_config, load_config, load_run, named_method, read_toml
 from dfkd_fast.errors import UserError
 from dfkd_fast.flags import flag_types
 
@@ -307,3 +307,25 @@ def test_presets_hold_the_published_recipe() -> None:
     for name, values in known.items():
         config = dict(flatten(load_config(default_config("nayer"), preset=name).method))
         assert tuple(config[key] for key in keys.split()) == values, name
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    {
+        "a = " + "[" * 20_000: "nested too deeply",
+        "[" + ".".join("a" * 20_000) + "]": "nested too deeply",
+        ".".join("a" * 20_000) + " = 1": "nested too deeply",
+        "# " + "x" * 2**20: "no config: more than 1,048,576 bytes",
+    }.items(),
+    ids=["lists", "tables", "keys", "bytes"],
+)
+def test_deep_and_huge_toml(tmp_path: Path, text: str, words: str) -> None:
+    file = toml(tmp_path, text)
+    with pytest.raises(UserError, match=r"^--config .*: no config: ") as caught:
+        read_toml(file, "--config")
+    assert words in str(caught.value)
+
+
+def test_a_file_without_end(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="more than 1,048,576 bytes"):
+        read_toml(Path("/dev/zero"), "--config")

@@ -233,6 +233,14 @@ def test_file(tmp_path: Path) -> None:
     assert "holds 2 tensors (a, b)" in complaint(lambda: label_embeddings(str(file), 2))
     save_file({"a": torch.full((2, 3), torch.nan)}, file)
     assert "not finite" in complaint(lambda: label_embeddings(str(file), 2))
+    for empty_or_odd, words in {
+        torch.zeros(2, 0): "(2, 0) of float32; expected (2, D) numbers, D at least 1",
+        torch.zeros(2, 3, dtype=torch.complex64): "(2, 3) of complex64",
+        torch.zeros(2, 3, dtype=torch.bool): "(2, 3) of bool",
+        torch.full((2, 3), 1e300, dtype=torch.float64): "not finite",
+    }.items():
+        save_file({"e": empty_or_odd}, file)
+        assert words in complaint(lambda: label_embeddings(str(file), 2))
     file.write_bytes(b"no")
     assert "not a safetensors file" in complaint(lambda: label_embeddings(str(file), 2))
     assert complaint(lambda: label_embeddings("clipp", 2)).startswith("--text clipp: no such source or file; ")
