@@ -18,9 +18,11 @@ from dfkd_fast.joined import MicroBatches
 from dfkd_fast.joined_norm import join_norms
 from dfkd_fast.loops.class_vectors import class_vectors
 from dfkd_fast.loops.evaluate import check_fit
+from dfkd_fast.loops.failures import is_out_of_memory
 from dfkd_fast.loops.ranks import check_joined, check_micro_batches, share_of_rank
 from dfkd_fast.loops.teacher_cache import cached_teacher
 from dfkd_fast.methods.base import CollectedImages, Method, Setup
+from dfkd_fast.models.answers import check_training
 from dfkd_fast.models.factory import ModelInfo, load_model, saved_info
 from dfkd_fast.models.teacher import FrozenNet, frozen_twin
 from dfkd_fast.models.weights import read_weights
@@ -99,6 +101,26 @@ def check_teacher(
         check_fit(test, info, "--data")
 
 
+def check_frozen(teacher: FrozenNet, runtime: Runtime) -> None:
+    """Raise UserError where the teacher as the run computes it fails on an image, or passes no gradient back to it."""
+    cuda = [runtime.device] if runtime.device.type == "cuda" else []
+    view = teacher.info.blank(torch.zeros((), device=runtime.device, dtype=runtime.master_dtype))
+    view = view.expand(2, -1, -1, -1).clone().requires_grad_()
+    with torch.random.fork_rng(devices=cuda):  # a vision transformer draws where it looks
+        try:
+            with runtime.autocast():
+                logits = teacher(view).logits
+            logits.float().sum().backward()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"--teacher {teacher.info.name}: passes no gradient back to its images, which methods learn by "
+                f"({reason}); choose another network"
+            ) from error
+
+
 def _has_statistics(module: nn.Module) -> bool:
     """Whether a frozen network hands out batch moments of this layer."""
     return isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and module.running_mean is not None
@@ -140,7 +162,7 @@ def _check_filled_pool(config: TrainConfig, policy: str, capacity: int) -> None:
 def make_student(config: TrainConfig, info: ModelInfo, runtime: Runtime) -> nn.Module:
     """A freshly initialised student for the teacher's classes, size and channels; the same on every rank."""
     seed_phase(config.seed, 0, 0, "student")
-    student, _ = load_model(
+    student, fits = load_model(
         config.student,
         num_classes=info.num_classes,
         image_size=info.image_size,
@@ -148,6 +170,7 @@ def make_student(config: TrainConfig, info: ModelInfo, runtime: Runtime) -> nn.M
         std=info.std,
         flag="--student",
     )
+    check_training(student, fits.shape, name=f"--student {config.student}")
     runtime.place(student.to(torch.float32))
     return join_norms(student, runtime.joined, f"--student {config.student}")
 

@@ -22,6 +22,7 @@ from dfkd_fast.image_stream import LabelledImages
 from dfkd_fast.loops.evaluate import Evaluation, evaluate
 from dfkd_fast.loops.teacher_state import TrainingState
 from dfkd_fast.meters import Meter
+from dfkd_fast.models.answers import check_training
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.optim import OptimizerSpec, cosine, set_lr
 from dfkd_fast.recipes import TeacherRecipe
@@ -53,6 +54,7 @@ def train_teacher(
     """
     _check_splits(train, test)
     model, info = _fresh_network(recipe, model_name, train)
+    check_training(model, info.shape, name=f"--teacher {model_name}")
     runtime = _in_precision(recipe, runtime)
     model = runtime.place(model)
     show = make_console(console, is_main=runtime.is_main)

@@ -29,6 +29,7 @@ from dfkd_fast.loops.keeping import Keeper
 from dfkd_fast.loops.logit_cache import LogitCache, make_cache
 from dfkd_fast.loops.loop import Loop
 from dfkd_fast.loops.networks import (
+    check_frozen,
     check_pool_use,
     check_teacher,
     load_method,
@@ -96,6 +97,7 @@ def _train(config: TrainConfig, runtime: Runtime, *, resume: bool) -> None:
             model, info = load_teacher(config, test, runtime, on_step=signals.check)
         check_teacher(model, info, method_class, config, test)
         teacher = FrozenNet(model, info, runtime, precision=config.teacher_precision)
+        check_frozen(teacher, runtime)
         student = make_student(config, info, runtime)
         real = rank_part(collected, info, runtime)
         method = make_method(config, method_class, teacher, student, test, runtime, real)

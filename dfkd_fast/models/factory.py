@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dfkd_fast.catalog import MODELS
 from dfkd_fast.errors import UserError, one_of, unknown
+from dfkd_fast.models.answers import settle_answer
 from dfkd_fast.models.filling import fill
 from dfkd_fast.models.header import read_header
 from dfkd_fast.models.torchvision_cpu import ensure_importable
@@ -38,9 +39,14 @@ class ModelInfo:
     in_chans: int = 3
     """channels of the input"""
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image, (C, H, W)."""
+        return self.in_chans, self.image_size, self.image_size
+
     def blank(self, like: Tensor) -> Tensor:
         """One black image (1, in_chans, H, W), of the dtype and device of `like`: to see what a network hands out."""
-        return like.new_zeros(1, self.in_chans, self.image_size, self.image_size)
+        return like.new_zeros(1, *self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +126,7 @@ def load_model(
         model, info = _own(order)
     else:
         raise unknown(flag, spec, [*MODELS, "tv:NAME", "timm:NAME"])
+    settle_answer(model, info.shape, info.num_classes, name=f"{flag} {spec}")
     if shared:
         from dfkd_fast.models.shared_classifier import SharedForm, share_classifier  # which is made of this file's
 
