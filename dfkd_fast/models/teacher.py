@@ -57,12 +57,13 @@ class FrozenNet:
         self._anchor = torch.zeros((), device=runtime.device, requires_grad=True)
         placed = copy.deepcopy(model).to(runtime.device)
         dtype = lower_dtype(precision, runtime)
+        shape = (info.in_chans, info.image_size, info.image_size)
         self.window = TokenWindow(runtime.device, is_led=is_vit(model))
         """where vision transformers see images that are smaller than theirs; drawn here at each call if this is one"""
         self.net = (
             FrozenVit(placed, self.window, dtype=dtype)
             if is_vit(model)
-            else freeze_teacher(placed, dtype=dtype, channels_last=runtime.channels_last)
+            else freeze_teacher(placed, dtype=dtype, channels_last=runtime.channels_last, image_shape=shape)
         )
         path = getattr(self.net, "classifier", None)  # no other kind of frozen network has one to share
         self._classifier = None if path is None else model.get_submodule(path)

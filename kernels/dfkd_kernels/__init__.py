@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from .bn_stat_loss.ops import bn_stat_loss
     from .cam_margin.ops import cam_margin_loss
     from .freeze.convolution import FrozenConv2d
+    from .freeze.freeze import freeze_teacher
     from .freeze.norms import StatBatchNorm2d
-    from .freeze.teacher import FrozenTeacher, freeze_teacher
+    from .freeze.teacher import FrozenTeacher
     from .gather_augment.ops import gather_augment
     from .kd_kl.ops import kd_kl, kd_kl_priority
     from .priority.sampler import PrioritySampler
@@ -33,7 +34,7 @@ _HOME = {
     "bn_act_moments": ".bn_moments.ops",
     "bn_stat_loss": ".bn_stat_loss.ops",
     "cam_margin_loss": ".cam_margin.ops",
-    "freeze_teacher": ".freeze.teacher",
+    "freeze_teacher": ".freeze.freeze",
     "gather_augment": ".gather_augment.ops",
     "kd_kl": ".kd_kl.ops",
     "kd_kl_priority": ".kd_kl.ops",

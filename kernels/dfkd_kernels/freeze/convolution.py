@@ -11,6 +11,12 @@ from torch import Tensor, nn
 
 from .derived import DerivedLayer, has_hooks
 
+_DESCRIPTION = (
+    *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+    *("transposed", "output_padding"),
+)
+"""attributes of Conv2d that describe it"""
+
 Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 """stride, padding, dilation, groups"""
 
@@ -75,6 +81,8 @@ class FrozenConv2d(DerivedLayer):
         if reason:
             raise ValueError(f"conv: {reason}")
         self.weight, self.bias = conv.weight, conv.bias
+        for name in _DESCRIPTION:  # some networks read their convolutions' strides or kernel sizes
+            setattr(self, name, getattr(conv, name))
         stride, padding, dilation = tuple(conv.stride), tuple(int(side) for side in conv.padding), tuple(conv.dilation)
         self.geometry: Geometry = (stride, padding, dilation, conv.groups)
         simple = (

@@ -101,24 +101,50 @@ class StatBatchNorm2d(DerivedLayer):
         return scale, offset
 
 
+def is_frozen_batchnorm(module: nn.Module) -> bool:
+    """Whether a layer is torchvision's or detectron2's FrozenBatchNorm2d, or timm's with an activation: BatchNorm2d by
+    what it computes, and no subclass of it.
+    """
+    return type(module).__name__ in ("FrozenBatchNorm2d", "FrozenBatchNormAct2d") and hasattr(module, "running_var")
+
+
+def parts_of_batchnorm_act(norm: nn.Module) -> tuple[nn.BatchNorm2d, nn.Module] | None:
+    """A BatchNorm2d around the same tensors, and the activation behind it, of timm's BatchNormAct2d; else None."""
+    home = type(norm).__module__.partition(".")[0]
+    if type(norm).__name__ != "BatchNormAct2d" or home != "timm" or not isinstance(norm, nn.BatchNorm2d):
+        return None
+    act, drop = getattr(norm, "act", None), getattr(norm, "drop", None)
+    if has_hooks(norm) or not isinstance(act, nn.Module) or not isinstance(drop, nn.Identity):
+        return None
+    plain = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, device="meta")
+    plain.running_mean, plain.running_var = norm.running_mean, norm.running_var
+    if norm.affine:
+        plain.weight, plain.bias = norm.weight, norm.bias
+    return plain.eval(), act
+
+
 class WatchedBatchNorm(nn.Module):
     """Any other BatchNorm over (B, C, H, W): its own eval output, and its input's moments."""
 
-    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+    norm: nn.Module
+
+    def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.norm = norm
 
     @property
     def running_mean(self) -> Tensor:
         """(C,)"""
-        assert self.norm.running_mean is not None
-        return self.norm.running_mean
+        mean = self.norm.running_mean
+        assert isinstance(mean, Tensor)
+        return mean
 
     @property
     def running_var(self) -> Tensor:
         """(C,)"""
-        assert self.norm.running_var is not None
-        return self.norm.running_var
+        var = self.norm.running_var
+        assert isinstance(var, Tensor)
+        return var
 
     def forward(self, x: Tensor, moments: bool = True) -> Tensor | tuple[Tensor, Moments]:
         """x (B, C, H, W) -> the layer's output and, if asked for, the moments of x."""

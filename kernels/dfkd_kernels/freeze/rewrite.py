@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from . import patterns
+from .answers import logits_of
 from .convolution import FrozenConv2d
 from .norms import StatBatchNorm2d, WatchedBatchNorm
 
@@ -26,7 +27,8 @@ class Plan:
         self.graph = graph
         self.places = places
         self.output = next(node for node in graph.nodes if node.op == "output")
-        logits = self.output.args[0]
+        logits, _ = logits_of(self.output.args[0])
+        self.output.args = (logits,)
         self.features = patterns.find_features(logits, modules) if isinstance(logits, fx.Node) else None
         self.classifier = patterns.find_classifier(logits, self.features, modules) if self.features else None
         self.norms: list[str] = []

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..bn_moments.moments import Moments
+from .answers import logits_of
 from .norms import StatBatchNorm2d, WatchedBatchNorm
 from .rewrite import INPUT
 
@@ -112,7 +113,7 @@ class SwappedNetwork(nn.Module):
     def forward(self, x: Tensor, maps: Sequence[str] = (), moments: bool = True) -> tuple[Any, ...]:
         """x (B, C, H, W) -> (logits, features, moments) and, if maps are asked for, a dict of them."""
         self.log.clear(moments)
-        logits = self.model(x)
+        logits, _ = logits_of(self.model(x))
         out = (logits, self.log.features, self.log.moments)
         named = {name: self.log.maps[name] for name in maps}
         self.log.moments, self.log.features, self.log.maps = [], None, {}

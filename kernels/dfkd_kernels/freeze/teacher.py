@@ -1,8 +1,7 @@
-"""`freeze_teacher`: a network as a constant that passes gradients to its input and hands out its BN moments."""
+"""`FrozenTeacher`: a network as a constant that passes gradients to its input and hands out its BN moments."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..bn_moments.moments import Moments
-from ..bn_moments.reference import accumulation_dtype
 from ..checks import check_float, check_same_device
-from .convolution import FrozenConv2d
 from .norms import StatBatchNorm2d, WatchedBatchNorm
-from .rewrite import INPUT, Plan, trace
-from .swap import SwappedNetwork, replace_modules
+from .rewrite import INPUT, Plan
+from .swap import SwappedNetwork
 
 
 class TeacherOutput(NamedTuple):
@@ -160,92 +157,3 @@ class FrozenTeacher(nn.Module):
             return [recording.norm for recording in self.body.norms()]
         assert self._plan is not None
         return [self.body.get_submodule(path) for path in self._plan.norms]  # type: ignore[misc]
-
-
-def freeze_teacher(
-    model: nn.Module,
-    *,
-    fuse: bool = True,
-    dtype: torch.dtype | None = None,
-    channels_last: bool = True,
-    share: bool = False,
-) -> FrozenTeacher:
-    """Freeze a network: eval, no weight gradients, BatchNorm2d layers that hand out their batch moments as values.
-
-    Args:
-        model: any network that maps (B, C, H, W) to logits; it is copied, not changed.
-        fuse: make bn -> act, bn -> add and bn -> add -> act (relu or relu6) one operator, where torch.fx can trace.
-        dtype: compute dtype; weights are stored once in it, BatchNorm's vectors in float32. None: as they are.
-        channels_last: store weights and run channels-last.
-        share: alias the model's tensors instead of copying them, so that steps of its optimiser show at once.
-
-    Raises:
-        ValueError: `share` with a `dtype`, a dtype that is not floating, or a network that is frozen already.
-    """
-    if isinstance(model, FrozenTeacher):
-        raise ValueError("model: a FrozenTeacher already, expected the network itself")
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype {dtype}: choose a floating dtype, such as torch.bfloat16")
-    if share and dtype is not None:
-        raise ValueError(f"dtype {dtype}: share=True keeps the model's own tensors, so dtype must be None")
-    frozen = _aliased(model) if share else copy.deepcopy(model)
-    frozen.eval().requires_grad_(False)
-    if not share:
-        _cast(frozen, dtype, channels_last)
-    report = _swap_layers(frozen, share)
-    try:
-        body, plan = trace(frozen, fuse)
-    except Exception as error:  # torch.fx runs the network's own Python: anything may come out of it
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        report.append(f"network: not fused, torch.fx cannot trace it ({reason})")
-        return FrozenTeacher(SwappedNetwork(frozen), None, report, dtype, channels_last)
-    report += plan.report
-    if plan.features is None:
-        report.append("network: features not found, no pooling or flattening before the classifier")
-    if plan.classifier is None:
-        report.append("network: class_weights not found, the classifier is not one Linear on pooled features")
-    return FrozenTeacher(body, plan, report, dtype, channels_last)
-
-
-def _aliased(model: nn.Module) -> nn.Module:
-    """A copy of the modules around the same tensors."""
-    memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
-    for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-    return copy.deepcopy(model, memo)
-
-
-def _cast(model: nn.Module, dtype: torch.dtype | None, channels_last: bool) -> None:
-    """Weights to the compute dtype and layout; BatchNorm's vectors to float32, as its statistics do not fit 8 bits."""
-    for module in model.modules():
-        norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
-            if not tensor.is_floating_point():
-                continue
-            target = dtype or tensor.dtype
-            if norm:
-                target = accumulation_dtype(target)
-            layout = torch.channels_last if channels_last and tensor.dim() == 4 else torch.preserve_format
-            tensor.data = tensor.data.to(target, memory_format=layout)
-
-
-def _swap_layers(model: nn.Module, share: bool) -> list[str]:
-    """Replace convolutions and BatchNorms by their frozen forms; returns a line for each that has none."""
-    report = []
-    twins: dict[nn.Module, nn.Module] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            reason = FrozenConv2d.why_not(module)
-            if reason:
-                report.append(f"{name}: keeps its input for backward, {reason}")
-            else:
-                twins[module] = FrozenConv2d(module, share=share)
-        elif isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
-            if module.running_mean is None:
-                report.append(f"{name}: no moments, no running statistics")
-            elif StatBatchNorm2d.why_not(module):
-                twins[module] = WatchedBatchNorm(module)
-            else:
-                twins[module] = StatBatchNorm2d(module, share=share)
-    replace_modules(model, twins)
-    return report
