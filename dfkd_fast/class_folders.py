@@ -13,7 +13,7 @@ from typing import Literal
 
 from dfkd_fast.archives import Tree, read_places
 from dfkd_fast.errors import UserError, one_of
-from dfkd_fast.file_trees import PICTURE_SUFFIXES, class_name, contents_of, is_hidden, pictures
+from dfkd_fast.file_trees import PICTURE_SUFFIXES, class_name, contents_of, is_hidden, pictures, suffix_of
 from dfkd_fast.notes import note, printable
 
 Split = Literal["train", "test"]
@@ -38,7 +38,7 @@ def classes_of(tree: Tree, source: Path, split: Split, what: str) -> dict[str, l
         inside = contents_of(Tree({f"x/{name}": place for name, place in tree.files.items()}, set()), "x")
         holds = "" if inside == "empty" else f"; it holds {inside}"
         raise UserError(f"{what}: no images in it; expected {split}/<class>/*.jpg or <class>/*.jpg{holds}")
-    paths = _relabelled({PurePosixPath(name).parts: name for name in found}, tree, source, what)
+    paths = _relabelled({tuple(name.split("/")): name for name in found}, tree, source, what)
     renamed = _composed(paths, what)
     prefix, paths = _below_split(renamed, split, what)
     by_class: dict[str, list[str]] = {}
@@ -55,19 +55,19 @@ def classes_of(tree: Tree, source: Path, split: Split, what: str) -> dict[str, l
 def _composed(paths: dict[Parts, str], what: str) -> dict[Parts, str]:
     """The same with the folders' names as `class_name` has them."""
     originals: dict[Parts, Parts] = {}
-    for path in paths:
-        for end in range(1, len(path)):
-            composed = tuple(map(class_name, path[:end]))
-            if originals.setdefault(composed, path[:end]) != path[:end]:
-                raise UserError(
-                    f"{what}: two folders are called {'/'.join(composed)}, in different code points; join them"
-                )
+    folders = {path[:-1] for path in paths}
+    composed = {folder: tuple(map(class_name, folder)) for folder in folders}
+    for folder, shown in composed.items():
+        for end in range(1, len(folder) + 1):
+            if originals.setdefault(shown[:end], folder[:end]) != folder[:end]:
+                both = "/".join(shown[:end])
+                raise UserError(f"{what}: two folders are called {both}, in different code points; join them")
     ordered = sorted(originals)
-    if ordered != sorted(originals, key=lambda composed: originals[composed]):
+    if ordered != sorted(originals, key=lambda shown: originals[shown]):
         note(
             f"{printable(what)}: names of folders are decomposed (NFD); classes are sorted by their composed form (NFC)"
         )
-    return {(*map(class_name, path[:-1]), path[-1]): name for path, name in paths.items()}
+    return {(*composed[path[:-1]], path[-1]): name for path, name in paths.items()}
 
 
 def _below_split(paths: dict[Parts, str], split: Split, what: str) -> tuple[Parts, dict[Parts, str]]:
@@ -119,7 +119,7 @@ def _check_filled(tree: Tree, prefix: Parts, filled: Iterable[str], what: str) -
 def _has_pictures(tree: Tree, folder: str) -> bool:
     """As the folder `images` has, whose pictures a list has given to other classes."""
     inside = (name for name in tree.files if name.startswith(f"{folder}/") and not is_hidden(name))
-    return any(PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES for name in inside)
+    return any(suffix_of(name) in PICTURE_SUFFIXES for name in inside)
 
 
 def _relabelled(paths: dict[Parts, str], tree: Tree, source: Path, what: str) -> dict[Parts, str]:

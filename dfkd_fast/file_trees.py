@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from dfkd_fast.archives import TAR_SUFFIXES, Tree, tar_tree, zip_tree
 from dfkd_fast.errors import UserError
@@ -52,13 +53,18 @@ def pictures(tree: Tree, what: str) -> list[str]:
 def contents_of(tree: Tree, folder: str) -> str:
     """What a folder without pictures holds, in a few words."""
     inside = [name for name in tree.files if name.startswith(f"{folder}/")]
-    kinds = Counter(PurePosixPath(name).suffix.lower() or "nameless" for name in inside if not is_hidden(name))
+    kinds = Counter(suffix_of(name) or "nameless" for name in inside if not is_hidden(name))
     return printable(", ".join(f"{count} {kind}" for kind, count in kinds.most_common(3)) or "empty")
 
 
 def is_hidden(name: str) -> bool:
     """Whether a path is one that people do not see, or that a system has made for itself."""
-    return any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in PurePosixPath(name).parts)
+    return any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in name.split("/"))
+
+
+def suffix_of(name: str) -> str:
+    """How a file's name ends, in lower case; empty where it has no ending."""
+    return posixpath.splitext(name)[1].lower()
 
 
 def class_name(folder: str) -> str:
@@ -73,16 +79,15 @@ def is_tar(path: Path) -> bool:
 
 def _kind(name: str) -> str | None:
     """None for a picture, "" for what needs no words, else what is passed over."""
-    path = PurePosixPath(name)
-    for part in path.parts:
-        if part.startswith("._"):
+    if is_hidden(name):
+        parts = name.split("/")
+        if any(part.startswith("._") for part in parts):
             return "AppleDouble files (._*)"
-        if part in _SYSTEM_FOLDERS:
-            return f"files in {part}"
-    suffix = path.suffix.lower()
-    if is_hidden(name) or suffix in _ABOUT or not suffix:
-        return ""
-    return None if suffix in PICTURE_SUFFIXES else f"{suffix} files"
+        return next((f"files in {part}" for part in parts if part in _SYSTEM_FOLDERS), "")
+    suffix = suffix_of(name)
+    if suffix in PICTURE_SUFFIXES:
+        return None
+    return "" if suffix in _ABOUT or not suffix else f"{suffix} files"
 
 
 def _walk(folder: Path, shown: str, above: tuple[object, ...], what: str, tree: Tree) -> None:
@@ -102,7 +107,7 @@ def _walk(folder: Path, shown: str, above: tuple[object, ...], what: str, tree: 
             _walk(folder / entry.name, name, (*above, here), what, tree)
         elif is_file:
             tree.files[name] = folder / entry.name
-        elif _kind(name) != "" or not PurePosixPath(name).suffix:
+        elif _kind(name) != "" or not suffix_of(name):
             raise UserError(f"{what}: {printable(name)} is a link to nothing, or no file; remove it")
 
 

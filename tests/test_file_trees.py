@@ -103,6 +103,22 @@ def test_links_to_nothing_and_round_in_circles(tmp_path: Path) -> None:
     assert "test/ant/x.png" in refusal(root)
 
 
+def test_what_is_no_file_at_all(tmp_path: Path) -> None:
+    """A pipe would be waited for."""
+    root = tree(tmp_path)
+    os.mkfifo(root / "test" / "ant" / "2.png")
+    assert "test/ant/2.png is a link to nothing, or no file" in refusal(root)
+
+
+def test_folders_without_end(tmp_path: Path) -> None:
+    root = tree(tmp_path / "tree")
+    (root / "test" / "ant" / Path(*"x" * 80)).mkdir(parents=True)
+    assert "lies in itself, or too deep" in refusal(root)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(root, "set")
+    assert "lies in itself, or too deep" in refusal(tmp_path / "a.tar")
+
+
 def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its images would be missing without a word; as root, nothing is forbidden."""
     root, scandir = tree(tmp_path), os.scandir
