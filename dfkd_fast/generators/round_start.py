@@ -78,8 +78,20 @@ class RoundStart(nn.Module):
         gradients = [weight.grad for weight in self._adapted() if weight.grad is not None]
         # Where the loss scaler of fp16 has skipped the step they are not finite, and the start skips it, too.
         finite = torch.stack(torch._foreach_norm(gradients)).sum().isfinite()
-        taken = [torch.where(finite, gradient, 0) for gradient in gradients]
-        torch._foreach_add_(self._gradients(), taken)
+        # the sum in one launch that a flag on the device turns off: SGD of rate 1 that climbs
+        torch._fused_sgd_(
+            self._gradients(),
+            gradients,
+            [],
+            weight_decay=0.0,
+            momentum=0.0,
+            lr=1.0,
+            dampening=0.0,
+            nesterov=False,
+            maximize=True,
+            is_first_step=False,
+            found_inf=finite.logical_not().float(),
+        )
 
     @torch.no_grad()
     def finish(self) -> None:

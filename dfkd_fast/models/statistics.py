@@ -22,6 +22,7 @@ class PoolStatistics(nn.Module):
     weight: Tensor
     pool: Tensor
     batch: Tensor
+    layers: Tensor
 
     def __init__(self, targets: Sequence[tuple[Tensor, Tensor]], momentum: float) -> None:
         super().__init__()
@@ -30,6 +31,8 @@ class PoolStatistics(nn.Module):
         self.register_buffer("weight", torch.zeros(()))
         self.register_buffer("pool", torch.zeros(2, sum(self.sizes)))
         self.register_buffer("batch", torch.zeros(2, sum(self.sizes)), persistent=False)
+        layers = [layer for layer, size in enumerate(self.sizes) for _ in range(size)]  # whose channel each is
+        self.register_buffer("layers", torch.tensor(layers, dtype=torch.int64), persistent=False)
 
     def loss(self, moments: Sequence[Moments]) -> Tensor:
         """Sum over layers of the L2 norms of the mixed mean and variance differences -> scalar. Remembers the batch's
@@ -37,12 +40,19 @@ class PoolStatistics(nn.Module):
         """
         if not self.targets:
             return self.weight.new_zeros(())
-        with torch.no_grad():
-            torch.cat([layer.mean() for layer in moments], out=self.batch[0])
-            torch.cat([layer.var() for layer in moments], out=self.batch[1])
+        self._remember(moments)
         means, variances = (flat.split(self.sizes) for flat in self.pool)
         pooled = list(zip(means, variances, strict=True))
         return bn_stat_loss(moments, self.targets, ema=(pooled, self.weight))
+
+    @torch.no_grad()
+    def _remember(self, moments: Sequence[Moments]) -> None:
+        """`Moments.mean` and `.var` of all layers behind one another: seven launches, where each layer takes six."""
+        sums, sums_sq, shifts, counts = zip(*moments, strict=True)
+        packed = torch.cat([*sums, *sums_sq, *shifts]).view(3, -1)
+        delta, mean_sq = packed[:2] / torch.stack(counts)[self.layers]
+        torch.add(packed[2], delta, out=self.batch[0])
+        torch.sub(mean_sq, delta * delta, out=self.batch[1])
 
     @torch.no_grad()
     def update(self) -> None:

@@ -56,18 +56,20 @@ class Operator:
         return self._launch(*args)
 
 
-def launcher(module: str, function: str, *, native: str) -> Callable[..., Any]:
+def launcher(module: str, function: str, *, native: str, result: int | None = None) -> Callable[..., Any]:
     """A `launch` for operators whose last argument names the backend: "triton" or "native".
 
     Args:
         module, function: where the Triton launcher is; the module, and with it Triton, is imported when first used.
         native: the C++ operator's name.
+        result: which of the C++ operator's results is this one's, where it gives more; None: all.
     """
 
     @functools.cache
     def form(backend: str) -> Callable[..., Any]:
         if backend == "native":
-            return getattr(native_ops(), native)
+            whole = getattr(native_ops(), native)
+            return whole if result is None else lambda *args: whole(*args)[result]
         return getattr(importlib.import_module(module), function)
 
     def launch(*args: Any) -> Any:

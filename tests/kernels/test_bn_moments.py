@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from operator_contract import BACKENDS, DEVICE, running_on
 
 from dfkd_kernels import batch_moments, bn_act_moments
+from dfkd_kernels.bn_moments.ops import activation_code, bn_act_folded, bn_act_moments_folded
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # every size odd; one sample; more channels than a tile and 1x1 maps; two tiles of rows; other ranks
@@ -46,6 +47,19 @@ def test_any_shape(name, shape, nhwc, chain):
     with running_on(name, "bn_act_moments"):
         act, residual = chain
         assert_matches(Layer(shape, nhwc=nhwc, residual=residual), act)
+
+
+@pytest.mark.parametrize(("act", "residual"), CHAINS)
+def test_without_moments_the_same_bits(backend, act, residual):
+    layer = Layer(SHAPES[0], torch.bfloat16, nhwc=True, residual=residual)
+    inputs = [layer.x] if layer.residual is None else [layer.x, layer.residual]
+    scale = torch.rsqrt(layer.var + EPS) * layer.weight
+    arguments = (layer.x, layer.mean, scale, layer.bias, layer.residual, activation_code(act))
+    expected, _ = bn_act_moments_folded(*arguments)
+    found = bn_act_folded(*arguments)
+    assert torch.equal(found, expected)
+    for pair in zip(*(torch.autograd.grad(y, inputs, layer.dy) for y in (found, expected)), strict=True):
+        assert torch.equal(*pair)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

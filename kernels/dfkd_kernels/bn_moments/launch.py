@@ -61,17 +61,25 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """(y, stats)"""
     y = torch.empty_like(x)
-    return y, _reduce(x, shift, scale, bias, residual, y, act)
+    return y, _sum_partials(x, *_pass(x, shift, scale, bias, residual, y, act))
+
+
+def plain_forward(x: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, act: int) -> Tensor:
+    """y alone: the pass over x that gives the moments' parts, and none that adds them up"""
+    y = torch.empty_like(x)
+    _pass(x, shift, scale, bias, residual, y, act)
+    return y
 
 
 def batch_forward(x: Tensor, shift: Tensor) -> Tensor:
     """stats"""
-    return _reduce(x, shift, shift, shift, None, None, NONE)
+    return _sum_partials(x, *_pass(x, shift, shift, shift, None, None, NONE))
 
 
-def _reduce(
+def _pass(
     x: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, y: Tensor | None, act: int
-) -> Tensor:
+) -> tuple[Tensor, Plan]:
+    """Fills y; returns the moments' sums by program, and how x was cut up."""
     cut = plan(x.shape, is_channels_last(x), "forward")
     splits, columns = cut.grid[0], 2 * x.shape[1]
     partials = torch.empty((splits, columns), dtype=torch.float32, device=x.device)
@@ -89,6 +97,12 @@ def _reduce(
         HAS_RESIDUAL=residual is not None,
         **cut.options,
     )
+    return partials, cut
+
+
+def _sum_partials(x: Tensor, partials: Tensor, cut: Plan) -> Tensor:
+    """stats"""
+    splits, columns = partials.shape
     stats = torch.empty(columns + 1, dtype=torch.float32, device=x.device)
     sum_partials_kernel[(triton.cdiv(columns, 32),)](
         partials, stats, splits, columns, float(cut.sizes[0]), ROWS=64, COLUMNS=32, num_warps=4

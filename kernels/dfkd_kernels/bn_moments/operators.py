@@ -34,6 +34,12 @@ forward = Operator(
     launcher(f"{__package__}.launch", "forward", native="bn_act_moments_forward"),
     _fake_forward,
 )
+plain_forward = Operator(
+    "bn_act_forward(Tensor x, Tensor shift, Tensor scale, Tensor bias, Tensor? residual, int act, str backend)"
+    " -> Tensor",
+    launcher(f"{__package__}.launch", "plain_forward", native="bn_act_moments_forward", result=0),
+    lambda x, *_: torch.empty_like(x),
+)
 backward = Operator(
     "bn_act_moments_backward(Tensor dy, Tensor x, Tensor shift, Tensor scale, Tensor bias, Tensor? y, Tensor? dsum,"
     " Tensor? dsum_sq, int act, bool want_dresidual, str backend) -> (Tensor, Tensor)",
@@ -67,25 +73,41 @@ class BnActMoments(torch.autograd.Function):
         backend: str,
     ) -> tuple[Tensor, ...]:
         y, stats = forward(x, shift, scale, bias, residual, act, backend)
-        # without a residual the sign of the activation's input is recomputed from x; else y, which the next layer reads
-        # anyway, tells it
-        ctx.save_for_backward(x, shift, scale, bias, y if residual is not None and act else None)
-        ctx.act, ctx.backend, ctx.has_residual = act, backend, residual is not None
+        _remember(ctx, x, residual, shift, scale, bias, y, act, backend)
         return y, *_split(ctx, stats)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         dy, dsum, dsum_sq = grads[0], _contiguous(grads[1]), _contiguous(grads[2])
-        x, shift, scale, bias, y = ctx.saved_tensors
         if dy is None:
+            x, shift = ctx.saved_tensors[:2]
             return batch_backward(x, shift, dsum, dsum_sq, ctx.backend), *[None] * 6
-        dy = laid_out_like(dy, x)
-        want_dresidual = ctx.needs_input_grad[1] and ctx.act != 0
-        dx, dresidual = backward(dy, x, shift, scale, bias, y, dsum, dsum_sq, ctx.act, want_dresidual, ctx.backend)
-        if ctx.needs_input_grad[1] and not want_dresidual:
-            dresidual = dy
-        return dx, dresidual if ctx.needs_input_grad[1] else None, *[None] * 5
+        return *_gradients(ctx, dy, dsum, dsum_sq), *[None] * 5
+
+
+class BnAct(torch.autograd.Function):
+    """(x, residual) -> y of `BnActMoments`, where nobody asks for the moments."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        shift: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        act: int,
+        backend: str,
+    ) -> Tensor:
+        y: Tensor = plain_forward(x, shift, scale, bias, residual, act, backend)
+        _remember(ctx, x, residual, shift, scale, bias, y, act, backend)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *_gradients(ctx, grads[0], None, None), *[None] * 5
 
 
 class BatchMoments(torch.autograd.Function):
@@ -103,6 +125,37 @@ class BatchMoments(torch.autograd.Function):
         dsum, dsum_sq = _contiguous(grads[0]), _contiguous(grads[1])
         x, shift = ctx.saved_tensors
         return batch_backward(x, shift, dsum, dsum_sq, ctx.backend), None, None
+
+
+def _remember(
+    ctx: Any,
+    x: Tensor,
+    residual: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    y: Tensor,
+    act: int,
+    backend: str,
+) -> None:
+    """What the backward pass of y reads."""
+    # without a residual the sign of the activation's input is recomputed from x; else y, which the next layer reads
+    # anyway, tells it
+    ctx.save_for_backward(x, shift, scale, bias, y if residual is not None and act else None)
+    ctx.act, ctx.backend = act, backend
+
+
+def _gradients(
+    ctx: Any, dy: Tensor, dsum: Tensor | None, dsum_sq: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of x and of the residual."""
+    x, shift, scale, bias, y = ctx.saved_tensors
+    dy = laid_out_like(dy, x)
+    want_dresidual = ctx.needs_input_grad[1] and ctx.act != 0
+    dx, dresidual = backward(dy, x, shift, scale, bias, y, dsum, dsum_sq, ctx.act, want_dresidual, ctx.backend)
+    if ctx.needs_input_grad[1] and not want_dresidual:
+        dresidual = dy
+    return dx, dresidual if ctx.needs_input_grad[1] else None
 
 
 def _contiguous(grad: Tensor | None) -> Tensor | None:

@@ -10,7 +10,7 @@ from ..checks import check_float
 from . import reference
 from .layout import dense, laid_out_like
 from .moments import Moments
-from .operators import BatchMoments, BnActMoments
+from .operators import BatchMoments, BnAct, BnActMoments
 from .reference import ACTIVATIONS, accumulation_dtype
 
 
@@ -66,6 +66,17 @@ def bn_act_moments_folded(
     residual = None if residual is None else laid_out_like(residual, x)
     y, total, total_sq, count = BnActMoments.apply(x, residual, shift, scale, bias, act, backend)
     return y, Moments(total, total_sq, shift, count)
+
+
+def bn_act_folded(x: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, act: int) -> Tensor:
+    """`bn_act_moments_folded` without the moments, whose last sum it spares."""
+    backend = pick("bn_act_moments", x.device.type, x.dtype)
+    if backend == "reference":
+        return reference.bn_act_moments(x, shift, scale, bias, residual, act)[0]
+    x = dense(x)
+    residual = None if residual is None else laid_out_like(residual, x)
+    y: Tensor = BnAct.apply(x, residual, shift, scale, bias, act, backend)
+    return y
 
 
 def batch_moments(x: Tensor, shift: Tensor | None = None) -> Moments:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..backend import pick
 from ..bn_moments.moments import Moments
-from ..bn_moments.ops import batch_moments, bn_act_moments_folded
+from ..bn_moments.ops import batch_moments, bn_act_folded, bn_act_moments_folded
 from ..bn_moments.reference import NONE, RELU, RELU6, accumulation_dtype
 from .derived import DerivedLayer, has_hooks
 
@@ -80,14 +80,17 @@ class StatBatchNorm2d(DerivedLayer):
             return self._plain(x, residual, act)
         scale, offset = self._fold() if self.share else (self.scale, self.offset)
         shift = self.running_mean.to(scale.dtype)
-        if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
-            y, found = bn_act_moments_folded(x, shift, scale, offset, None, NONE)
-            y = _activate(y + residual, act)  # a broadcast sum: no fused form
+        fits = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
+        fused = (x, shift, scale, offset, residual, act) if fits else (x, shift, scale, offset, None, NONE)
+        found: Moments | None = None
+        if moments:
+            y, found = bn_act_moments_folded(*fused)
         else:
-            y, found = bn_act_moments_folded(x, shift, scale, offset, residual, act)
-        return (y, found) if moments else y
+            y = bn_act_folded(*fused)
+        if not fits:
+            y = _activate(y + residual, act)  # a broadcast sum: no fused form
+        return y if found is None else (y, found)
 
-    # the fused forms give moments for nothing, the reference does not
     def _plain(self, x: Tensor, residual: Tensor | None, act: int) -> Tensor:
         y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         return _activate(y if residual is None else y + residual, act)
