@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).parent.parent / "dfkd_fast"
     ("text", "seen"),
     [
         ("cat", "cat"),
-        ("データ café", "データ café"),
+        ("\u30c7\u30fc\u30bf caf\xe9", "\u30c7\u30fc\u30bf caf\xe9"),
         ("\x1b]0;pwned\x07\x1b[31mcat", r"\x1b]0;pwned\x07\x1b[31mcat"),
         ("two\nlines\r\t", r"two\nlines\r\t"),
         ("\x9b31m", r"\x9b31m"),  # the one-byte form of ESC [
@@ -63,8 +63,8 @@ def test_a_folder_that_starts_with_a_dash_is_no_flag() -> None:
 def test_what_an_encoding_lacks_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     prepare_streams([stream, io.StringIO()])
-    show("データ", file=stream)
-    page("é", file=stream)
+    show("\u30c7\u30fc\u30bf", file=stream)
+    page("\xe9", file=stream)
     assert stream.buffer.getvalue() == b"\\u30c7\\u30fc\\u30bf\n\\xe9\n"  # type: ignore[attr-defined]
 
 

@@ -31,7 +31,7 @@ ODD_NAMES = (
     "..",
     "-x",
     "n" * 200,
-    "café",
+    "caf\xe9",
     "caf\udce9",
     " ",
     "@eaDir",
