@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dfkd_fast.catalog import METHODS, presets
+from dfkd_fast.catalog import FACTS, METHODS, presets
 from dfkd_fast.config import CONFIG_FILE, M, TrainConfig
 from dfkd_fast.errors import UserError, refused, unknown
 from dfkd_fast.flags import Setting, from_flags, from_toml, parse
@@ -52,6 +52,13 @@ def load_run(folder: Path, flag: str = "--resume") -> TrainConfig[Any]:
     if not there:
         raise UserError(f"{flag} {folder}: no run there (it has no {CONFIG_FILE})")
     return replace(load_config(default_config(named_method(file)), file=file), run_dir=folder)
+
+
+def label_text(config: TrainConfig[Any]) -> bool | None:
+    """Whether the method is given what its classes are called (`--text clip` and the like), as published; False with
+    vectors that are made up, None for a method that takes none.
+    """
+    return config.text not in ("orthogonal", "one-hot", "class-centre") if FACTS[config.method_name].text else None
 
 
 def read_toml(file: Path, flag: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from dfkd_fast.checkpoint import PHASES, Checkpoint
 from dfkd_fast.compilation import CLOCK
 from dfkd_fast.loggers import RunLogger
+from dfkd_fast.loops.collapse import CollapseWatch
 from dfkd_fast.loops.failures import check_finite, explained
 from dfkd_fast.loops.interrupt import StopSignals
 from dfkd_fast.loops.student import StudentSteps
@@ -71,6 +72,8 @@ class Loop:
     """evaluates the deployed student after an epoch; {} where that epoch is not evaluated"""
     save: Callable[[Checkpoint], None]
     progress: Progress = field(default_factory=Progress)
+    watch: CollapseWatch | None = None
+    """warns of a run that has collapsed"""
 
     def __post_init__(self) -> None:
         self.synthesizers = [Synthesizer(source, self.runtime) for source in self.method.sources()]
@@ -107,6 +110,8 @@ class Loop:
 
             yield on_step
             check_finite(name, epoch, self._state().values(), config)
+            if self.watch is not None:
+                self.watch.learned(epoch, meter.means())
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

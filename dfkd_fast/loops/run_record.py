@@ -16,6 +16,7 @@ import torch
 import dfkd_fast
 import dfkd_kernels
 from dfkd_fast.config import TrainConfig, config_hash
+from dfkd_fast.config_sources import label_text
 from dfkd_fast.files import write_file
 from dfkd_fast.loops.loop import Progress
 from dfkd_fast.runtime import Runtime
@@ -46,6 +47,8 @@ def write_run_record(
         "teacher": config.teacher,
         "student": config.student,
         "seed": config.seed,
+        "text": config.text if label_text(config) is not None else None,
+        "label_text": label_text(config),
         "data_free": not collected,
         "collected_images": collected,
         "top1_last": last.get("top1"),

@@ -22,6 +22,7 @@ from dfkd_fast.image_stream import LabelledImages
 from dfkd_fast.loggers import RunLogger
 from dfkd_fast.loops.alternating import AlternatingLoop
 from dfkd_fast.loops.class_vectors import class_vectors
+from dfkd_fast.loops.collapse import CollapseWatch
 from dfkd_fast.loops.collected import load_collected, rank_part
 from dfkd_fast.loops.evaluate import Evaluation, agreement, evaluate, evaluation_images
 from dfkd_fast.loops.interrupt import StopSignals, resumable, stop_signals
@@ -161,6 +162,7 @@ class Run:
         if runtime.compilation != "off" and runtime.device.type == "cpu":
             self.logger.message(f"--compile {runtime.compilation}: on a CPU the first step of each kind takes minutes")
         self.teacher_evaluation = self._evaluate_teacher()
+        self.watch = CollapseWatch(teacher, runtime, config.method, self.logger.message)
         self.loop = LOOPS[method.loop](
             method=self.method,
             student=student,
@@ -172,6 +174,7 @@ class Run:
             seed=config.seed,
             evaluate=self.evaluate_student,
             save=self.save,
+            watch=self.watch,
         )
 
     def execute(self, resumed: Resumed | None) -> None:
@@ -196,6 +199,7 @@ class Run:
         found = evaluate(
             deployed, self.test, info=self.student_info, runtime=self.runtime, batch_size=batch_size, shared=True
         )
+        self.watch.evaluated(epoch, found.predictions, self.test.num_classes)
         return {"top1": found.top1, "top5": found.top5, "agreement": agreement(found, self.teacher_evaluation)}
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -205,16 +209,17 @@ class Run:
         number, last = checkpoint.epoch + 1, self.keeper.is_last(checkpoint)
         made = checkpoint.phase in self.loop.image_phases
         if made and (last or number & (number - 1) == 0):  # epochs 1, 2, 4, 8, ...; before it, or a crash loses them
-            self.save_images(self.folder / "images" / f"epoch-{number:04d}")
+            self.save_images(checkpoint.epoch, self.folder / "images" / f"epoch-{number:04d}")
         self.keeper.save(checkpoint, self.loop)
 
-    def save_images(self, stem: Path) -> None:
+    def save_images(self, epoch: int, stem: Path) -> None:
         """Per-class grid of the images that the last round made; of each size, if there are several."""
         columns = self.config.log.images_per_class if self.runtime.is_main else 0
         sources = self.method.sources()
         for source in sources if columns else ():
             size = source.info.image_size
             images, labels = self.loop.newest_images(source)
+            self.watch.made(epoch, images, labels)
             path = stem.with_name(f"{stem.name}{'' if len(sources) == 1 else f'-{size}'}.png")
             save_grid(path, images, labels, num_classes=source.info.num_classes, per_class=columns)
 
