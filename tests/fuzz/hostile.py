@@ -296,7 +296,8 @@ def config(rng: random.Random, source: Path) -> list[str]:
 def reader(rng: random.Random, data: Path, place: Path) -> list[str]:
     """A command that reads labelled images."""
     if rng.random() < 0.3:
-        return ["pool", "import", str(data), str(place / "out"), "--image-size", "16"]
+        source = data / rng.choice(("test", "test", "train", "")) if data.is_dir() else data
+        return ["pool", "import", str(source), str(place / "out"), "--image-size", "16"]
     return ["eval", str(place / "student.safetensors"), "--data", str(data), "--device", "cpu"]
 
 

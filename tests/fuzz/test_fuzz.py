@@ -52,7 +52,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a forked child has none of the parent's
     assert main(["eval", str(folder / "student.safetensors"), "--data", good[0], "--device", "cpu"]) == 0
-    assert main(["pool", "import", *good]) == 0
+    assert main(["pool", "import", f"{good[0]}/test", good[1]]) == 0
     assert main(["teacher", "info", str(folder / "student.safetensors")]) == 0
     lost = ["--teacher-weights", "missing.pth", "--no-train-teacher", "--device", "cpu"]
     assert main(["train", "nayer", "--preset", "digits", "--run-dir", good[1], *lost]) == 2
