@@ -22,6 +22,7 @@ from dfkd_fast.pictures import MAX_BYTES
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_RATIO, FREE_BYTES = 300, 2**30
 """an archive may unpack to so many times its size, or to so many bytes if that is more: images hardly compress"""
+_ENCRYPTED = 1  # of a zip member's flags
 _MOST_LINKS = 40  # followed one behind the other, as in Linux
 _DEEPEST = 64  # folders within folders
 
@@ -69,6 +70,8 @@ def zip_tree(path: Path, what: str) -> Tree:
         for info in archive.infolist():
             if stat.S_ISLNK(info.external_attr >> 16):
                 raise UserError(f"{what}: {printable(info.filename)} is a link in a zip; unpack it")
+            if info.flag_bits & _ENCRYPTED:
+                raise UserError(f"{what}: {printable(info.filename)} is encrypted; unpack it")
             name = _normal(info.filename)
             _add_folders(tree.folders, name if info.is_dir() else posixpath.dirname(name))
             if not info.is_dir():

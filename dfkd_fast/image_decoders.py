@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -85,7 +84,9 @@ class FileReader:
                 return os.pread(self._tar, place.size, place.offset)
             assert self._zip is not None
             return read_zipped(self._zip, str(place), what)
-        except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        except UserError:
+            raise
+        except Exception as error:  # damaged archives make their readers fail in any way
             raise UserError(f"{what} cannot be read ({error})") from error
 
     def __del__(self) -> None:

@@ -250,9 +250,15 @@ def test_a_zip_of_a_tree(tmp_path: Path) -> None:
     images = [images for images, _ in open_test(source, image_size=8, **options).batches(4)]
     assert torch.cat(images)[:, 0, 0, 0].tolist() == [0, 1, 20, 21, 40, 41]
     content = bytearray(source.read_bytes())
+    flags = content.index(b"PK\1\2") + 8
+    (tmp_path / "locked.zip").write_bytes(content[:flags] + b"\1" + content[flags + 1 :])
+    assert "is encrypted; unpack it" in refusal(tmp_path / "locked.zip")
     content[100:140] = bytes(40)
     (tmp_path / "bad.zip").write_bytes(content)
     assert "bad.zip" in refusal(tmp_path / "bad.zip")
+    damaged = open_test(tmp_path / "bad.zip", image_size=8, **options)
+    with pytest.raises(UserError, match=r"--data .*bad.zip: tree/.*\.png cannot be read"):
+        list(damaged.batches(8))
     (tmp_path / "bad.zip").write_bytes(content[:300])
     assert "not a readable zip" in refusal(tmp_path / "bad.zip")
 

@@ -268,6 +268,18 @@ def test_what_was_done_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "2 transparent, laid over white; 2 turned as their EXIF orientation says" in line
 
 
+def test_a_sixteen_bit_set_is_the_eight_bit_one(tmp_path: Path) -> None:
+    """Bit for bit, so that a network answers the same: clipped to white, digits fell from 64.6 to 10.2 %."""
+    digits = load_split("digits", "test", channels=1)
+    for name, dtype, factor in (("8", np.uint8, 1), ("16", np.uint16, 257)):
+        for index, label in enumerate(digits.labels[:40].tolist()):
+            folder = tmp_path / name / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            grey = digits.images[index, :, :, 0].numpy().astype(dtype) * dtype(factor)
+            (folder / f"{index}.png").write_bytes(encoded(Image.fromarray(grey)))
+    assert load_split(tmp_path / "8", "test").digest == load_split(tmp_path / "16", "test").digest
+
+
 def test_plain_sets_need_no_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for label in ("ant", "bee"):
         (tmp_path / label).mkdir()
