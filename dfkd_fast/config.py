@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from hashlib import sha256
@@ -16,6 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import tomli_w
 
+from dfkd_fast import __version__
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.config_limits import ABOVE_ZERO, LEAST, MOST, MOST_OTHERS
 from dfkd_fast.config_sections import (
@@ -34,6 +36,7 @@ from dfkd_fast.recipes import TeacherRecipe
 M = TypeVar("M")
 
 CONFIG_FILE = "config.toml"  # the merged config in a run folder
+FORMAT = 1  # of that file
 
 FREE = (
     "stop_after_epoch",
@@ -50,6 +53,9 @@ FREE = (
 """keys, or their beginnings, of what a resumed run may change: none of it touches what the run computes, though it may
 add up in another order
 """
+
+MOVABLE = ("data", "dataset", "teacher_weights", "text", "text_model", "class_names", "collected")
+"""keys that say where something lies: a resumed run may change them, since what is read there is compared"""
 
 _LATER = {
     "bn.scope": "rank",
@@ -222,9 +228,11 @@ def _check_name(key: str, value: str) -> None:
 def write_config(config: TrainConfig[Any], file: Path) -> None:
     """Write every setting as TOML, so that `load_config` of the file over the defaults gives `config` again.
 
-    TOML has no null: a setting that is None is left out, and every such setting defaults to None.
+    TOML has no null: a setting that is None is left out, and every such setting defaults to None. The section
+    `written` says by what it was written, where relative paths start, and what its settings were.
     """
-    table: dict[str, Any] = {"method": {"name": config.method_name}}
+    about = {"format": FORMAT, "program": __version__, "folder": os.getcwd(), "config_hash": config_hash(config)}
+    table: dict[str, Any] = {"written": about, "method": {"name": config.method_name}}
     for key, value in flatten(config):
         section, _, name = key.rpartition(".")
         if value is not None:
@@ -239,6 +247,15 @@ def differences(before: TrainConfig[Any], after: TrainConfig[Any]) -> Iterator[t
     for key, value in flatten(after):
         if value != old[key]:
             yield key, old[key], value
+
+
+def settled(config: TrainConfig[Any]) -> dict[str, str]:
+    """Every setting, as text, that a resumed run must keep: all but `FREE` and `MOVABLE` keys, the method's name, and
+    none that is younger than the run and has the value that it had then.
+    """
+    values = {key: str(value) for key, value in flatten(config) if not key.startswith(FREE) and key not in MOVABLE}
+    decisive = {key: value for key, value in values.items() if _LATER.get(key) != value}
+    return {"method": config.method_name, **decisive}
 
 
 def config_hash(config: TrainConfig[Any]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd_fast.catalog import FACTS, METHODS, presets
-from dfkd_fast.config import CONFIG_FILE, M, TrainConfig
+from dfkd_fast.config import CONFIG_FILE, FORMAT, M, TrainConfig, config_hash
 from dfkd_fast.errors import UserError, refused, unknown
 from dfkd_fast.flags import Setting, from_flags, from_toml, parse
 
@@ -51,7 +51,31 @@ def load_run(folder: Path, flag: str = "--resume") -> TrainConfig[Any]:
         there = file.is_file()
     if not there:
         raise UserError(f"{flag} {folder}: no run there (it has no {CONFIG_FILE})")
-    return replace(load_config(default_config(named_method(file)), file=file), run_dir=folder)
+    config = replace(load_config(default_config(named_method(file)), file=file), run_dir=folder)
+    start = _about(read_toml(file, flag), str(file)).get("folder", "")
+    return replace(config, **{key: _found(getattr(config, key), Path(start)) for key in _PATHS})
+
+
+def check_untouched(folder: Path) -> None:
+    """Raise UserError where a run without a checkpoint has other settings by now than it was started with."""
+    file = folder / CONFIG_FILE
+    config = load_config(default_config(named_method(file)), file=file)
+    known = _about(read_toml(file, "--resume"), str(file)).get("config_hash")
+    if known is not None and known != config_hash(config):
+        raise UserError(
+            f"--resume {folder}: {CONFIG_FILE} is not as the run wrote it, and there is no checkpoint to compare it "
+            f"with; start a new run, with --config {file} if those are its settings"
+        )
+
+
+_PATHS = ("teacher_weights", "class_names", "data", "collected", "text")
+
+
+def _found(value: Any, start: Path) -> Any:
+    """A path that is relative to where the run was started, and is not here but there."""
+    if value in (None, "", "digits") or Path(value).exists() or not (start / value).exists():
+        return value
+    return type(value)(start / value) if isinstance(value, str) else start / value
 
 
 def label_text(config: TrainConfig[Any]) -> bool | None:
@@ -116,14 +140,28 @@ def _apply(config: TrainConfig[M], settings: Sequence[Setting]) -> TrainConfig[M
 
 
 def _without_metadata(table: Mapping[str, Any], method: str, file: str) -> dict[str, Any]:
-    """A config table without what is about it: `[preset]`, and `[method] name`, which must be this method's."""
-    table = {key: value for key, value in table.items() if key != "preset"}
+    """A config table without what is about it: `[preset]`, `[written]`, and `[method] name`, which must be this
+    method's.
+    """
+    _about(table, file)
+    table = {key: value for key, value in table.items() if key not in ("preset", "written")}
     section = table.get("method")
     if isinstance(section, dict) and "name" in section:
         if section["name"] != method:
             raise UserError(f'{file}: [method] name = "{section["name"]}": this is no config for {method}')
         table["method"] = {key: value for key, value in section.items() if key != "name"}
     return table
+
+
+def _about(table: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """What a run's config says of itself. Raises UserError for one of a newer format."""
+    about = table.get("written")
+    if not isinstance(about, dict):
+        return {}
+    if isinstance(about.get("format"), int) and about["format"] > FORMAT:
+        by = f"format {about['format']}, written by dfkd-fast {about.get('program')}"
+        raise UserError(f"{file}: {by}; this program reads up to {FORMAT}: use that one")
+    return about
 
 
 def _renamed(settings: Sequence[Setting]) -> list[Setting]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.cli.report import REPORTS, say
-from dfkd_fast.config import CONFIG_FILE, FREE, TrainConfig, differences
+from dfkd_fast.config import CONFIG_FILE, FREE, MOVABLE, TrainConfig, differences
 from dfkd_fast.config_sources import default_config, label_text, load_config, load_run, named_method
 from dfkd_fast.errors import UserError, refused
 from dfkd_fast.flags import take
@@ -23,6 +23,7 @@ USAGE = """usage: dfkd-fast train METHOD [--preset P] [--config FILE] [--run-dir
 
 A preset fills in a published or tried recipe, a TOML file changes it, flags change both.
 --resume goes on from the last checkpoint of DIR, or of the run folder that the other flags lead to.
+--other-code lets a run go on with another dfkd-fast or torch than it was started with.
 --dry-run times a few steps on this machine, says what the run would cost, and writes nothing.
 --devices runs N processes, one for each GPU (auto: all), on a CPU with a part of the cores each.
 METHOD: {methods}. dfkd-fast train METHOD [--preset P] --help lists its flags with their values."""
@@ -35,7 +36,10 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     devices, arguments = take(arguments, "--devices")
     rehearsed = "--dry-run" in arguments
-    config, resume = read_arguments([argument for argument in arguments if argument != "--dry-run"])
+    other_code = "--other-code" in arguments
+    config, resume = read_arguments([each for each in arguments if each not in ("--dry-run", "--other-code")])
+    if other_code and not resume:
+        raise UserError("--other-code: says that another dfkd-fast began the run; it goes with --resume only")
     if devices is not None:
         from dfkd_fast.cli.devices import count_devices, launch
 
@@ -51,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
     from dfkd_fast.loops.train import train
 
     try:
-        train(config, resume=resume)
+        train(config, resume=resume, other_code=other_code)
     except Interrupted as stop:
         go_on = f"; {stop.note}" if stop.note else " before anything was written"
         if stop.run_dir:
@@ -122,7 +126,7 @@ def _check_same(saved: TrainConfig[Any], config: TrainConfig[Any], folder: Path)
     if saved.method_name != config.method_name:
         raise UserError(f"--resume {folder}: that is a run of {saved.method_name}, not of {config.method_name}")
     for key, old, new in differences(saved, config):
-        if not key.startswith(FREE):
+        if not key.startswith(FREE) and key not in MOVABLE:
             flag = f"--{key.replace('_', '-')}"
             raise UserError(f"{flag} {new}: the run in {folder} has {old}; a resumed run keeps its config")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from dfkd_fast.checkpoint import Checkpoint, oldest_record, save_checkpoint
 from dfkd_fast.config import TrainConfig
 from dfkd_fast.files import drop_folder
+from dfkd_fast.loops.identity import Identity
 from dfkd_fast.loops.loop import Loop
 from dfkd_fast.loops.ranks import Resumed, checkpoint_folder, drop_other_checkpoints
 from dfkd_fast.runtime import Runtime
@@ -16,8 +18,8 @@ from dfkd_fast.runtime import Runtime
 class Keeper:
     """Keeps the newest checkpoints of one rank."""
 
-    def __init__(self, config: TrainConfig, runtime: Runtime) -> None:
-        self.config, self.runtime, self.folder = config, runtime, config.run_folder
+    def __init__(self, config: TrainConfig, runtime: Runtime, identity: Identity) -> None:
+        self.config, self.runtime, self.folder, self.identity = config, runtime, config.run_folder, identity
         self._abandoned: list[Path] = []
 
     def is_last(self, checkpoint: Checkpoint) -> bool:
@@ -34,6 +36,7 @@ class Keeper:
         if self.runtime.is_main or not self.runtime.joined:
             while self._abandoned:  # they would count among those that are kept
                 drop_folder(self._abandoned.pop())
+            checkpoint = replace(checkpoint, record={**checkpoint.record, "identity": self.identity})
             save_checkpoint(checkpoints, checkpoint, keep=self.config.checkpoint.keep)
         self.runtime.barrier()  # what another number of processes has left goes once all ranks are safe
         if self.runtime.is_main:
@@ -51,6 +54,9 @@ class Keeper:
         for why in (*(f"{each}; an older checkpoint is taken" for each in resumed.damage), note):
             if why:
                 say(why)
+        before, now = checkpoint.record["identity"]["data"]["path"], self.config.data
+        if before != now:
+            say(f"evaluation goes on with --data {now}, where it was {before}")
         phases = "1 phase is" if resumed.repeated == 1 else f"{resumed.repeated} phases are"
         repeated = f"; {phases} repeated" if resumed.repeated else ""
         say(f"resumed after {checkpoint.phase} of epoch {checkpoint.epoch + 1}{repeated}")

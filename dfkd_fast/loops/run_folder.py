@@ -9,10 +9,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from dfkd_fast.checkpoint import disk_error
-from dfkd_fast.config import CONFIG_FILE, TrainConfig, write_config
+from dfkd_fast.config import CONFIG_FILE, MOVABLE, TrainConfig, write_config
+from dfkd_fast.config_sources import load_run
 from dfkd_fast.errors import UserError, refused
 from dfkd_fast.files import sweep
 from dfkd_fast.locks import lock_file
@@ -95,6 +97,14 @@ def taken_back_on_failure(folder: Path) -> Iterator[None]:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
         raise
+
+
+def follow_moves(folder: Path, config: TrainConfig) -> None:
+    """Note in the run's config where its files lie by now."""
+    saved = load_run(folder)
+    moved = replace(saved, **{key: getattr(config, key) for key in MOVABLE})
+    if moved != saved:
+        write_config(moved, folder / CONFIG_FILE)
 
 
 def sweep_folder(folder: Path) -> None:

@@ -25,6 +25,7 @@ from dfkd_fast.loops.class_vectors import class_vectors
 from dfkd_fast.loops.collapse import CollapseWatch
 from dfkd_fast.loops.collected import load_collected, rank_part
 from dfkd_fast.loops.evaluate import Evaluation, agreement, evaluate, evaluation_images
+from dfkd_fast.loops.identity import Identity, Likeness, content_identity
 from dfkd_fast.loops.interrupt import StopSignals, resumable, stop_signals
 from dfkd_fast.loops.keeping import Keeper
 from dfkd_fast.loops.logit_cache import LogitCache, make_cache
@@ -49,6 +50,7 @@ from dfkd_fast.loops.run_costs import run_costs
 from dfkd_fast.loops.run_folder import (
     check_folder,
     claim_folder,
+    follow_moves,
     locked_folder,
     sweep_folder,
     taken_back_on_failure,
@@ -66,11 +68,11 @@ from dfkd_fast.visualize import save_grid
 LOOPS: dict[str, type[Loop]] = {"alternating": AlternatingLoop, "stepwise": StepwiseLoop}
 
 
-def train(config: TrainConfig, *, resume: bool = False) -> Path:
+def train(config: TrainConfig, *, resume: bool = False, other_code: bool = False) -> Path:
     """Run what the config says and return the run folder, `config.run_folder`.
 
     Everything that can be checked is checked before the folder is touched. With `resume`, goes on from the last
-    checkpoint there.
+    checkpoint there; with `other_code` even where another version of the code wrote it.
     Raises UserError for a user's mistake and Interrupted after Ctrl-C or SIGTERM.
     """
     config.check()
@@ -78,11 +80,12 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     check_folder(folder, resume=resume)
     runtime = runtime_of(config)
     with locked_folder(folder, rank=runtime.rank, resume=resume):
-        _train(config, runtime, resume=resume)
+        resumed = checkpoint_to_resume(folder, runtime) if resume else None
+        _train(config, runtime, resumed, Likeness(config, resumed, other_code=other_code))
     return folder
 
 
-def _train(config: TrainConfig, runtime: Runtime, *, resume: bool) -> None:
+def _train(config: TrainConfig, runtime: Runtime, resumed: Resumed | None, likeness: Likeness) -> None:
     """Check what is left to check, make the networks, and run; the run folder is this process's."""
     folder = config.run_folder
     check_pool(config.pool, runtime)
@@ -97,6 +100,8 @@ def _train(config: TrainConfig, runtime: Runtime, *, resume: bool) -> None:
         with runtime.main_first():  # a teacher is trained once, then found
             model, info = load_teacher(config, test, runtime, on_step=signals.check)
         check_teacher(model, info, method_class, config, test)
+        vectors = class_vectors(config, method_class, info.num_classes, test)
+        likeness.check(content_identity(config, model, info, vectors, collected))
         teacher = FrozenNet(model, info, runtime, precision=config.teacher_precision)
         check_frozen(teacher, runtime)
         student = make_student(config, info, runtime)
@@ -108,16 +113,20 @@ def _train(config: TrainConfig, runtime: Runtime, *, resume: bool) -> None:
         runtime.barrier()  # every rank has found the folder free
         if runtime.is_main:
             sweep_folder(folder)
-        starts = not resume and runtime.is_main
+            if resumed is not None:
+                follow_moves(folder, config)
+        starts = resumed is None and runtime.is_main
         try:
             with resumable(folder, signals):
                 with taken_back_on_failure(folder) if starts else nullcontext():
                     if starts:
                         claim_folder(folder, config)
                     runtime.barrier()
-                    run = Run(config, runtime, teacher, student, method, test, signals, collected, cache)
+                    run = Run(
+                        config, runtime, teacher, student, method, test, signals, likeness.identity, collected, cache
+                    )
                 with closing(run):
-                    run.execute(checkpoint_to_resume(folder, runtime) if resume else None)
+                    run.execute(resumed)
         except OSError as error:
             raise disk_error(error, folder) from error
 
@@ -134,12 +143,13 @@ class Run:
         method: Method,
         test: LabelledImages | None,
         signals: StopSignals,
+        identity: Identity,
         collected: ImageSet | None = None,
         cache: LogitCache | None = None,
     ) -> None:
         self.config, self.runtime, self.teacher, self.test, self.collected = config, runtime, teacher, test, collected
         self.method, self.folder, info = method, config.run_folder, teacher.info
-        self.keeper = Keeper(config, runtime)
+        self.keeper = Keeper(config, runtime, identity)
         self.student_info = replace(info, name=method.deployed_name(config.student))
         # before anything is spent: a network that cannot be counted is no surprise at the end; who writes them counts
         networks = {"teacher": config.teacher, "student": config.student}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import tiny, write_teacher
 from torch import nn
 from toy_networks import INFO, lived_in
 
+from dfkd_fast.loops.train import train
 from dfkd_fast.methods.base import Method, MethodConfig, Setup
 from dfkd_fast.models.teacher import FrozenNet, frozen_twin
 from dfkd_fast.runtime import Runtime, make_runtime
@@ -58,3 +63,19 @@ def make_method(setup: Setup, runtime: Runtime) -> Callable[[type[Method], Metho
         return runtime.place(cls(config, setup)).train()  # type: ignore[return-value]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run that was stopped after epoch 2 of 3, the same run to its end, and their teacher."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = tiny("nayer", write_teacher(folder / "teacher.safetensors"), folder / "stopped")
+    train(replace(config, stop_after_epoch=2))
+    train(replace(config, run_dir=folder / "whole"))
+    return folder
+
+
+@pytest.fixture
+def stopped(runs: Path, tmp_path: Path) -> Path:
+    """A copy of the stopped run."""
+    return Path(shutil.copytree(runs / "stopped", tmp_path / "run"))

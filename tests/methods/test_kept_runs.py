@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import tiny, write_teacher
+from tiny_runs import go_on, same, tiny
 
 from dfkd_fast import files
 from dfkd_fast.checkpoint import checkpoints_in
@@ -22,33 +22,9 @@ from dfkd_fast.locks import lock_file
 from dfkd_fast.loops.train import train
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was stopped after epoch 2 of 3, and the same run to its end."""
-    folder = tmp_path_factory.mktemp("runs")
-    config = tiny("nayer", write_teacher(folder / "teacher.safetensors"), folder / "stopped")
-    train(replace(config, stop_after_epoch=2))
-    train(replace(config, run_dir=folder / "whole"))
-    return folder
-
-
-@pytest.fixture
-def stopped(runs: Path, tmp_path: Path) -> Path:
-    """A copy of the stopped run."""
-    return Path(shutil.copytree(runs / "stopped", tmp_path / "run"))
-
-
-def go_on(folder: Path) -> None:
-    train(replace(load_run(folder), stop_after_epoch=None), resume=True)
-
-
 def lines(folder: Path) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in item.items() if key not in ("seconds", "elapsed")} for item in found]
-
-
-def same(folder: Path, whole: Path) -> bool:
-    return (folder / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json"])

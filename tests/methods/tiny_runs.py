@@ -11,7 +11,8 @@ from torch import nn
 
 from dfkd_fast.checkpoint import save_network
 from dfkd_fast.config import TrainConfig
-from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.config_sources import default_config, load_config, load_run
+from dfkd_fast.loops.train import train
 from dfkd_fast.models.factory import load_model
 
 SHAPE = {"num_classes": 10, "image_size": 32, "mean": (0.3, 0.3, 0.3), "std": (0.4, 0.4, 0.4)}
@@ -69,3 +70,13 @@ def tiny(name: str, teacher_file: Path, run_dir: Path, **settings: Any) -> Train
         log=replace(config.log, images_per_class=0),
         **settings,
     )
+
+
+def go_on(folder: Path, **options: Any) -> None:
+    """Resume the run in a folder, to its end."""
+    train(replace(load_run(folder), stop_after_epoch=None), resume=True, **options)
+
+
+def same(folder: Path, whole: Path) -> bool:
+    """Whether two runs have the same student, bit for bit."""
+    return (folder / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()

@@ -1,0 +1,120 @@
+"""What a run is made of, by content: settings, code, teacher, class vectors, collected images. A checkpoint holds it,
+and a run is taken up only where all of it is the same, wherever its files lie by now.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import dfkd_kernels
+from dfkd_fast import __version__
+from dfkd_fast.config import CONFIG_FILE, TrainConfig, settled
+from dfkd_fast.config_sources import check_untouched
+from dfkd_fast.data import ImageSet
+from dfkd_fast.digests import of_file, of_json, of_tensors
+from dfkd_fast.errors import UserError
+from dfkd_fast.loops.ranks import Resumed
+from dfkd_fast.models.factory import ModelInfo
+
+Identity = dict[str, dict[str, Any]]
+"""by section: names with values or digests, as JSON"""
+
+SAME_ELSEWHERE = {"teacher": ("file",), "data": ("path",)}
+"""what is recorded and may differ: another file with the same tensors, other images to evaluate on"""
+
+
+def settings_identity(config: TrainConfig[Any]) -> Identity:
+    """The sections that are known before anything is loaded: settings, code, and where evaluation images lie."""
+    return {"config": settled(config), "code": dict(code_version()), "data": {"path": config.data}}
+
+
+def content_identity(
+    config: TrainConfig[Any],
+    teacher: nn.Module,
+    info: ModelInfo,
+    vectors: tuple[Tensor, str],
+    collected: ImageSet | None,
+) -> Identity:
+    """The sections of what was loaded. `teacher` as it was read; `vectors`: what `class_vectors` gave."""
+    file = None if config.teacher_weights is None else of_file(config.teacher_weights)
+    known = {"tensors": of_tensors(teacher.state_dict()), "info": of_json(asdict(info)), "file": file}
+    embeddings, source = vectors
+    return {
+        "teacher": known,
+        "text": {"source": source, "vectors": of_tensors({"vectors": embeddings})},
+        "collected": {"images": None if collected is None else collected.digest},
+    }
+
+
+@functools.cache
+def code_version() -> tuple[tuple[str, str], ...]:
+    """Name and version of what computes: this program, its source files, torch."""
+    sources: dict[str, str] = {}
+    for package in (Path(__file__).parent.parent, Path(dfkd_kernels.__file__).parent):
+        sources |= {f"{package.name}/{file.relative_to(package)}": of_file(file) for file in package.rglob("*.py")}
+    return ("dfkd_fast", __version__), ("source", of_json(sources)), ("torch", torch.__version__)
+
+
+class Likeness:
+    """What a run is made of, and what it must be like: the checkpoint that it is taken up from, if there is one."""
+
+    def __init__(self, config: TrainConfig[Any], resumed: Resumed | None, *, other_code: bool) -> None:
+        """Compares settings and code. Raises UserError as `check_identity`."""
+        self.config, self.identity, self.other_code = config, settings_identity(config), other_code
+        checkpoint = resumed.checkpoint if resumed is not None else None
+        self._saved: Identity | None = None if checkpoint is None else checkpoint.record["identity"]
+        if resumed is not None and checkpoint is None:
+            check_untouched(config.run_folder)
+        self.check({})
+
+    def check(self, contents: Identity) -> None:
+        """Add what was loaded, and compare all. Raises UserError as `check_identity`."""
+        self.identity = {**self.identity, **contents}
+        if self._saved is not None:
+            check_identity(self._saved, self.identity, self.config, other_code=self.other_code)
+
+
+def check_identity(
+    saved: Mapping[str, Any], found: Identity, config: TrainConfig[Any], *, other_code: bool = False
+) -> None:
+    """Raise UserError, with what differs, where a run in its folder was started with something else.
+
+    Compares the sections of `found`. `other_code` lets another version of the code go on.
+    """
+    folder, undo = config.run_folder, "undo that, or start a new run"
+    go_on = "use that one; --other-code goes on with this one, no longer bit for bit the same run"
+    named = {
+        "config": f"--resume {folder}: {CONFIG_FILE} or a flag",
+        "code": f"--resume {folder}: the code",
+        "teacher": f"--teacher-weights {config.teacher_weights}: the teacher",
+        "text": f"--text {config.text}: the list of class vectors",
+        "collected": f"--collected {config.collected}: the set of images",
+    }
+    if config.teacher_weights is None:
+        named["teacher"] = f"--teacher {config.teacher}: the network"
+    if other_code:
+        del named["code"]
+    for section, what in named.items():
+        differ = _differences(section, saved[section], found[section]) if section in found else []
+        if differ:
+            mend = go_on if section == "code" else undo
+            raise UserError(f"{what} is not what the run was started with ({'; '.join(differ)}); {mend}")
+
+
+def _differences(section: str, saved: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    keys = [key for key in found if key not in SAME_ELSEWHERE.get(section, ())]
+    keys += [key for key in saved if key not in found]
+    pairs = [(key, saved.get(key), found.get(key)) for key in keys]
+    return [f"{key} = {_short(now)}, was {_short(before)}" for key, before, now in pairs if before != now]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}..." if len(text) == 64 else text  # a digest

@@ -1,0 +1,151 @@
+"""A run goes on with what it was started with, wherever that lies by now, and with nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_runs import go_on, same, tiny
+
+from dfkd_fast.checkpoint import load_network, save_network
+from dfkd_fast.cli.main import main
+from dfkd_fast.cli.train import read_arguments
+from dfkd_fast.config_sources import load_run
+from dfkd_fast.errors import UserError
+from dfkd_fast.loops import identity
+from dfkd_fast.loops.train import train
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
+    return {str(path): path.read_bytes() for path in files}
+
+
+def test_an_edited_config_is_refused_with_what_differs(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = stopped / "config.toml"
+    text = file.read_text()
+    file.write_text(text.replace("seed = 0", "seed = 99", 1).replace("student_lr = ", "student_lr = 7"))
+    before = contents(stopped)
+    assert main(["train", "--resume", str(stopped)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    expected = f"dfkd-fast: --resume {stopped}: config.toml or a flag is not what the run was started with ("
+    assert line.startswith(expected)
+    assert "seed = 99, was 0" in line
+    assert "method.student_lr = 7" in line
+    assert contents(stopped) == before
+
+
+def test_settings_that_decide_nothing_may_be_edited(runs: Path, stopped: Path) -> None:
+    file = stopped / "config.toml"
+    file.write_text(file.read_text().replace("keep = 2", "keep = 3", 1))
+    go_on(stopped)
+    assert same(stopped, runs / "whole")
+
+
+@pytest.mark.parametrize("name", ["tensors", "info"])
+def test_another_teacher_is_refused(runs: Path, stopped: Path, tmp_path: Path, name: str) -> None:
+    """As a file in the place of the first one, with other tensors, or another normalisation."""
+    file = Path(shutil.copy(runs / "teacher.safetensors", tmp_path / "teacher.safetensors"))
+    config = replace(load_run(stopped), teacher_weights=file, stop_after_epoch=None)
+    model, info = load_network(file)
+    if name == "info":
+        info = replace(info, mean=(0.25, 0.25, 0.25))
+    else:
+        with torch.no_grad():
+            next(model.parameters()).mul_(1.5)
+    save_network(file, model, info)
+    with pytest.raises(UserError, match=rf"--teacher-weights {file}: the teacher is not .* \({name} = .*, was .*\)"):
+        train(config, resume=True)
+
+
+def test_the_same_teacher_elsewhere_is_taken(runs: Path, stopped: Path, tmp_path: Path) -> None:
+    """In other bytes, too; and config.toml says where it lies by now."""
+    elsewhere = tmp_path / "elsewhere.safetensors"
+    model, info = load_network(runs / "teacher.safetensors")
+    save_network(elsewhere, model, info)
+    with elsewhere.open("r+b") as file:  # blanks at the end of the header's text
+        size = int.from_bytes(file.read(8), "little")
+        rest = file.read()
+        file.seek(0)
+        file.write((size + 8).to_bytes(8, "little") + rest[:size] + b" " * 8 + rest[size:])
+    config, resume = read_arguments(["--resume", str(stopped), "--teacher-weights", str(elsewhere)])
+    assert resume
+    train(config, resume=True)
+    assert same(stopped, runs / "whole")
+    assert load_run(stopped).teacher_weights == elsewhere
+
+
+def test_relative_paths_start_where_the_run_was_started(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(runs / "teacher.safetensors", tmp_path / "teacher.safetensors")
+    (tmp_path / "away").mkdir()
+    with monkeypatch.context() as patched:
+        patched.chdir(tmp_path)
+        config = tiny("nayer", Path("teacher.safetensors"), Path("run"))
+        train(replace(config, stop_after_epoch=1))
+        patched.chdir(tmp_path / "away")
+        go_on(tmp_path / "run")
+    assert same(tmp_path / "run", runs / "whole")
+
+
+def test_class_vectors_count_by_content(runs: Path, tmp_path: Path) -> None:
+    vectors, moved = tmp_path / "vectors.safetensors", tmp_path / "moved.safetensors"
+    save_file({"x": torch.eye(10)}, vectors)
+    config = tiny("nayer", runs / "teacher.safetensors", tmp_path / "run", text=str(vectors))
+    train(replace(config, stop_after_epoch=1))
+    vectors.rename(moved)
+    train(replace(config, text=str(moved), stop_after_epoch=2), resume=True)
+    save_file({"x": load_file(moved)["x"] * 2}, vectors)
+    with pytest.raises(UserError, match=f"--text {vectors}: the list of class vectors is not .*vectors = .*, was "):
+        train(config, resume=True)
+
+
+def test_another_code_is_refused_unless_it_is_asked_for(
+    runs: Path, stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "code_version", lambda: (("dfkd_fast", "9.0"), ("source", "0" * 64), ("torch", "2")))
+    with pytest.raises(UserError, match=r"the code is not .*dfkd_fast = 9\.0, was 0\.1\.0; .*--other-code goes on"):
+        go_on(stopped)
+    go_on(stopped, other_code=True)
+    assert same(stopped, runs / "whole")
+
+
+def test_other_code_is_for_resumed_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "nayer", "--preset", "digits", "--other-code"]) == 2
+    assert "--other-code: says that another dfkd-fast began the run" in capsys.readouterr().err
+
+
+def test_without_a_checkpoint_an_edited_config_is_refused_too(stopped: Path) -> None:
+    shutil.rmtree(stopped / "checkpoints")
+    file = stopped / "config.toml"
+    file.write_text(file.read_text().replace("seed = 0", "seed = 99", 1))
+    with pytest.raises(UserError, match=rf"--resume {stopped}: config\.toml is not as the run wrote it"):
+        go_on(stopped)
+
+
+def test_a_config_of_a_newer_format_is_refused_by_name(stopped: Path) -> None:
+    file = stopped / "config.toml"
+    file.write_text(file.read_text().replace("format = 1", "format = 2", 1))
+    with pytest.raises(UserError, match=r"config\.toml: format 2, written by dfkd-fast 0\.1\.0; this program reads"):
+        go_on(stopped)
+
+
+def test_a_config_of_before_formats_is_read(stopped: Path) -> None:
+    file = stopped / "config.toml"
+    expected, text = load_run(stopped), file.read_text()
+    about = text[text.index("[written]") : text.index("[method]")]
+    file.write_text(text.replace(about, ""))
+    assert load_run(stopped) == expected
+
+
+def test_an_empty_config_is_one_line(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (stopped / "config.toml").write_bytes(b"")
+    for arguments in (["--resume", str(stopped)], ["nayer", "--preset", "digits", "--run-dir", str(stopped)]):
+        assert main(["train", *arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(stopped) in line
