@@ -15,7 +15,9 @@ from torch import Tensor
 from dfkd_fast import cache
 from dfkd_fast.errors import UserError
 from dfkd_fast.files import write_file
+from dfkd_fast.models.sealed import check_seal, sealed_header
 from dfkd_fast.models.torchvision_cpu import ensure_importable
+from dfkd_fast.terminal import show
 
 DEFAULT_MODELS = {"clip": "openai/clip-vit-base-patch32", "sbert": "sentence-transformers/all-MiniLM-L6-v2"}
 """what `--text clip` and `--text sbert` take: CLIP ViT-B/32 is NAYER's and MUSE's; no paper names its SBERT"""
@@ -42,10 +44,9 @@ def encode(encoder: str, texts: Sequence[str], *, model: str = "", flag: str = "
     """
     model = model or DEFAULT_MODELS[encoder]
     file = cache_folder() / f"{encoder}-{_digest(encoder, texts, model)}.safetensors"
-    if file.exists():
-        from safetensors.torch import load_file
-
-        return load_file(file)["embeddings"]
+    kept = _kept(file)
+    if kept is not None:
+        return kept
     run = _load(encoder, model, flag or f"--text {encoder}")
     with torch.inference_mode():
         found = [run(list(texts[start : start + _BATCH])).float().cpu() for start in range(0, len(texts), _BATCH)]
@@ -66,12 +67,29 @@ def _digest(encoder: str, texts: Sequence[str], model: str) -> str:
     return sha256(json.dumps([encoder, model, stamps, list(texts)]).encode()).hexdigest()[:16]
 
 
+def _kept(file: Path) -> Tensor | None:
+    """What was kept, checked; None where there is nothing, or nothing whole, which is said."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as content:
+            embeddings = content.get_tensor("embeddings")
+            check_seal({"embeddings": embeddings}, content.metadata() or {}, what="class vectors")
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, UserError):
+        show(f"{file}: damaged, or may not be read; the texts are encoded anew")
+        return None
+    return embeddings
+
+
 def _keep(file: Path, embeddings: Tensor) -> None:
     from safetensors.torch import save
 
+    tensors = {"embeddings": embeddings}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_file(file, save({"embeddings": embeddings}))
+        write_file(file, save(tensors, sealed_header(tensors, {})))
     except OSError as error:
         raise UserError(f"DFKD_FAST_CACHE {file.parent}: cannot be written ({error.strerror or error})") from None
 

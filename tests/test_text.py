@@ -114,6 +114,22 @@ def test_clip_vectors_are_raw_float32_and_encoded_once(hub: list[str]) -> None:
     assert len(hub) == 9, "other texts and other models are not in it"
 
 
+@pytest.mark.parametrize("how", ["flip", "cut", "empty", "zero"])
+def test_kept_vectors_that_are_damaged_are_made_again(
+    hub: list[str], how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = label_embeddings("clip", 3, names=NAMES)
+    (file,) = cache_folder().iterdir()
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 4
+    file.write_bytes({"flip": content, "cut": content[:-9], "empty": b"", "zero": bytes(len(content))}[how])
+    assert torch.equal(label_embeddings("clip", 3, names=NAMES), found)
+    assert len(hub) == 6
+    assert f"{file}: damaged" in capsys.readouterr().out
+    assert torch.equal(label_embeddings("clip", 3, names=NAMES), found)
+    assert len(hub) == 6
+
+
 def test_class_index_needs_no_names(hub: list[str]) -> None:
     label_embeddings("class-index", 2)
     assert hub == ["a photo of a 0", "a photo of a 1"]
