@@ -8,7 +8,7 @@ import errno
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -203,13 +203,15 @@ def disk_error(error: Exception, folder: Path, *, flag: str = "--run-dir", go_on
     return UserError(f"{flag} {folder}: {why}; the last checkpoint is whole: {mend}, then {then}")
 
 
-def save_network(path: Path, model: nn.Module, info: ModelInfo) -> None:
+def save_network(path: Path, model: nn.Module, info: ModelInfo, *, top1: float | None = None) -> None:
     """Write a network as one safetensors file whose header says what it is: `load_network` needs nothing else.
 
-    Raises OSError, and then the file is what it was.
+    `top1`: its share of held-out images, kept for whoever loads it to compare with (`ModelInfo.claimed_top1`). Raises
+    OSError, and then the file is what it was.
     """
+    header = info.header() | ({} if top1 is None else {"top1": top1})
     state = {name: _plain(value) for name, value in model.state_dict().items()}
-    write_file(path, _in_order(save(state, sealed_header(state, asdict(info)))))
+    write_file(path, _in_order(save(state, sealed_header(state, header))))
 
 
 def _in_order(content: bytes) -> bytes:
@@ -226,6 +228,11 @@ def _in_order(content: bytes) -> bytes:
 
 def load_network(path: Path, *, flag: str = "--weights") -> tuple[nn.Module, ModelInfo]:
     """Read what `save_network` wrote. Raises UserError for any other file, and for one that is damaged."""
+    return load_model(written_name(path, flag=flag), weights=path, flag=flag, weights_flag=flag)
+
+
+def written_name(path: Path, *, flag: str = "--weights") -> str:
+    """The name that `save_network` wrote of a network. Raises UserError for any other file."""
     try:
         with safe_open(path, framework="pt") as file:
             header = read_header(file.metadata() or {}, f"{flag} {path}")
@@ -233,7 +240,8 @@ def load_network(path: Path, *, flag: str = "--weights") -> tuple[nn.Module, Mod
         raise UserError(f"{flag} {path}: cannot be read ({error})") from None
     if not header:
         raise UserError(f"{flag} {path}: not written by dfkd-fast; name its architecture beside it")
-    return load_model(header["name"], weights=path, flag=flag, weights_flag=flag)
+    name: str = header["name"]
+    return name
 
 
 def _plain(value: Tensor) -> Tensor:

@@ -26,10 +26,12 @@ from dfkd_fast.config_sections import (
     EvalConfig,
     Hardware,
     LogConfig,
+    NetworkInput,
     OptimConfig,
     PoolConfig,
 )
-from dfkd_fast.errors import UserError
+from dfkd_fast.data_sets import DATA_SETS
+from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.files import write_file
 from dfkd_fast.recipes import TeacherRecipe
 
@@ -75,6 +77,12 @@ _LATER = {
     "method.generator_lr_schedule": "constant",
     "method.generator_output": "sigmoid",
     "collected": "None",
+    "mean": "None",
+    "std": "None",
+    "in_chans": "None",
+    "interpolation": "None",
+    "class_order": "None",
+    "teacher_data": "",
     "collected_share": "1.0",
     "method.adv_masked": "True",
     "method.student_mode": "eval",
@@ -85,7 +93,7 @@ _LATER = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Hardware, Generic[M]):
+class TrainConfig(Hardware, NetworkInput, Generic[M]):
     """Everything that decides a run. `M` is the method's config class."""
 
     method: M
@@ -100,6 +108,10 @@ class TrainConfig(Hardware, Generic[M]):
     """checkpoint of the teacher, safetensors or a torch.save that loads with weights_only"""
     teacher_weights_key: str | None = None
     """which of several networks in that file: the key of a dict (state_dict_ema), or the prefix of the names in one"""
+    teacher_data: str = ""
+    """data set that the teacher was trained on: cifar10, cifar100, tiny-imagenet, imagenet, imagenette, imagewoof; its
+    convention stands in for what neither flags nor file nor library say; without it the preset's
+    """
     teacher_precision: Literal["same", "bf16", "fp16"] = "same"
     """numeric mode of the frozen teacher in a run in fp32; another than the run's changes its results"""
     cache_teacher_logits: int = 0
@@ -129,11 +141,9 @@ class TrainConfig(Hardware, Generic[M]):
     text_model: str = ""
     """name or folder of the text encoder; without it CLIP ViT-B/32, or SBERT's all-MiniLM-L6-v2"""
     class_names: Path | None = None
-    """file with a name for each class, one a line; without it the names are the data's own"""
-    image_size: int | None = None
-    """pixels per side, where the teacher's checkpoint does not say"""
-    num_classes: int | None = None
-    """classes, where the teacher's checkpoint does not say"""
+    """file with a name for each class, one a line; without it those of --class-order FILE, or of the teacher's file,
+    library or data set
+    """
     seed: int = 0
     """seed of everything random"""
     run_dir: Path | None = None
@@ -184,6 +194,7 @@ class TrainConfig(Hardware, Generic[M]):
             if not name:
                 raise UserError(f"{flag}: missing; choose a name of `dfkd-fast ls models`, tv:NAME or timm:NAME")
         check_values(self)
+        check_teacher_data(self.teacher_data)
         values = dict(flatten(self))
         epochs, warmup = values["method.epochs"], values.get("method.warmup_epochs", 0)
         if warmup >= epochs:
@@ -200,6 +211,8 @@ class TrainConfig(Hardware, Generic[M]):
 
 def check_values(config: Any) -> None:
     """Raise UserError for the first number of a config that nothing can be computed with, or name that no file has."""
+    if isinstance(config, NetworkInput):
+        _check_normalisation(config)
     for key, value in flatten(config):
         if isinstance(value, str | Path):
             _check_name(key, str(value))
@@ -223,6 +236,25 @@ def _check_name(key: str, value: str) -> None:
         raise UserError(f"{setting}: holds a NUL character, which no name can")
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise UserError(f"{setting}: is no UTF-8, in which settings are kept; rename it, or link to it")
+
+
+def check_teacher_data(name: str) -> None:
+    """Raise UserError for a data set that has no convention here; "" is none."""
+    if name and name not in DATA_SETS:
+        raise unknown("--teacher-data", name, DATA_SETS)
+
+
+def _check_normalisation(stated: NetworkInput) -> None:
+    """Raise UserError for a mean and spread that are not those of pixels in [0, 1], one for each channel."""
+    for flag, values, above in (("--mean", stated.mean, -1e-9), ("--std", stated.std, 0.0)):
+        written = " ".join(map(str, values or ()))
+        if values is not None and not (values and all(above < value <= 1 for value in values)):
+            least = "above 0" if above == 0 else "0"
+            raise UserError(f"{flag} {written}: choose numbers from {least} to 1, for pixels in [0, 1] (not 0 to 255)")
+        if values is not None and stated.in_chans not in (None, len(values)):
+            raise UserError(f"{flag} {written}: {len(values)} values for --in-chans {stated.in_chans}; give one each")
+    if stated.mean and stated.std and len(stated.mean) != len(stated.std):
+        raise UserError(f"--std: {len(stated.std)} values, but --mean has {len(stated.mean)}; give one each channel")
 
 
 def write_config(config: TrainConfig[Any], file: Path) -> None:

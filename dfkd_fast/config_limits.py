@@ -28,6 +28,7 @@ LEAST = {
     **dict.fromkeys(("eval.workers", "eval.resize", "workers", "resize"), 1),
     **dict.fromkeys(("seed", "cache_teacher_logits", "eval.every", "log.images_per_class", "pool.prefetch"), 0),
     "num_classes": 2,
+    "in_chans": 1,
 }
 """the least value of a setting, whichever config has it"""
 

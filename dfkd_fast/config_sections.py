@@ -23,6 +23,30 @@ class Hardware:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NetworkInput:
+    """What a network expects, where its file and its library do not say, or say it wrongly. Flags of every command
+    that reads a network of the user's; none of these values is ever taken from the images it is evaluated on.
+    """
+
+    mean: tuple[float, ...] | None = None
+    """mean of each channel that the network's input is normalised with, for pixels in [0, 1]: 0.485 0.456 0.406"""
+    std: tuple[float, ...] | None = None
+    """standard deviation of each channel, for pixels in [0, 1]"""
+    in_chans: int | None = None
+    """channels of the input: 3, or 1 for grey images"""
+    image_size: int | None = None
+    """pixels per side"""
+    interpolation: Literal["bilinear", "bicubic", "lanczos", "box", "nearest"] | None = None
+    """filter that scales real images to that size"""
+    num_classes: int | None = None
+    """classes that it knows"""
+    class_order: str | None = None
+    """order of its outputs: a file with the data's class folders, one a line, or natural, which counts 2 before 10;
+    without it what its file says, else the folders' names sorted as text
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
 class PoolConfig:
     """Where synthetic images are kept."""
 

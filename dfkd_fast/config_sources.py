@@ -11,6 +11,7 @@ from typing import Any
 
 from dfkd_fast.catalog import FACTS, METHODS, presets
 from dfkd_fast.config import CONFIG_FILE, FORMAT, M, TrainConfig, config_hash
+from dfkd_fast.data_sets import data_set_of
 from dfkd_fast.errors import UserError, refused, unknown
 from dfkd_fast.flags import Setting, from_flags, from_toml, parse
 
@@ -38,6 +39,8 @@ def load_config(
             raise unknown("--preset", preset, known)
         table = tomllib.loads(known[preset].read_text(encoding="utf-8"))
         config = _apply(config, from_toml(_without_metadata(table, method, preset), f"preset {preset}"))
+        if not config.train_teacher:  # a teacher that is trained takes its values from what it learns
+            config = replace(config, teacher_data=data_set_of(preset))
     if file is not None:
         table = _without_metadata(read_toml(file, "--config"), method, str(file))
         config = _apply(config, from_toml(table, str(file)))

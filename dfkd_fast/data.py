@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,13 +15,10 @@ from dfkd_fast.cifar_files import CifarFiles, find_cifar
 from dfkd_fast.class_folders import Split
 from dfkd_fast.errors import UserError
 from dfkd_fast.image_arrays import read_digits, read_medmnist, resized, with_channels
-from dfkd_fast.image_files import ImageFiles, decode, find_images
-from dfkd_fast.image_statistics import Statistics, compute_statistics, known_statistics
-from dfkd_fast.image_stream import Decoding, ImageStream, make_decoder
+from dfkd_fast.image_files import decode, find_images
+from dfkd_fast.image_stream import Decoding, ImageStream, make_decoder, relabelled
 from dfkd_fast.pictures import Channels
 
-_SAMPLED = 2000
-"""training images that unknown statistics are computed from: enough for two digits, cheap to decode for a test split"""
 IN_MEMORY = 2**30
 """bytes of decoded test images above which they are decoded anew for each evaluation"""
 _DECODED_AT_ONCE = 64
@@ -41,10 +36,6 @@ class ImageSet:
     """(N,) int64"""
     class_names: tuple[str, ...]
     """K names; labels are indices into them"""
-    mean: tuple[float, ...]
-    """of each channel, for pixels in [0, 1]"""
-    std: tuple[float, ...]
-    """of each channel, for pixels in [0, 1]"""
     digest: str
     """hash of images, labels and class names"""
 
@@ -61,6 +52,11 @@ class ImageSet:
         """Side of the square images in pixels."""
         return self.images.shape[1]
 
+    @property
+    def in_chans(self) -> int:
+        """Channels of the images."""
+        return self.images.shape[3]
+
     def batches(self, batch_size: int, rows: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, H, W, C) uint8 and labels (B,) in their order; the last batch may be smaller."""
         part = slice(None) if rows is None else slice(rows.start, rows.stop)
@@ -70,6 +66,11 @@ class ImageSet:
         """The same set with its images on the device, uploaded once and not for each evaluation, if they are few."""
         return replace(self, images=self.images.to(device)) if self.images.nbytes <= IN_MEMORY else self
 
+    def in_order(self, class_names: tuple[str, ...]) -> Self:
+        """The same images, with labels that are indices into `class_names`: its own in another order."""
+        labels = relabelled(self.labels, self.class_names, class_names)
+        return replace(self, labels=labels, class_names=class_names, digest=_digest(self.images, labels, class_names))
+
 
 def load_split(
     source: str | Path,
@@ -77,6 +78,7 @@ def load_split(
     *,
     image_size: int | None = None,
     channels: Channels = 3,
+    interpolation: str = "bilinear",
     flag: str = "--data",
 ) -> ImageSet:
     """Read one split of real, labelled images.
@@ -85,7 +87,8 @@ def load_split(
     `<split>/<class>/*.jpg`, a tar or zip of one, a folder with one archive for each split, a tree `<class>/*.jpg` that
     is taken whole for either split, torchvision's CIFAR-10 or CIFAR-100 files in a folder or their archive, or a .npz
     file of MedMNIST. Images keep their size unless
-    `image_size` is given: then the short side is scaled to it and the middle square kept. `channels`: 3 for RGB, where
+    `image_size` is given: then the short side is scaled to it by the filter `interpolation` and the middle square
+    kept; scanned digits are enlarged bilinearly. `channels`: 3 for RGB, where
     grey images have three equal channels, or 1 for grey, where colours count by their luma.
 
     Raises UserError that names `flag`: for a source that is not there, empty, damaged, of one class or of mixed sizes.
@@ -100,12 +103,12 @@ def load_split(
     elif path.suffix == ".npz":
         found = _medmnist(path, split, channels, flag)
     else:
-        found = _image_files(path, split, image_size, channels, flag)
+        found = _image_files(path, split, image_size, channels, interpolation, flag)
     _check_classes(found.class_names, source, flag)
-    images = resized(found.images, image_size)
+    images = resized(found.images, image_size, interpolation)
     name = "digits" if str(source) == "digits" else _name(path)
     digest = _digest(images, found.labels, found.class_names)
-    return ImageSet(name, images, found.labels, found.class_names, *found.statistics, digest)
+    return ImageSet(name, images, found.labels, found.class_names, digest)
 
 
 def open_test(
@@ -127,15 +130,15 @@ def open_test(
     path = Path(source)
     if not _holds_pictures(source, flag):
         decoding.check_needless(str(source))
-        return load_split(source, "test", image_size=image_size, channels=channels, flag=flag)
+        how = decoding.interpolation
+        return load_split(source, "test", image_size=image_size, channels=channels, interpolation=how, flag=flag)
     files = find_images(path, "test", flag=flag)
     _check_classes(files.class_names, source, flag)
     count, resize = len(files.names), decoding.short_side(image_size)
     large = count * channels * (image_size or 0) ** 2 > in_memory
     decoder = make_decoder(files, image_size, decoding, device, large=large, channels=channels, flag=flag)
     if decoder is not None and image_size is not None and large:
-        statistics = _statistics(path, files, image_size, channels, flag)
-        return ImageStream(_name(path), files, *statistics, image_size, decoder)
+        return ImageStream(_name(path), files, image_size, channels, decoder)
     if decoder is None:
         images = decode(
             files,
@@ -143,14 +146,15 @@ def open_test(
             image_size=image_size,
             channels=channels,
             resize=resize,
+            interpolation=decoding.interpolation,
             workers=decoding.workers,
             flag=flag,
         )
     else:
         images = torch.cat([batch.cpu() for batch in decoder.batches(range(count), _DECODED_AT_ONCE)])
-    labels, statistics = torch.tensor(files.labels), _statistics(path, files, image_size, channels, flag, images)
+    labels = torch.tensor(files.labels)
     digest = _digest(images, labels, files.class_names)
-    return ImageSet(_name(path), images, labels, files.class_names, *statistics, digest)
+    return ImageSet(_name(path), images, labels, files.class_names, digest)
 
 
 def check_apart(source: str | Path, *, flag: str = "--data") -> None:
@@ -189,63 +193,31 @@ class _Found(NamedTuple):
     images: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
-    statistics: Statistics
 
 
 def _digits(split: Split, size: int, channels: Channels) -> _Found:
     images, labels, is_test = read_digits(size, channels)
     chosen = is_test if split == "test" else ~is_test
-    return _Found(images[chosen], labels[chosen], tuple("0123456789"), compute_statistics(images[~is_test]))
+    return _Found(images[chosen], labels[chosen], tuple("0123456789"))
 
 
 def _cifar(files: CifarFiles, split: Split, channels: Channels, flag: str) -> _Found:
     images, labels, class_names = files.read(split, flag=flag)
-    images = with_channels(images, channels)
-    return _Found(images, labels, class_names, known_statistics(class_names, channels) or compute_statistics(images))
+    return _Found(with_channels(images, channels), labels, class_names)
 
 
 def _medmnist(path: Path, split: Split, channels: Channels, flag: str) -> _Found:
     images, labels, class_names = read_medmnist(path, split, flag=flag)
-    train = images if split == "train" else read_medmnist(path, "train", flag=flag)[0]
-    statistics = compute_statistics(with_channels(train, channels))
-    return _Found(with_channels(images, channels), labels, class_names, statistics)
+    return _Found(with_channels(images, channels), labels, class_names)
 
 
-def _image_files(path: Path, split: Split, image_size: int | None, channels: Channels, flag: str) -> _Found:
+def _image_files(
+    path: Path, split: Split, image_size: int | None, channels: Channels, interpolation: str, flag: str
+) -> _Found:
     files = find_images(path, split, flag=flag)
-    images = decode(files, range(len(files.names)), image_size=image_size, channels=channels, flag=flag)
-    train = files if split == "train" else None
-    statistics = _statistics(path, files, image_size, channels, flag, images, train)
-    return _Found(images, torch.tensor(files.labels), files.class_names, statistics)
-
-
-def _statistics(
-    path: Path,
-    files: ImageFiles,
-    image_size: int | None,
-    channels: Channels,
-    flag: str,
-    images: Tensor | None = None,
-    train: ImageFiles | None = None,
-) -> Statistics:
-    """The known ones, else those of the training files; `images`: the decoded `files`, where they are."""
-    statistics = known_statistics(files.class_names, channels)
-    if statistics is None:
-        train = train or _train_files(path, files, flag)
-        indices = np.linspace(0, len(train.names) - 1, min(_SAMPLED, len(train.names))).round().astype(int).tolist()
-        if images is not None and train.names == files.names:
-            sample = images[indices]
-        else:
-            sample = decode(train, indices, image_size=image_size, channels=channels, flag=flag)
-        statistics = compute_statistics(sample)
-    return statistics
-
-
-def _train_files(path: Path, test: ImageFiles, flag: str) -> ImageFiles:
-    """Both splits are normalised alike, so unknown statistics come from the training files where there are any."""
-    with contextlib.suppress(UserError):
-        return find_images(path, "train", flag=flag)
-    return test
+    every = range(len(files.names))
+    images = decode(files, every, image_size=image_size, channels=channels, interpolation=interpolation, flag=flag)
+    return _Found(images, torch.tensor(files.labels), files.class_names)
 
 
 def _digest(images: Tensor, labels: Tensor, class_names: Sequence[str]) -> str:

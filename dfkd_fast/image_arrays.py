@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from dfkd_fast.array_files import NpzFile
 from dfkd_fast.class_folders import Split
 from dfkd_fast.errors import UserError
-from dfkd_fast.pictures import Channels
+from dfkd_fast.pictures import Channels, pillow_filter
 
 _HELD_OUT = 0.3
 """share of each digit's scans that is the test split"""
@@ -83,10 +84,14 @@ def with_channels(images: Tensor, channels: Channels) -> Tensor:
     return torch.cat(grey).to(torch.uint8)
 
 
-def resized(images: Tensor, size: int | None) -> Tensor:
-    """(N, S, S, C) uint8 -> (N, size, size, C) uint8, bilinear with antialiasing."""
+def resized(images: Tensor, size: int | None, interpolation: str = "bilinear") -> Tensor:
+    """(N, S, S, 1 or 3) uint8 -> (N, size, size, C) uint8, with antialiasing (all filters but `nearest`)."""
     if size is None or images.shape[1] == size:
         return images
+    if interpolation != "bilinear":
+        pictures = (Image.fromarray(image.squeeze(-1).numpy()) for image in images)
+        scaled_ones = [np.asarray(picture.resize((size, size), pillow_filter(interpolation))) for picture in pictures]
+        return torch.from_numpy(np.stack(scaled_ones)).view(len(images), size, size, -1)
     scaled = [
         F.interpolate(chunk.permute(0, 3, 1, 2).float(), size=(size, size), mode="bilinear", antialias=True)
         for chunk in images.split(1024)

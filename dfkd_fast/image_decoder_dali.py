@@ -17,6 +17,13 @@ from dfkd_fast.notes import note, printable
 from dfkd_fast.pictures import Channels, PictureReader, is_plain, opened
 from dfkd_fast.pool.stream_dali import import_dali
 
+_FILTERS = {
+    "bilinear": "INTERP_LINEAR",
+    "bicubic": "INTERP_CUBIC",
+    "lanczos": "INTERP_LANCZOS3",
+    "nearest": "INTERP_NN",
+}
+
 
 class _File(NamedTuple):
     """What the pipeline is fed of one image."""
@@ -42,13 +49,14 @@ class DaliDecoder:
         reader: FileReader,
         image_size: int,
         resize: int | None,
+        interpolation: str,
         *,
         channels: Channels = 3,
         device: torch.device,
         workers: int,
         flag: str,
     ) -> None:
-        self.reader, self.image_size, self.resize = reader, image_size, resize
+        self.reader, self.image_size, self.resize, self.interpolation = reader, image_size, resize, interpolation
         self.channels, self.device, self.workers, self.flag = channels, device, workers, flag
         self._pictures, self._by_pillow = PictureReader(channels), 0
         self._feed: Iterator[list[_File]] = iter(())
@@ -93,7 +101,13 @@ class DaliDecoder:
     def _explained(self, rows: range, error: RuntimeError) -> UserError:
         """Which file it was: Pillow may name it."""
         pil = PilDecoder(
-            self.reader, self.image_size, self.resize, channels=self.channels, workers=self.workers, flag=self.flag
+            self.reader,
+            self.image_size,
+            self.resize,
+            self.interpolation,
+            channels=self.channels,
+            workers=self.workers,
+            flag=self.flag,
         )
         for _ in pil.batches(rows[: 4 * max(self._pipelines)], self.workers):
             pass
@@ -125,7 +139,7 @@ class DaliDecoder:
                     size=[self.image_size, self.image_size],
                     roi_start=start,
                     roi_end=end,
-                    interp_type=types.INTERP_LINEAR,
+                    interp_type=getattr(types, _FILTERS[self.interpolation]),
                     antialias=True,
                 )
             )

@@ -39,12 +39,13 @@ class PilDecoder:
         reader: FileReader,
         image_size: int,
         resize: int | None,
+        interpolation: str,
         *,
         channels: Channels = 3,
         workers: int,
         flag: str,
     ) -> None:
-        self.reader, self.image_size, self.resize = reader, image_size, resize
+        self.reader, self.image_size, self.resize, self.interpolation = reader, image_size, resize, interpolation
         self.pictures, self.workers, self.flag = PictureReader(channels), workers, flag
 
     def batches(self, rows: range, batch_size: int) -> Iterator[Tensor]:
@@ -54,7 +55,7 @@ class PilDecoder:
 
     def _decode(self, index: int) -> np.ndarray:
         image = self.pictures.read(self.reader.read(index), self.reader.files.describe(index, self.flag))
-        return fitted(image, self.image_size, self.resize)
+        return fitted(image, self.image_size, self.resize, self.interpolation)
 
 
 class FileReader:

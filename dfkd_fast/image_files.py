@@ -23,7 +23,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.file_trees import is_tar, read_tree
 from dfkd_fast.limits import available_cores
 from dfkd_fast.notes import printable
-from dfkd_fast.pictures import Channels, PictureReader
+from dfkd_fast.pictures import Channels, PictureReader, pillow_filter
 
 _IN_FLIGHT = 1024  # files read ahead of the decoders
 
@@ -92,6 +92,7 @@ def decode(
     flag: str,
     channels: Channels = 3,
     resize: int | None = None,
+    interpolation: str = "bilinear",
     workers: int | None = None,
 ) -> Tensor:
     """Decode the files at `indices` into (N, H, W, channels) uint8, RGB or grey, in that order.
@@ -105,7 +106,7 @@ def decode(
     def load(job: tuple[int, bytes | Path]) -> tuple[int, np.ndarray]:
         position, content = job
         image = reader.read(content, files.describe(indices[position], flag))
-        return position, fitted(image, image_size, resize)
+        return position, fitted(image, image_size, resize, interpolation)
 
     images: np.ndarray | None = None
     what = f"{flag} {files.source}"
@@ -137,11 +138,11 @@ def _check_size(pixels: np.ndarray, images: np.ndarray, what: str) -> None:
         raise UserError(f"{what} has {width}x{height} pixels, {others}; give --image-size")
 
 
-def fitted(image: Image.Image, image_size: int | None, resize: int | None) -> np.ndarray:
-    """(S, S, C) uint8: what `middle_square` keeps, scaled to `image_size` with a filter that averages."""
+def fitted(image: Image.Image, image_size: int | None, resize: int | None, interpolation: str) -> np.ndarray:
+    """(S, S, C) uint8: what `middle_square` keeps, scaled to `image_size` by a filter of `pillow_filter`."""
     if image_size is not None and image.size != (image_size, image_size):
         box = middle_square(*image.size, image_size, resize)
-        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
+        image = image.resize((image_size, image_size), pillow_filter(interpolation), box=box)
     pixels = np.asarray(image)
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 

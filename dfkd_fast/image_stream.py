@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -29,9 +29,7 @@ class LabelledImages(Protocol):
     @property
     def class_names(self) -> tuple[str, ...]: ...
     @property
-    def mean(self) -> tuple[float, ...]: ...
-    @property
-    def std(self) -> tuple[float, ...]: ...
+    def in_chans(self) -> int: ...
     @property
     def num_classes(self) -> int: ...
     @property
@@ -46,6 +44,9 @@ class LabelledImages(Protocol):
     def resident(self, device: torch.device) -> LabelledImages:
         """The same set with its images on the device, where they are decoded and few."""
 
+    def in_order(self, class_names: tuple[str, ...]) -> Self:
+        """The same images, with labels that are indices into `class_names`: its own in another order."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
@@ -54,6 +55,8 @@ class Decoding:
     decoder: DecoderChoice = "auto"
     workers: int | None = None
     resize: int | None = None
+    interpolation: str = "bilinear"
+    """the filter that scales them: what the network expects"""
     flags: str = "--eval."
     """how the flags of these settings begin"""
 
@@ -88,9 +91,8 @@ class ImageStream:
 
     name: str
     files: ImageFiles = field(repr=False)
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     image_size: int
+    in_chans: int
     decoder: Decoder = field(repr=False)
 
     def __len__(self) -> int:
@@ -121,6 +123,17 @@ class ImageStream:
         """Itself: it is nowhere as a whole."""
         return self
 
+    def in_order(self, class_names: tuple[str, ...]) -> Self:
+        """The same files, with labels that are indices into `class_names`: its own in another order."""
+        labels = tuple(relabelled(self.labels, self.class_names, class_names).tolist())
+        return replace(self, files=replace(self.files, labels=labels, class_names=class_names))
+
+
+def relabelled(labels: Tensor, before: Sequence[str], after: Sequence[str]) -> Tensor:
+    """Labels (N,) into `before` as indices into `after`, the same names in another order."""
+    place = {name: index for index, name in enumerate(after)}
+    return torch.tensor([place[name] for name in before])[labels]
+
 
 def make_decoder(
     files: ImageFiles,
@@ -146,8 +159,10 @@ def make_decoder(
         raise UserError(f"{decoding.asked}: {missing}; or choose pil")
     if reader is None or image_size is None:
         return None
-    workers = decoding.workers or min(16, available_cores())
-    if decoding.decoder != "pil":
+    workers, scaled = decoding.workers or min(16, available_cores()), (resize, decoding.interpolation)
+    if decoding.decoder == "dali" and decoding.interpolation == "box":
+        raise UserError(f"{decoding.asked}: has no filter box; choose pil, or another --interpolation")
+    if decoding.decoder != "pil" and decoding.interpolation != "box":
         from dfkd_fast.image_decoder_dali import DaliDecoder
         from dfkd_fast.pool.stream_dali import import_dali
 
@@ -158,5 +173,7 @@ def make_decoder(
                 raise
             show(f"{missing}; Pillow decodes {len(files.names):,} images")
         else:
-            return DaliDecoder(reader, image_size, resize, channels=channels, device=device, workers=workers, flag=flag)
-    return PilDecoder(reader, image_size, resize, channels=channels, workers=workers, flag=flag)
+            return DaliDecoder(
+                reader, image_size, *scaled, channels=channels, device=device, workers=workers, flag=flag
+            )
+    return PilDecoder(reader, image_size, *scaled, channels=channels, workers=workers, flag=flag)

@@ -25,6 +25,12 @@ from dfkd_fast.notes import note, printable
 
 Channels = Literal[1, 3]
 
+
+def pillow_filter(interpolation: str) -> Image.Resampling:
+    """Pillow's filter of that name: bilinear, bicubic, lanczos, box, or nearest, which alone takes no average."""
+    return Image.Resampling[interpolation.upper()]
+
+
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 """what is decoded, whatever a file is called: none of them starts a program, as Pillow's EPS does"""
 MAX_PIXELS = 2**26

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from dfkd_fast import catalog
 from dfkd_fast.config import TrainConfig, config_hash, differences, flatten, write_config
 from dfkd_fast.config_sources import default_config, load_config, load_run, named_method, read_toml
+from dfkd_fast.data_sets import data_set_of
 from dfkd_fast.errors import UserError
 from dfkd_fast.flags import flag_types
 
@@ -281,6 +282,9 @@ def test_presets(method: str, name: str, tmp_path: Path) -> None:
     table = tomllib.loads(catalog.presets(method)[name].read_text())
     assert table.pop("preset")["source"]
     written = {key for key, _ in flatten_table(table)}
+    if data_set_of(name) and not config.train_teacher:  # which its name says
+        written.add("teacher_data")
+        assert config.teacher_data == data_set_of(name)
     assert written == {key for key, _, _ in differences(base, config)}
     write_config(config, tmp_path / "config.toml")
     assert load_config(base, file=tmp_path / "config.toml") == config

@@ -29,13 +29,11 @@ def runtime() -> Runtime:
 
 def image_set(images: Tensor, labels: Sequence[int], num_classes: int) -> ImageSet:
     names = tuple(str(index) for index in range(num_classes))
-    return ImageSet("some", images, torch.tensor(labels), names, MEAN, STD, digest="")
+    return ImageSet("some", images, torch.tensor(labels), names, digest="")
 
 
 def info_of(images: ImageSet) -> ModelInfo:
-    return ModelInfo(
-        name="net", num_classes=images.num_classes, image_size=images.image_size, mean=images.mean, std=images.std
-    )
+    return ModelInfo(name="net", num_classes=images.num_classes, image_size=images.image_size, mean=MEAN, std=STD)
 
 
 def random_images(count: int, num_classes: int = 10) -> ImageSet:

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "dfkd_fast"
 # floor.
 LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "catalog", "rng", "notes", "terminal", "refusals", "limits", "allocator"], 0),
-    **dict.fromkeys(["files", "digests"], 0),
+    **dict.fromkeys(["files", "digests", "data_sets"], 0),
     **dict.fromkeys(
         [
             "config",
@@ -44,7 +44,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(["models", "generators", "augment", "pool", "text", "text_encoders", "class_names"], 2),
     **dict.fromkeys(["methods", "data", "image_files", "cifar_files"], 3),
     **dict.fromkeys(["image_statistics", "image_stream", "image_decoders", "image_decoder_dali", "image_arrays"], 3),
-    **dict.fromkeys(["class_folders"], 3),
+    **dict.fromkeys(["class_folders", "class_order"], 3),
     **dict.fromkeys(["checkpoint", "state_tensors", "meters", "console", "loggers", "visualize", "costs"], 3),
     "loops": 4,
     "benchmark": 5,

@@ -12,12 +12,11 @@ from dfkd_fast.config import TrainConfig
 from dfkd_fast.costs.flops import count_step_flops
 from dfkd_fast.costs.peak import matmul_rate
 from dfkd_fast.costs.work import recipe_work
-from dfkd_fast.image_stream import LabelledImages
 from dfkd_fast.loops.evaluate import evaluation_images
-from dfkd_fast.loops.networks import check_teacher, load_method, runtime_of
-from dfkd_fast.models.factory import ModelInfo, load_model, saved_info
-from dfkd_fast.models.weights import read_weights
+from dfkd_fast.loops.networks import check_teacher, load_method, runtime_of, stated_values
+from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.pool.build import check_pool
+from dfkd_fast.runtime import Runtime
 
 
 def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) -> Projection:
@@ -28,8 +27,7 @@ def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) ->
     config.check()
     runtime = runtime_of(config)
     check_pool(config.pool, runtime)
-    test = evaluation_images(config, runtime)
-    info = teacher_info(config, test)
+    info = teacher_info(config, runtime)
     cuda = runtime.device.type == "cuda"
     ranks = f"{runtime.world_size} x " if runtime.world_size > 1 else ""
     heading = (
@@ -47,19 +45,19 @@ def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) ->
     return projection
 
 
-def teacher_info(config: TrainConfig[Any], test: LabelledImages | None) -> ModelInfo:
-    """What the teacher would say of itself: from its checkpoint, the flags, the data, or its library."""
-    known: dict[str, Any] = {}
+def teacher_info(config: TrainConfig[Any], runtime: Runtime) -> ModelInfo:
+    """What the teacher would say of itself: from the flags, its checkpoint, its library or its data set; one that is
+    trained first takes its values from the data.
+    """
+    values = stated_values(config)
+    test = evaluation_images(config, runtime) if config.train_teacher else None
     if test is not None:
-        known = {"num_classes": test.num_classes, "image_size": test.image_size, "mean": test.mean, "std": test.std}
-    if config.teacher_weights is not None:
-        known |= saved_info(read_weights(config.teacher_weights, flag="--teacher-weights"))
+        images, even = test.images, (0.5,) * test.images.in_chans  # which numbers they are changes no time
+        values |= {"num_classes": images.num_classes, "image_size": images.image_size}
+        values |= {"mean": values["mean"] or even, "std": values["std"] or even}
     model, info = load_model(
-        config.teacher,
-        num_classes=config.num_classes or known.get("num_classes"),
-        image_size=config.image_size or known.get("image_size"),
-        mean=known.get("mean"),
-        std=known.get("std"),
+        config.teacher, **values, data_set=config.teacher_data, weights=config.teacher_weights, flag="--teacher"
     )
-    check_teacher(model, info, load_method(config.method_name), config, test)
+    test = test or evaluation_images(config, runtime, info)
+    check_teacher(model, info, load_method(config.method_name), config, None if test is None else test.images)
     return info

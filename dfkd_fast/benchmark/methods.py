@@ -25,23 +25,11 @@ from dfkd_fast.config import TrainConfig
 from dfkd_fast.config_sources import default_config, load_config
 from dfkd_fast.costs.flops import StepFlops, count_step_flops
 from dfkd_fast.costs.work import recipe_work
+from dfkd_fast.data_sets import DATA_SETS, DataSet, data_set_of
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.methods.base import Method
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.runtime import Runtime
-
-SHAPES = {
-    "cifar100": (100, 32),
-    "cifar10": (10, 32),
-    "tiny-imagenet": (200, 64),
-    "imagenette": (10, 224),
-    "imagewoof": (10, 224),
-    "imagenet": (1000, 224),
-    "digits": (10, 32),
-    "cinic": (10, 32),
-    "ham10000": (7, 224),
-}
-"""the data set that a preset is named after -> classes and pixels per side, where the preset does not say"""
 
 TARGETS = (
     "nayer/cifar10",
@@ -98,9 +86,8 @@ def read_target(name: str) -> Target:
     if preset not in known:
         raise unknown(f"bench methods {method}/", preset, known)
     config = load_config(default_config(method), preset=preset)
-    dataset = next((dataset for dataset in SHAPES if preset == dataset or preset.startswith(f"{dataset}-")), "")
-    shape = SHAPES.get(dataset, (0, 0))
-    classes, size = config.num_classes or shape[0], config.image_size or shape[1]
+    known_set = DATA_SETS.get(data_set_of(preset), DataSet(0, 0))
+    classes, size = config.num_classes or known_set.num_classes, config.image_size or known_set.image_size
     if not (classes and size):
         raise UserError(f"bench methods {name}: it is not known how large its images are; choose another preset")
     about = tomllib.loads(known[preset].read_text(encoding="utf-8"))["preset"]

@@ -165,7 +165,7 @@ def assemble(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime) -> tup
     settle(student, info)
     teacher = FrozenNet(model, info, runtime, precision=config.teacher_precision)
     collected = CollectedImages.noise(info) if method_class.needs_data else None
-    return make_method(config, method_class, teacher, student, None, runtime, collected), teacher, student
+    return make_method(config, method_class, teacher, student, runtime, collected), teacher, student
 
 
 @torch.no_grad()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from dfkd_fast.config import Hardware, check_values
+from dfkd_fast.config import Hardware, NetworkInput, check_teacher_data, check_values
 from dfkd_fast.config_sources import load_run
 from dfkd_fast.errors import UserError
 from dfkd_fast.flags import from_flags, parse
@@ -16,7 +16,7 @@ from dfkd_fast.terminal import command, page, show
 if TYPE_CHECKING:
     from torch import nn
 
-    from dfkd_fast.image_stream import LabelledImages
+    from dfkd_fast.loops.evaluate import Expected
     from dfkd_fast.models.factory import ModelInfo
     from dfkd_fast.runtime import Runtime
 
@@ -30,7 +30,7 @@ STUDENT_FILE = "student.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions(Hardware):
+class EvalOptions(Hardware, NetworkInput):
     """Flags of `dfkd-fast eval`."""
 
     data: str | None = None
@@ -39,8 +39,8 @@ class EvalOptions(Hardware):
     """network in FILE, where the file does not say: a name of `dfkd-fast ls models`, tv:NAME or timm:NAME"""
     weights_key: str | None = None
     """which of several networks in FILE: the key of a dict (state_dict_ema), or the prefix of the names in one"""
-    image_size: int | None = None
-    """pixels per side, where the file does not say"""
+    teacher_data: str = ""
+    """data set that it was trained on, whose convention stands in for what nobody states; as train's --teacher-data"""
     batch_size: int = 512
     """images per step"""
     decoder: Literal["auto", "dali", "pil"] = "auto"
@@ -59,9 +59,11 @@ def run(arguments: Sequence[str]) -> int:
     target, flags = Path(arguments[0]), from_flags(arguments[1:])
     options = parse(EvalOptions, EvalOptions(), flags, prog="dfkd-fast eval RUN")
     check_values(options)
+    check_teacher_data(options.teacher_data)
     file, data = find_student(target, options.data)
 
     from dfkd_fast.loops.evaluate import evaluate
+    from dfkd_fast.loops.judge import accuracy_lines
     from dfkd_fast.runtime import make_runtime
 
     runtime = make_runtime(
@@ -72,8 +74,11 @@ def run(arguments: Sequence[str]) -> int:
         deterministic=options.deterministic,
     )
     model, info, test = load(file, data, options, runtime)
-    found = evaluate(runtime.place(model), test, info=info, runtime=runtime, batch_size=options.batch_size)
-    show(f"{file}: {info.name} on {len(test)} images of {test.name}")
+    found = evaluate(runtime.place(model), test.images, info=info, runtime=runtime, batch_size=options.batch_size)
+    show(f"{file}: {info.name} on {len(test.images)} images of {test.images.name}")
+    show(f"{info.name}: {info.described()}")
+    for line in accuracy_lines(found.top1, info, test):
+        show(line)
     show(f"top-1 {found.top1:.4f} | top-5 {found.top5:.4f}")
     return 0
 
@@ -93,27 +98,36 @@ def find_student(target: Path, data: str | None) -> tuple[Path, str]:
     return file, data
 
 
-def load(file: Path, data: str, options: EvalOptions, runtime: Runtime) -> tuple[nn.Module, ModelInfo, LabelledImages]:
-    """The network in a file and the test images at its size."""
-    from dfkd_fast.checkpoint import load_network
+def load(file: Path, data: str, options: EvalOptions, runtime: Runtime) -> tuple[nn.Module, ModelInfo, Expected[Any]]:
+    """The network in a file and the test images as it expects them."""
+    from dfkd_fast.checkpoint import written_name
+    from dfkd_fast.class_order import stated_order
     from dfkd_fast.data import open_test
     from dfkd_fast.image_stream import Decoding
+    from dfkd_fast.loops.evaluate import as_expected, image_channels
+    from dfkd_fast.loops.networks import stated_values
     from dfkd_fast.models.factory import load_model
 
-    decoding = Decoding(decoder=options.decoder, workers=options.workers, resize=options.resize, flags="--")
-    if options.student is None:
-        model, info = load_network(file, flag="eval")
-        return model, info, open_test(data, image_size=info.image_size, decoding=decoding, device=runtime.device)
-    test = open_test(data, image_size=options.image_size, decoding=decoding, device=runtime.device)
     model, info = load_model(
-        options.student,
-        num_classes=test.num_classes,
-        image_size=test.image_size,
-        mean=test.mean,
-        std=test.std,
+        options.student or written_name(file, flag="eval"),
+        **stated_values(options),
+        data_set=options.teacher_data,
         weights=file,
         weights_key=options.weights_key,
-        flag="--student",
+        flag="--student" if options.student else "eval",
         weights_flag="eval",
     )
-    return model, info, test
+    test = open_test(
+        data,
+        image_size=info.image_size,
+        decoding=Decoding(
+            decoder=options.decoder,
+            workers=options.workers,
+            resize=options.resize,
+            interpolation=info.interpolation,
+            flags="--",
+        ),
+        device=runtime.device,
+        channels=image_channels(info),
+    )
+    return model, info, as_expected(test, info, stated_order(options.class_order))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dfkd_fast.catalog import CIFAR10_PAIR, FACTS, METHODS, MODELS, MethodFacts, presets
+from dfkd_fast.data_sets import data_set_of
 from dfkd_fast.errors import unknown
 from dfkd_fast.terminal import page, show
 
@@ -14,9 +15,6 @@ USAGE = """usage: dfkd-fast ls [methods|presets [METHOD ...]|models|kernels]
 
 Without an argument: methods, presets and models. `ls presets` also shows the other results that were published for a
 preset's data, each with its teacher, student and command. `ls kernels` asks torch what this machine can run."""
-
-DATASETS = ("cifar100", "cifar10", "tiny-imagenet", "imagenette", "imagewoof", "imagenet", "digits")
-"""what a preset's name begins with"""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -130,7 +128,7 @@ def published(method: str, preset: str) -> list[dict[str, Any]]:
 
 def _preset_rows(method: str) -> Iterable[tuple[str, ...]]:
     for name in presets(method):
-        dataset = next((known for known in DATASETS if name == known or name.startswith(f"{known}-")), name)
+        dataset = data_set_of(name) or name
         for entry in published(method, name):
             top1 = f"{entry['top1']:.2f} %" if "top1" in entry else ""
             hours = f"{entry['hours']:.2f} h" if "hours" in entry else ""

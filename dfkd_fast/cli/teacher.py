@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -11,32 +11,32 @@ from typing import Any
 
 from dfkd_fast.catalog import MODELS
 from dfkd_fast.cli.report import say
-from dfkd_fast.config import Hardware, check_values
+from dfkd_fast.config import Hardware, NetworkInput, check_teacher_data, check_values
 from dfkd_fast.errors import UserError, unknown
-from dfkd_fast.flags import from_flags, parse, take
+from dfkd_fast.flags import from_flags, parse
 from dfkd_fast.recipes import TeacherRecipe
 from dfkd_fast.terminal import command, page, show
 
 USAGE = """usage: dfkd-fast teacher train MODEL --data DATA --out FILE [--resume] [flags]
-       dfkd-fast teacher info FILE|MODEL [--weights-key KEY]
+       dfkd-fast teacher info FILE|MODEL [flags]
 
 train: train MODEL on the training split of DATA and write it to FILE; teacher train MODEL --help lists the flags.
        Stopped or killed, it goes on after the last whole epoch with the same command and --resume.
-info: classes, image size, normalisation, parameters, BatchNorm layers and hash of a checkpoint, or of a network;
-      of several networks in one file KEY names one.
+info: classes, image size, normalisation and who says so, parameters, BatchNorm layers and hash of a checkpoint, or of a
+      network; with --mean, --std, --in-chans, --image-size, --interpolation, --num-classes or --class-order what train
+      would take, and with --network NAME what that network's library says of a FILE that does not; of several networks
+      in one file --weights-key names one.
 MODEL: a name of dfkd-fast ls models, tv:NAME or timm:NAME."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherOptions(Hardware):
+class TeacherOptions(Hardware, NetworkInput):
     """Flags of `dfkd-fast teacher train`."""
 
     data: str | None = None
     """real images: `digits`, or a path (image folder, tar of one, CIFAR files)"""
     out: Path | None = None
     """file to write, .safetensors"""
-    image_size: int | None = None
-    """pixels per side; without it the images' own"""
     recipe: TeacherRecipe = field(default_factory=TeacherRecipe)
     """how it is trained"""
 
@@ -76,6 +76,7 @@ def train(model: str, arguments: Sequence[str]) -> int:
 
     from dfkd_fast.data import check_apart, load_split, open_test
     from dfkd_fast.image_stream import Decoding
+    from dfkd_fast.loops.evaluate import in_stated_order, stated_channels
     from dfkd_fast.runtime import make_runtime
 
     runtime = make_runtime(
@@ -86,21 +87,28 @@ def train(model: str, arguments: Sequence[str]) -> int:
         deterministic=options.deterministic,
     )
     check_apart(options.data)
-    images = load_split(options.data, "train", image_size=options.image_size)
-    test = open_test(options.data, image_size=options.image_size, decoding=Decoding(flags="--"), device=runtime.device)
-    return train_into(out, resume, options.recipe, model, images, test, runtime)
+    size, interpolation, channels = options.image_size, options.interpolation or "bilinear", stated_channels(options)
+    images = load_split(options.data, "train", image_size=size, channels=channels, interpolation=interpolation)
+    decoding = Decoding(flags="--", interpolation=interpolation)
+    test = open_test(options.data, image_size=size, channels=channels, decoding=decoding, device=runtime.device)
+    images, test = in_stated_order(images, options), in_stated_order(test, options)
+    if options.num_classes not in (None, images.num_classes):
+        raise UserError(f"--num-classes {options.num_classes}: {images.name} has {images.num_classes}; leave it out")
+    return train_into(out, resume, options, model, images, test, runtime)
 
 
-def train_into(out: Path, resume: bool, recipe: TeacherRecipe, model: str, images: Any, test: Any, runtime: Any) -> int:
+def train_into(
+    out: Path, resume: bool, options: TeacherOptions, model: str, images: Any, test: Any, runtime: Any
+) -> int:
     """Train into a file, one process at a time; `resume`: go on from what is beside it."""
     from dfkd_fast.checkpoint import disk_error, save_network
     from dfkd_fast.loops.interrupt import Interrupted, stop_signals
     from dfkd_fast.loops.teacher import made_from, train_teacher
     from dfkd_fast.loops.teacher_state import ENDING, TrainingState, only_one
 
-    again = "the same command with --resume"
+    recipe, again = options.recipe, "the same command with --resume"
     words: dict[str, Any] = {"flag": "--out", "go_on": again}
-    state = TrainingState(out.with_suffix(ENDING), made_from(recipe, model, images, runtime), **words)
+    state = TrainingState(out.with_suffix(ENDING), made_from(recipe, model, images, runtime, options), **words)
     if resume and not state.folder.exists():
         raise UserError(f"--resume: no training of {out} to go on with ({state.folder} is not there); leave it out")
     if state.epochs and not resume:
@@ -114,16 +122,17 @@ def train_into(out: Path, resume: bool, recipe: TeacherRecipe, model: str, image
 
     try:
         with stop_signals() as signals, only_one(state.folder, "--out", refuse):
-            network, found, _ = train_teacher(
-                recipe, model, images, test, runtime=runtime, on_step=signals.check, state=state
+            network, found, measured = train_teacher(
+                recipe, model, images, test, runtime=runtime, stated=options, on_step=signals.check, state=state
             )
-            save_network(out, network, found)
+            save_network(out, network, found, top1=None if measured is None else measured.top1)
             state.drop()
     except Interrupted as stop:
         kept = f"; to go on: {again}" if state.epochs else " before anything was written"
         return say(f"stopped by {stop}{kept}", kind="stopped", status=128 + stop.signum)
     except OSError as error:
         raise disk_error(error, out.parent, **words) from error
+    show(f"{model}: {found.described()}")
     distil = command("train", "METHOD", "--teacher", model, "--teacher-weights", out)
     show(f"wrote {out}; to distil from it: {distil}")
     return 0
@@ -140,45 +149,93 @@ def check_out(out: Path | None) -> Path:
     return out
 
 
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions(NetworkInput):
+    """Flags of `dfkd-fast teacher info`."""
+
+    network: str | None = None
+    """network in FILE, where the file does not say: a name of `dfkd-fast ls models`, tv:NAME or timm:NAME"""
+    weights_key: str | None = None
+    """which of several networks in FILE, as train's --teacher-weights-key"""
+    teacher_data: str = ""
+    """data set that it was trained on, as train's --teacher-data"""
+
+
 def info(target: str, arguments: Sequence[str]) -> None:
-    """Print what is known of a checkpoint, or of a network by name."""
-    key, arguments = take(arguments, "--weights-key")
-    if arguments:
-        raise UserError(f"teacher info {target}: takes --weights-key and nothing more, not {arguments[0]}")
-    rows = describe_file(Path(target), key) if Path(target).is_file() else describe_model(target)
+    """Print what is known of a checkpoint, or of a network by name, and of its input by whom."""
+    options = parse(InfoOptions, InfoOptions(), from_flags(arguments), prog="dfkd-fast teacher info FILE|MODEL")
+    check_values(options)
+    check_teacher_data(options.teacher_data)
+    rows = describe_file(Path(target), options) if Path(target).is_file() else describe_model(target, options)
     for name, value in rows:
         show(f"{name:18}{value}")
 
 
-def describe_file(file: Path, key: str | None = None) -> Iterator[tuple[str, object]]:
-    """What a checkpoint says of itself and what its tensors tell; its network is not built."""
-    from dfkd_fast.models.header import read_header
+def describe_file(file: Path, options: InfoOptions) -> Iterator[tuple[str, object]]:
+    """What a checkpoint says of itself and what its tensors tell; its network is built where --network names it."""
+    from dfkd_fast.loops.networks import stated_values
+    from dfkd_fast.models.factory import load_model, saved_info
+    from dfkd_fast.models.info import Source, data_set_source, known_values
     from dfkd_fast.models.weights import read_weights
 
     weights = read_weights(file, flag="teacher info")
-    header, tensors = read_header(weights.metadata, f"teacher info {file}"), weights.tensors_of(key)
-    yield "network", header.get("name", "not said; dfkd-fast did not write this file")
-    yield from ((key.replace("_", " "), header[key]) for key in ("num_classes", "image_size") if key in header)
-    yield from ((key, list(header[key])) for key in ("mean", "std") if key in header)
+    saved, tensors = saved_info(weights), weights.tensors_of(options.weights_key)
+    yield "network", options.network or saved.get("name", "not said; dfkd-fast did not write this file")
+    if options.network is not None:
+        values = stated_values(options)
+        _, found = load_model(
+            options.network,
+            **values,
+            data_set=options.teacher_data,
+            weights=file,
+            weights_key=options.weights_key,
+            flag="--network",
+            weights_flag="teacher info",
+        )
+        yield from input_rows({key: getattr(found, key) for key in INPUT_ROWS}, found.sources)
+    else:
+        sources = (Source("", stated_values(options)), Source("its file", saved), data_set_source(options.teacher_data))
+        yield from input_rows(*known_values(dict.fromkeys(INPUT_ROWS, sources)))
+    if saved.get("top1") is not None:
+        yield "top-1", f"{saved['top1']:.4f} (held-out images, says its file)"
     buffers = ("running_mean", "running_var", "num_batches_tracked")
-    yield "parameters", sum(value.numel() for name, value in tensors.items() if not name.endswith(buffers))
-    yield "BatchNorm layers", sum(name.endswith("running_mean") for name in tensors)
+    yield "parameters", sum(value.numel() for key, value in tensors.items() if not key.endswith(buffers))
+    yield "BatchNorm layers", sum(key.endswith("running_mean") for key in tensors)
     yield "sha256", sha256(file.read_bytes()).hexdigest()
 
 
-def describe_model(name: str) -> Iterator[tuple[str, object]]:
-    """What a network by name is, without weights; ours are built for 10 classes of 32-pixel images."""
+INPUT_ROWS = ("num_classes", "image_size", "in_chans", "mean", "std", "interpolation")
+
+
+def input_rows(values: Mapping[str, Any], sources: Mapping[str, str]) -> Iterator[tuple[str, object]]:
+    """What is known of a network's input and classes, each with who says so."""
+    for key in INPUT_ROWS:
+        if key in values:
+            value = list(values[key]) if isinstance(values[key], tuple) else values[key]
+            who = f"  ({sources[key]})" if key in sources else ""
+            yield key.replace("_", " "), f"{value}{who}"
+
+
+def describe_model(name: str, options: InfoOptions) -> Iterator[tuple[str, object]]:
+    """What a network by name is, without weights. Ours are built for 10 classes of 32-pixel images where no flag says
+    otherwise, and have no normalisation of their own.
+    """
     from torch import nn
 
+    from dfkd_fast.loops.networks import stated_values
     from dfkd_fast.models.factory import load_model
 
-    ours: dict[str, Any] = {}
+    values = stated_values(options)
     if name in MODELS:
-        ours = {"num_classes": 10, "image_size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    model, found = load_model(name, flag="teacher info", **ours)
+        even = (0.5,) * (values["in_chans"] or len(values["mean"] or (0,) * 3))
+        ours = {"num_classes": 10, "image_size": 32, "mean": even, "std": even}
+        built = values | {key: values[key] or value for key, value in ours.items()}
+    else:
+        built = values | {"data_set": options.teacher_data}
+    model, found = load_model(name, flag="teacher info", **built)
     yield "network", name
-    yield from (("num classes", found.num_classes), ("image size", found.image_size))
-    if not ours:
-        yield from (("mean", list(found.mean)), ("std", list(found.std)))
+    own = () if name not in MODELS else [key for key in ("mean", "std") if values[key] is None]
+    sources = {key: who for key, who in found.sources.items() if name not in MODELS or values.get(key)}
+    yield from input_rows({key: getattr(found, key) for key in INPUT_ROWS if key not in own}, sources)
     yield "parameters", sum(parameter.numel() for parameter in model.parameters())
     yield "BatchNorm layers", sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())

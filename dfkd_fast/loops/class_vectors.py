@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from dfkd_fast.class_names import read_class_names, spoken_names
 from dfkd_fast.config import TrainConfig
 from dfkd_fast.errors import UserError, one_of
-from dfkd_fast.image_stream import LabelledImages
 from dfkd_fast.methods.base import Method
 from dfkd_fast.text import label_embeddings, origin
 
 
 def class_vectors(
-    config: TrainConfig, method: type[Method], num_classes: int, test: LabelledImages | None
+    config: TrainConfig, method: type[Method], num_classes: int, class_names: Sequence[str]
 ) -> tuple[Tensor, str]:
     """Embeddings (K, D) for `--text`, and where they are from; (K, 0) for a method that does not ask.
 
-    Names are those of `--class-names`, else the data's own. Raises UserError for a source that the method does not
+    Names are those of `--class-names`, else `class_names`, what the teacher's outputs are called (`ModelInfo`; empty:
+    not known). Real images are not asked. Raises UserError for a source that the method does not
     take, and for vectors that are not to be had.
     """
     source = origin(config.text)
@@ -31,7 +33,7 @@ def class_vectors(
     names = None
     if config.class_names is not None:
         names = read_class_names(config.class_names, num_classes)
-    elif test is not None:
-        names = spoken_names(test.class_names)
+    elif class_names:
+        names = spoken_names(class_names)
     embeddings = label_embeddings(config.text, num_classes, names=names, prompt=config.prompt, model=config.text_model)
     return embeddings, source

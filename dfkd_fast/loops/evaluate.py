@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from dfkd_fast.config import TrainConfig
+from dfkd_fast.class_names import spoken_names
+from dfkd_fast.class_order import ClassOrder, number_hint, stated_order
+from dfkd_fast.config import NetworkInput, TrainConfig
 from dfkd_fast.data import IN_MEMORY, open_test
 from dfkd_fast.errors import UserError
 from dfkd_fast.image_stream import Decoding, LabelledImages
 from dfkd_fast.models.factory import ModelInfo
+from dfkd_fast.pictures import Channels
 from dfkd_fast.runtime import Runtime
 from dfkd_fast.switches import named_operator
 from dfkd_kernels import gather_augment
+
+S = TypeVar("S", bound=LabelledImages)
 
 
 @dataclass(frozen=True)
@@ -81,22 +87,86 @@ def evaluate(
     return _summarised((runtime.all_reduce(top) if shared else top).cpu(), images)
 
 
-def evaluation_images(config: TrainConfig, runtime: Runtime) -> LabelledImages | None:
-    """The images that a run evaluates on; None without `--data`.
+class Expected(NamedTuple, Generic[S]):
+    """Images as a network expects them."""
+
+    images: S
+    notes: list[str]
+    """what was done to them, or could not be told, in lines for the user"""
+
+
+def as_expected(images: S, info: ModelInfo, order: ClassOrder | None, *, flag: str = "--data") -> Expected[S]:
+    """`images` in the class order of a network. `order` is what `--class-order` states; without it
+    the classes stand as the network's file lists them, else sorted as text.
+
+    Raises UserError where `order` lists other classes than the images have.
+    """
+    notes, own = [], images.class_names
+    source = f"{flag} {images.name}"
+    if order is not None:
+        images = images.in_order(order.of(own, source))
+    elif sorted(info.class_names) == sorted(own):
+        if info.class_names != own:
+            images = images.in_order(info.class_names)
+            notes.append(f"{source}: classes in the order of the network's: {_first(info.class_names)}")
+    elif info.class_names and info.class_names != spoken_names(own):
+        ours, theirs = _first(own), _first(info.class_names)
+        notes.append(f"{source}: classes {ours} are taken in this order for the network's {theirs}; --class-order")
+    elif (hint := number_hint(own, source)) is not None:
+        notes.append(hint)
+    return Expected(images, notes)
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def evaluation_images(config: TrainConfig, runtime: Runtime, info: ModelInfo | None = None) -> Expected[Any] | None:
+    """The images that a run evaluates on, as the network `info` expects them; None without `--data`.
+
+    Where the teacher is yet to be trained there is no `info`: what flags and images say decides then.
 
     A run that trains its teacher keeps them in memory: the training images, of which there are more, are there, too.
     """
     if not config.data:
         return None
     choice = config.eval
+    interpolation = info.interpolation if info is not None else config.interpolation or "bilinear"
     found = open_test(
         config.data,
-        image_size=config.image_size,
-        decoding=Decoding(decoder=choice.decoder, workers=choice.workers, resize=choice.resize),
+        image_size=config.image_size if info is None else info.image_size,
+        decoding=Decoding(
+            decoder=choice.decoder, workers=choice.workers, resize=choice.resize, interpolation=interpolation
+        ),
         device=runtime.device,
+        channels=stated_channels(config) if info is None else image_channels(info),
         in_memory=math.inf if config.train_teacher else IN_MEMORY,
     )
-    return found.resident(runtime.device)
+    if info is None:
+        return Expected(in_stated_order(found, config).resident(runtime.device), [])
+    images, notes = as_expected(found, info, stated_order(config.class_order))
+    return Expected(images.resident(runtime.device), notes)
+
+
+def in_stated_order(images: S, stated: NetworkInput) -> S:
+    """Images that a teacher is trained or tested on, with their classes as `--class-order` says.
+
+    Raises UserError for an order of other classes.
+    """
+    order = stated_order(stated.class_order)
+    return images if order is None else images.in_order(order.of(images.class_names, f"--data {images.name}"))
+
+
+def stated_channels(stated: NetworkInput) -> Channels:
+    """The channels that a teacher is to be trained with. Raises UserError for a number that images do not have."""
+    if stated.in_chans not in (None, 1, 3):
+        raise UserError(f"--in-chans {stated.in_chans}: images have 3 channels, or 1 as grey ones; choose 1 or 3")
+    return 1 if stated.in_chans == 1 else 3
+
+
+def image_channels(info: ModelInfo) -> Channels:
+    """The channels that images are read with for a network: grey for one of one channel, else RGB."""
+    return 1 if info.in_chans == 1 else 3
 
 
 def agreement(first: Evaluation, second: Evaluation) -> float:
@@ -108,6 +178,8 @@ def check_fit(images: LabelledImages, info: ModelInfo, flag: str) -> None:
     """Raise UserError, naming `flag`, where classes or sizes of images and network differ."""
     if images.num_classes != info.num_classes:
         raise UserError(f"{flag} {images.name}: {images.num_classes} classes, but {info.name} knows {info.num_classes}")
+    if images.in_chans != info.in_chans:
+        raise UserError(f"{flag} {images.name}: {images.in_chans} channels, but {info.name} takes {info.in_chans}")
     if images.image_size != info.image_size:
         sizes = f"{images.image_size} pixels a side, but {info.name} takes {info.image_size}"
         raise UserError(f"{flag} {images.name}: {sizes}; give --image-size {info.image_size}")

@@ -10,22 +10,22 @@ import torch
 from torch import nn
 
 from dfkd_fast.catalog import FACTS, METHODS, MODELS
-from dfkd_fast.config import TrainConfig
+from dfkd_fast.class_order import stated_order
+from dfkd_fast.config import NetworkInput, TrainConfig
 from dfkd_fast.data import check_apart, load_split
 from dfkd_fast.errors import UserError, one_of
 from dfkd_fast.image_stream import LabelledImages
 from dfkd_fast.joined import MicroBatches
 from dfkd_fast.joined_norm import join_norms
 from dfkd_fast.loops.class_vectors import class_vectors
-from dfkd_fast.loops.evaluate import check_fit
+from dfkd_fast.loops.evaluate import check_fit, in_stated_order, stated_channels
 from dfkd_fast.loops.failures import is_out_of_memory
 from dfkd_fast.loops.ranks import check_joined, check_micro_batches, share_of_rank
 from dfkd_fast.loops.teacher_cache import cached_teacher
 from dfkd_fast.methods.base import CollectedImages, Method, Setup
 from dfkd_fast.models.answers import check_training
-from dfkd_fast.models.factory import ModelInfo, load_model, saved_info
+from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.teacher import FrozenNet, frozen_twin
-from dfkd_fast.models.weights import read_weights
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.runtime import Runtime, make_runtime
 
@@ -53,34 +53,46 @@ def load_teacher(
     """The teacher that the config names: trained on the spot (`--train-teacher`), from a checkpoint, or published
     weights.
 
-    What a checkpoint does not say about itself (classes, size, normalisation) is taken from the flags, then from
-    `test`. `on_step` is called after each step of a training and raises to stop it.
+    Flags come before what a checkpoint says about itself (classes, size, normalisation, class names), that before its
+    library's configuration and the convention of `--teacher-data`; `test` tells how good a trained one is, and no
+    more. `on_step` is called after each step of a training and raises to stop it.
     """
     if config.train_teacher:
         check_apart(str(config.data))
-        train = load_split(str(config.data), "train", image_size=config.image_size)
-        return cached_teacher(config.teacher_recipe, config.teacher, train, test, runtime=runtime, on_step=on_step)
+        size, interpolation = config.image_size, config.interpolation or "bilinear"
+        channels = stated_channels(config)
+        train = load_split(str(config.data), "train", image_size=size, channels=channels, interpolation=interpolation)
+        train = in_stated_order(train, config)
+        recipe = config.teacher_recipe
+        return cached_teacher(recipe, config.teacher, train, test, runtime=runtime, stated=config, on_step=on_step)
     if config.teacher_weights is None and config.teacher in MODELS:
         raise UserError(
             f"--teacher {config.teacher}: no published weights; give --teacher-weights FILE or --train-teacher"
         )
     published = config.teacher_weights is None
-    known: dict[str, Any] = {}  # published weights know their own classes, size and normalisation
-    if config.teacher_weights is not None:
-        if test is not None:
-            known = {"num_classes": test.num_classes, "image_size": test.image_size, "mean": test.mean, "std": test.std}
-        known |= saved_info(read_weights(config.teacher_weights, flag="--teacher-weights"))
     return load_model(
         config.teacher,
-        num_classes=config.num_classes or known.get("num_classes"),
-        image_size=config.image_size or known.get("image_size"),
-        mean=known.get("mean"),
-        std=known.get("std"),
+        **stated_values(config),
+        data_set=config.teacher_data,
         weights=config.teacher_weights,
         weights_key=config.teacher_weights_key,
         pretrained=published,
         flag="--teacher",
     )
+
+
+def stated_values(stated: NetworkInput) -> dict[str, Any]:
+    """What flags say of a network's input and classes, as arguments of `load_model`."""
+    order = stated_order(stated.class_order)
+    return {
+        "num_classes": stated.num_classes,
+        "image_size": stated.image_size,
+        "mean": stated.mean,
+        "std": stated.std,
+        "in_chans": stated.in_chans,
+        "interpolation": stated.interpolation,
+        "class_names": order.names if order is not None else None,
+    }
 
 
 def check_teacher(
@@ -168,6 +180,7 @@ def make_student(config: TrainConfig, info: ModelInfo, runtime: Runtime) -> nn.M
         image_size=info.image_size,
         mean=info.mean,
         std=info.std,
+        in_chans=info.in_chans,
         flag="--student",
     )
     check_training(student, fits.shape, name=f"--student {config.student}")
@@ -186,12 +199,11 @@ def make_method(
     method_class: type[Method],
     teacher: FrozenNet,
     student: nn.Module,
-    test: LabelledImages | None,
     runtime: Runtime,
     collected: CollectedImages | None = None,
 ) -> Method:
     """The method on its networks, on the device, with this rank's share of the recipe; the same on every rank."""
-    embeddings, text = class_vectors(config, method_class, teacher.info.num_classes, test)
+    embeddings, text = class_vectors(config, method_class, teacher.info.num_classes, teacher.info.class_names)
     seed_phase(config.seed, 0, 0, "method")
     share = share_of_rank(config.method, runtime.shares)
     parts = config.synthesis_micro_batches

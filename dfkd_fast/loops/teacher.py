@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd_fast.augment import draw_crop_flip
+from dfkd_fast.config import NetworkInput
 from dfkd_fast.console import Console, ConsoleKind, count, duration, make_console
 from dfkd_fast.data import ImageSet
 from dfkd_fast.errors import UserError
+from dfkd_fast.image_statistics import compute_statistics
 from dfkd_fast.image_stream import LabelledImages
 from dfkd_fast.loops.evaluate import Evaluation, evaluate
 from dfkd_fast.loops.teacher_state import TrainingState
@@ -41,19 +43,21 @@ def train_teacher(
     test: LabelledImages | None,
     *,
     runtime: Runtime,
+    stated: NetworkInput | None = None,
     console: ConsoleKind = "auto",
     on_step: Callable[[], None] | None = None,
     state: TrainingState | None = None,
 ) -> tuple[nn.Module, ModelInfo, Evaluation | None]:
     """Train `model_name` on `train` by `recipe`, in the runtime's precision and memory format unless it has its own.
 
-    Returns the last epoch's network in evaluation mode on the runtime's device, what it expects, and its evaluation on
+    It is normalised with the mean and spread that `stated` says, else with those of the pixels of `train`. Returns the
+    last epoch's network in evaluation mode on the runtime's device, what it expects, and its evaluation on
     `test` (None without one), which is made once, at the end. `on_step` is called after each step and raises to stop
     the training. With a `state` it goes on from there, and keeps there what each epoch comes to. Raises UserError where
     the splits do not fit each other.
     """
     _check_splits(train, test)
-    model, info = _fresh_network(recipe, model_name, train)
+    model, info = _fresh_network(recipe, model_name, train, stated)
     check_training(model, info.shape, name=f"--teacher {model_name}")
     runtime = _in_precision(recipe, runtime)
     model = runtime.place(model)
@@ -66,6 +70,9 @@ def train_teacher(
     spent = duration(time.perf_counter() - start)
     show.print(f"teacher {model_name} | {recipe.epochs} epochs in {spent}{accuracy}")
     return model, info, found
+
+
+_NETWORK = ("name", "num_classes", "image_size", "mean", "std", "in_chans")
 
 
 class _Trainer:
@@ -157,10 +164,22 @@ class _Trainer:
         return loss.detach()
 
 
-def _fresh_network(recipe: TeacherRecipe, model_name: str, train: ImageSet) -> tuple[nn.Module, ModelInfo]:
+def _fresh_network(
+    recipe: TeacherRecipe, model_name: str, train: ImageSet, stated: NetworkInput | None
+) -> tuple[nn.Module, ModelInfo]:
+    """The network before its training. Its values go with it into its file, so that nobody has to state them again."""
+    mean, std = compute_statistics(train.images)
+    stated = stated or NetworkInput()
     seed_phase(recipe.seed, 0, 0, "teacher")
     return load_model(
-        model_name, num_classes=train.num_classes, image_size=train.image_size, mean=train.mean, std=train.std
+        model_name,
+        num_classes=train.num_classes,
+        image_size=train.image_size,
+        mean=stated.mean or mean,
+        std=stated.std or std,
+        in_chans=train.in_chans,
+        interpolation=stated.interpolation or "bilinear",
+        class_names=train.class_names,
     )
 
 
@@ -172,13 +191,15 @@ def _check_splits(train: ImageSet, test: LabelledImages | None) -> None:
         raise UserError(f"--data {train.name}: training and test images are of different classes: {', '.join(odd[:3])}")
 
 
-def made_from(recipe: TeacherRecipe, model_name: str, train: ImageSet, runtime: Runtime) -> dict[str, Any]:
+def made_from(
+    recipe: TeacherRecipe, model_name: str, train: ImageSet, runtime: Runtime, stated: NetworkInput | None = None
+) -> dict[str, Any]:
     """Everything that a trained teacher depends on, as JSON. Shapes tell two versions of a network apart."""
-    model, info = _fresh_network(recipe, model_name, train)
+    model, info = _fresh_network(recipe, model_name, train, stated)
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
     return {
         "recipe": {key: value for key, value in asdict(recipe).items() if key != "precision"},
-        "network": asdict(info),
+        "network": {key: getattr(info, key) for key in _NETWORK},  # the pixels and class names are in `data`
         "shapes": sha256(json.dumps(shapes).encode()).hexdigest(),
         "data": train.digest,
         "precision": _in_precision(recipe, runtime).precision,

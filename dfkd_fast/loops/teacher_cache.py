@@ -8,7 +8,7 @@ import json
 import os
 import pwd
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import nn
 
 from dfkd_fast import __version__, cache, digests
 from dfkd_fast.checkpoint import disk_error, load_network, save_network
+from dfkd_fast.config import NetworkInput
 from dfkd_fast.console import ConsoleKind, make_console
 from dfkd_fast.data import ImageSet
 from dfkd_fast.errors import UserError
@@ -42,6 +43,7 @@ def cached_teacher(
     test: LabelledImages | None,
     *,
     runtime: Runtime,
+    stated: NetworkInput | None = None,
     console: ConsoleKind = "auto",
     on_step: Callable[[], None] | None = None,
 ) -> tuple[nn.Module, ModelInfo]:
@@ -53,18 +55,19 @@ def cached_teacher(
     written, before anything is trained.
     """
     show = make_console(console, is_main=runtime.is_main).print
-    made_from = teacher.made_from(recipe, model_name, train, runtime)
+    made_from = teacher.made_from(recipe, model_name, train, runtime, stated)
     digest = sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     stem = f"{model_name.replace(':', '_').replace('/', '_')}-{train.name}-{digest[:16]}"
     entry = _Entry(cache_folder() / stem, digest, show)
     arguments = (recipe, model_name, train, test)
-    settings: dict[str, Any] = {"runtime": runtime, "console": console, "on_step": on_step}
+    settings: dict[str, Any] = {"runtime": runtime, "stated": stated, "console": console, "on_step": on_step}
     found = entry.read(runtime)
     if found is None and runtime.is_main:
         found = entry.make(made_from, arguments, settings)
     elif found is None:  # the main rank's folder is not this one's
         found = teacher.train_teacher(*arguments, **settings)[:2]
-    return found
+    model, info = found
+    return model, replace(info, class_names=train.class_names)  # which older files do not have
 
 
 def cache_folder() -> Path:
@@ -156,7 +159,7 @@ class _Entry:
         test: LabelledImages | None,
     ) -> None:
         """Keep a teacher and what is known of it."""
-        save_network(self.weights, model, info)
+        save_network(self.weights, model, info, top1=found.top1 if found else None)
         result = {"top1_last_epoch": found.top1 if found else None, "held_out_images": len(test) if test else None}
         versions = {"torch": torch.__version__, "dfkd_fast": __version__, "device": runtime.describe()}
         content = {"hash": self.digest, "sha256": digests.of_file(self.weights)}

@@ -18,15 +18,15 @@ from dfkd_fast.config import TrainConfig
 from dfkd_fast.costs.flops import count_step_flops
 from dfkd_fast.costs.work import recipe_work
 from dfkd_fast.data import ImageSet
-from dfkd_fast.image_stream import LabelledImages
 from dfkd_fast.loggers import RunLogger
 from dfkd_fast.loops.alternating import AlternatingLoop
 from dfkd_fast.loops.class_vectors import class_vectors
 from dfkd_fast.loops.collapse import CollapseWatch
-from dfkd_fast.loops.collected import load_collected, rank_part
-from dfkd_fast.loops.evaluate import Evaluation, agreement, evaluate, evaluation_images
+from dfkd_fast.loops.collected import check_collected, load_collected, rank_part
+from dfkd_fast.loops.evaluate import agreement, evaluate, evaluation_images
 from dfkd_fast.loops.identity import Identity, Likeness, content_identity
 from dfkd_fast.loops.interrupt import StopSignals, resumable, stop_signals
+from dfkd_fast.loops.judge import Verdict, judge_teacher
 from dfkd_fast.loops.keeping import Keeper
 from dfkd_fast.loops.logit_cache import LogitCache, make_cache
 from dfkd_fast.loops.loop import Loop
@@ -92,23 +92,27 @@ def _train(config: TrainConfig, runtime: Runtime, resumed: Resumed | None, liken
     share_of_rank(config.method, runtime.shares)
     lower_dtype(config.teacher_precision, runtime)  # what cannot be had is said before a teacher is trained
     method_class = load_method(config.method_name)
-    test = evaluation_images(config, runtime)
-    collected = load_collected(config, method_class, test)
-    if config.train_teacher and test is not None:
-        class_vectors(config, method_class, test.num_classes, test)  # what cannot be had is said before the training
+    check_collected(config, method_class)
+    test = evaluation_images(config, runtime) if config.train_teacher else None
+    if test is not None:  # what cannot be had is said before the training
+        class_vectors(config, method_class, test.images.num_classes, test.images.class_names)
     with stop_signals() as signals:
         with runtime.main_first():  # a teacher is trained once, then found
-            model, info = load_teacher(config, test, runtime, on_step=signals.check)
-        check_teacher(model, info, method_class, config, test)
-        vectors = class_vectors(config, method_class, info.num_classes, test)
+            trained_on = None if test is None else test.images
+            model, info = load_teacher(config, trained_on, runtime, on_step=signals.check)
+        test = test or evaluation_images(config, runtime, info)
+        check_teacher(model, info, method_class, config, None if test is None else test.images)
+        collected = load_collected(config, method_class, info)
+        vectors = class_vectors(config, method_class, info.num_classes, info.class_names)
         likeness.check(content_identity(config, model, info, vectors, collected))
         teacher = FrozenNet(model, info, runtime, precision=config.teacher_precision)
         check_frozen(teacher, runtime)
         student = make_student(config, info, runtime)
         real = rank_part(collected, info, runtime)
-        method = make_method(config, method_class, teacher, student, test, runtime, real)
+        method = make_method(config, method_class, teacher, student, runtime, real)
         check_pool_use(config, method, runtime.shares)
         cache = make_cache(config.cache_teacher_logits, seed=config.seed, method=method, teacher=teacher)
+        verdict = judge_teacher(teacher, test, config, runtime)
         signals.check()
         runtime.barrier()  # every rank has found the folder free
         if runtime.is_main:
@@ -123,7 +127,7 @@ def _train(config: TrainConfig, runtime: Runtime, resumed: Resumed | None, liken
                         claim_folder(folder, config)
                     runtime.barrier()
                     run = Run(
-                        config, runtime, teacher, student, method, test, signals, likeness.identity, collected, cache
+                        config, runtime, teacher, student, method, verdict, signals, likeness.identity, collected, cache
                     )
                 with closing(run):
                     run.execute(resumed)
@@ -141,13 +145,14 @@ class Run:
         teacher: FrozenNet,
         student: nn.Module,
         method: Method,
-        test: LabelledImages | None,
+        verdict: Verdict,
         signals: StopSignals,
         identity: Identity,
         collected: ImageSet | None = None,
         cache: LogitCache | None = None,
     ) -> None:
-        self.config, self.runtime, self.teacher, self.test, self.collected = config, runtime, teacher, test, collected
+        self.config, self.runtime, self.teacher, self.collected = config, runtime, teacher, collected
+        self.test, self.teacher_evaluation = verdict.test, verdict.evaluation
         self.method, self.folder, info = method, config.run_folder, teacher.info
         self.keeper = Keeper(config, runtime, identity)
         self.student_info = replace(info, name=method.deployed_name(config.student))
@@ -164,6 +169,8 @@ class Run:
             log_every=config.log.every,
             gpus=runtime.world_size if runtime.device.type == "cuda" else 0,
         )
+        for line in verdict.lines:
+            self.logger.message(line)
         if collected is not None:
             real = f"{len(collected)} real images of {collected.name}"
             self.logger.message(f"not strictly data-free: {config.method_name} also learns from {real}")
@@ -171,7 +178,6 @@ class Run:
             self.logger.message(line)
         if runtime.compilation != "off" and runtime.device.type == "cpu":
             self.logger.message(f"--compile {runtime.compilation}: on a CPU the first step of each kind takes minutes")
-        self.teacher_evaluation = self._evaluate_teacher()
         self.watch = CollapseWatch(teacher, runtime, config.method, self.logger.message)
         self.loop = LOOPS[method.loop](
             method=self.method,
@@ -264,11 +270,3 @@ class Run:
     def close(self) -> None:
         """Give up the pool, so that another process may take it."""
         self.pool.close()
-
-    def _evaluate_teacher(self) -> Evaluation | None:
-        if self.test is None:
-            self.logger.message("no --data: the student is not evaluated")
-            return None
-        batch_size = self.config.eval.batch_size
-        model, info = self.teacher.logits, self.teacher.info
-        return evaluate(model, self.test, info=info, runtime=self.runtime, batch_size=batch_size, shared=True)

@@ -10,55 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dfkd_fast.catalog import MODELS
 from dfkd_fast.errors import UserError, one_of, unknown
 from dfkd_fast.models.answers import settle_answer
 from dfkd_fast.models.filling import fill
 from dfkd_fast.models.header import read_header
+from dfkd_fast.models.info import INTERPOLATIONS, ModelInfo, Source, data_set_source, resolve
 from dfkd_fast.models.torchvision_cpu import ensure_importable
 from dfkd_fast.models.vit import check_size, is_vit
 from dfkd_fast.models.weights import Weights, read_weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelInfo:
-    """What a network expects and answers: images (B, in_chans, image_size, image_size) -> logits (B, num_classes)."""
-
-    name: str
-    """a name of `catalog.MODELS`, `tv:NAME` or `timm:NAME`"""
-    num_classes: int
-    """width of the classifier"""
-    image_size: int
-    """side of the square input in pixels"""
-    mean: tuple[float, ...]
-    """of each channel, for pixels in [0, 1]"""
-    std: tuple[float, ...]
-    """of each channel, for pixels in [0, 1]"""
-    in_chans: int = 3
-    """channels of the input"""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of one image, (C, H, W)."""
-        return self.in_chans, self.image_size, self.image_size
-
-    def blank(self, like: Tensor) -> Tensor:
-        """One black image (1, in_chans, H, W), of the dtype and device of `like`: to see what a network hands out."""
-        return like.new_zeros(1, *self.shape)
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Order:
-    """What a caller asked for and what the weights file says of itself; None where neither says anything."""
+    """What a caller asked for, and who beside a library says what the network expects."""
 
     flag: str
     spec: str
-    num_classes: int | None
-    image_size: int | None
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
+    flags: Source
+    file: Source
+    data_set: Source
     pretrained: bool
 
     @property
@@ -66,17 +39,23 @@ class _Order:
         """The name within its library."""
         return self.spec.partition(":")[2] or self.spec
 
-    def info(self, **library: Any) -> ModelInfo:
-        """The order completed by the library's own values; raises UserError for what nobody knows."""
-        keys = ("num_classes", "image_size", "mean", "std")
-        known: dict[str, Any] = {key: getattr(self, key) or library.get(key) for key in keys}
-        absent = [key for key in keys if known[key] is None]
-        if absent:
-            raise UserError(
-                f"{self.flag} {self.spec}: {', '.join(absent)} not known; give the data set, "
-                f"or a {self.flag}-weights file that dfkd-fast wrote"
-            )
-        return ModelInfo(name=self.spec, in_chans=len(known["mean"]), **known)
+    @property
+    def num_classes(self) -> int | None:
+        """Classes that flags or file state; None where they leave them to the library."""
+        return self.flags.values.get("num_classes") or self.file.values.get("num_classes")
+
+    def info(self, who: str = "", **library: Any) -> ModelInfo:
+        """The order completed by the values of the library `who`; raises UserError for what nobody knows."""
+        # published weights are the library's own, whatever data set a preset names
+        data_set = Source("", {}) if self.pretrained else self.data_set
+        return resolve(
+            self.spec,
+            flag=self.flag,
+            flags=self.flags,
+            file=self.file,
+            library=Source(f"{who}'s configuration", library),
+            data_set=data_set,
+        )
 
 
 def load_model(
@@ -86,6 +65,10 @@ def load_model(
     image_size: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    in_chans: int | None = None,
+    interpolation: str | None = None,
+    class_names: tuple[str, ...] | None = None,
+    data_set: str = "",
     weights: Path | None = None,
     weights_key: str | None = None,
     pretrained: bool = False,
@@ -95,8 +78,9 @@ def load_model(
     """Build a network and fill it: from a file, else from its published weights if asked for, else at random.
 
     `spec` is a name of `catalog.MODELS`, `tv:NAME` (torchvision) or `timm:NAME`. An argument comes before what the
-    header of a weights file written by dfkd-fast says, and that before the library's own configuration. `mean` has one
-    entry for each input channel. The network is on the CPU, in float32 and training mode.
+    header of a weights file written by dfkd-fast says, that before the library's own configuration, and that before the
+    convention of `data_set`, a name of `data_sets.DATA_SETS` (models/info.py). `mean` has one entry for each input
+    channel. The network is on the CPU, in float32 and training mode.
 
     `weights_key` chooses where a file holds several networks (models/filling.py).
 
@@ -108,13 +92,13 @@ def load_model(
     full, (spec, _, shared) = spec, spec.partition("+")
     stored = None if weights is None else read_weights(weights, flag=weights_flag or f"{flag}-weights")
     saved = {} if stored is None else saved_info(stored)
+    stated = {"num_classes": num_classes, "image_size": image_size, "mean": mean, "std": std, "in_chans": in_chans}
     order = _Order(
         flag=flag,
         spec=spec,
-        num_classes=num_classes or saved.get("num_classes"),
-        image_size=image_size or saved.get("image_size"),
-        mean=mean or saved.get("mean"),
-        std=std or saved.get("std"),
+        flags=Source("", {**stated, "interpolation": interpolation, "class_names": class_names}),
+        file=Source("its file", saved),
+        data_set=data_set_source(data_set),
         pretrained=pretrained and weights is None,
     )
     library = spec.rpartition(":")[0]
@@ -134,6 +118,7 @@ def load_model(
         info = replace(info, name=full)
     if stored is not None:
         fill(model, stored, name=full, blank=info.blank(torch.zeros(())), key=weights_key)
+        info = replace(info, claimed_top1=saved.get("top1"))
     return model, info
 
 
@@ -162,16 +147,20 @@ def _torchvision(order: _Order) -> tuple[nn.Module, ModelInfo]:
     # The first published weights are those that the papers distil from; a later recipe is another teacher.
     first = next(iter(published))
     preset = first.transforms()
+    categories = tuple(first.meta["categories"])
     info = order.info(
-        num_classes=len(first.meta["categories"]),
+        "torchvision",
+        num_classes=len(categories),
         image_size=preset.crop_size[0],
         mean=tuple(preset.mean),
         std=tuple(preset.std),
+        interpolation=preset.interpolation.value,
+        class_names=categories,
     )
     if info.in_chans != 3:
         raise UserError(f"{order.flag} {order.spec}: takes images of 3 channels, not {info.in_chans}")
     if order.pretrained:
-        _check_classes(order, len(first.meta["categories"]))
+        _check_classes(order, len(categories))
     weights = first if order.pretrained else None
     try:
         model = models.get_model(order.name, weights=weights, num_classes=info.num_classes)
@@ -193,7 +182,7 @@ def _timm(order: _Order) -> tuple[nn.Module, ModelInfo]:
     if order.pretrained and order.name not in (*tagged, *(name.partition(".")[0] for name in tagged)):
         raise UserError(f"{order.flag} {order.spec}: has no published weights; give {order.flag}-weights")
     config = timm.get_pretrained_cfg(order.name).to_dict()
-    info = order.info(**config, image_size=config["input_size"][-1])
+    info = order.info("timm", **_timm_values(config))
     if order.pretrained:
         _check_classes(order, config["num_classes"])
     sizes = {"num_classes": info.num_classes, "in_chans": info.in_chans}
@@ -212,6 +201,22 @@ def _timm(order: _Order) -> tuple[nn.Module, ModelInfo]:
     if "img_size" in sizes and is_vit(model):
         check_size(model, info.image_size, f"{order.flag} {order.spec}")
     return model, info
+
+
+def _timm_values(config: dict[str, Any]) -> dict[str, Any]:
+    """What timm's configuration of a network says, by the names of `ModelInfo`; what we do not know is left out."""
+    from torchvision.models import ResNet18_Weights
+
+    classes, interpolation = config["num_classes"], config.get("interpolation")
+    imagenet = tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])  # timm keeps the names of few networks
+    return {
+        "num_classes": classes,
+        "image_size": config["input_size"][-1],
+        "mean": tuple(config["mean"]),
+        "std": tuple(config["std"]),
+        "interpolation": interpolation if interpolation in INTERPOLATIONS else None,
+        "class_names": imagenet if classes == len(imagenet) else (),
+    }
 
 
 def _no_such(order: _Order, names: Iterable[str], library: str) -> UserError:

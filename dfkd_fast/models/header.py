@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dfkd_fast.errors import UserError
+from dfkd_fast.models.info import INTERPOLATIONS
 from dfkd_fast.models.sealed import HEADER, SEAL
 
 _MOST = {"num_classes": 1_000_000, "image_size": 16_384, "in_chans": 1024}
@@ -32,11 +33,18 @@ def read_header(metadata: Mapping[str, str], what: str) -> dict[str, Any]:
             continue
         if not check(table.get(key)):
             raise UserError(f"{what}: its header is damaged ({key} = {_shown(table.get(key))})")
+    for key, check in _MAY.items():
+        if table.get(key) is not None and not check(table[key]):
+            raise UserError(f"{what}: its header is damaged ({key} = {_shown(table[key])})")
     channels = len(table["mean"])
     if len(table["std"]) != channels or table.get("in_chans", channels) != channels:
         raise UserError(f"{what}: its header is damaged (mean, std and in_chans are of different numbers of channels)")
     table.pop(SEAL, None)
     return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _is_name(value: object) -> bool:
@@ -68,4 +76,9 @@ _CHECKS: dict[str, Callable[[object], bool]] = {
     **{key: _is_count(most) for key, most in _MOST.items()},
     "mean": _are_numbers(-_LARGEST),
     "std": _are_numbers(0),
+}
+_MAY: dict[str, Callable[[object], bool]] = {  # younger than some files
+    "interpolation": lambda value: value in INTERPOLATIONS,
+    "class_names": _are_names,
+    "top1": lambda value: _is_number(value, -1e-9) and value <= 1,  # type: ignore[operator]
 }

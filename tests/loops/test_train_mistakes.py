@@ -145,13 +145,6 @@ def test_class_vectors_are_missed_before_a_teacher_is_trained(
     assert not (tmp_path / "cache").exists()
 
 
-def test_sizes_of_teacher_and_data_differ(mistake: Callable[..., str], tmp_path: Path) -> None:
-    weights = network_file(tmp_path, "cnn", 3)
-    data = images(tmp_path / "images", size=20)
-    line = mistake("--teacher", "cnn", "--teacher-weights", weights, "--student", "cnn_s", "--data", data)
-    assert line == "--data images: 20 pixels a side, but cnn takes 16; give --image-size 16"
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

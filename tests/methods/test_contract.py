@@ -58,8 +58,8 @@ class Assembled:
         self.teacher = FrozenNet(model, info, self.runtime)
         self.student = make_student(config, info, self.runtime)
         cls = load_method(config.method_name)
-        real = rank_part(load_collected(config, cls, None), info, self.runtime)
-        self.method = make_method(config, cls, self.teacher, self.student, None, self.runtime, real).train()
+        real = rank_part(load_collected(config, cls, info), info, self.runtime)
+        self.method = make_method(config, cls, self.teacher, self.student, self.runtime, real).train()
         self.pool, _ = make_pools(config.pool, folder, method=self.method, runtime=self.runtime)
         self.trainer = make_trainer(
             self.student, method=self.method, teacher=self.teacher, pool=self.pool, runtime=self.runtime

@@ -362,13 +362,14 @@ def test_the_console_says_that_it_is_not_data_free(
     assert any(" hidfd " in line and "real images" in line for line in capsys.readouterr().out.splitlines())
 
 
-def test_the_collected_share_is_of_each_class() -> None:
+def test_the_collected_share_is_of_each_class(teacher_file: Path) -> None:  # noqa: F811
     config = load_config(default_config("hidfd"), preset="digits")
-    whole, some = load_split("digits", "train"), load_collected(config, load_method("hidfd"), None)
+    _, info = load_network(teacher_file)
+    whole, some = load_split("digits", "train"), load_collected(config, load_method("hidfd"), info)
     assert torch.equal(torch.bincount(some.labels), (torch.bincount(whole.labels) * 0.1).round().long())
     known = {image.numpy().tobytes() for image in whole.images}
     assert len({image.numpy().tobytes() for image in some.images} & known) == len(some)
-    again = load_collected(replace(config, seed=5), load_method("hidfd"), None)
+    again = load_collected(replace(config, seed=5), load_method("hidfd"), info)
     assert torch.equal(some.images, again.images)
 
 

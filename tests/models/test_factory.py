@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.error
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +45,24 @@ def test_channels_follow_the_mean() -> None:
     assert model.eval()(torch.zeros(2, 1, 28, 28)).shape == (2, 4)
 
 
-@pytest.mark.parametrize("spec", ["tv:resnet18", "timm:resnet18.a1_in1k", "timm:resnet18"])
-def test_libraries_bring_their_own_configuration(spec: str) -> None:
+@pytest.mark.parametrize(
+    ("spec", "interpolation"),
+    [("tv:resnet18", "bilinear"), ("timm:resnet18.a1_in1k", "bicubic"), ("timm:resnet18", "bicubic")],
+)
+def test_libraries_bring_their_own_configuration(spec: str, interpolation: str) -> None:
+    normalised = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": interpolation}
     model, info = load_model(spec, num_classes=7, image_size=64)
-    assert info == ModelInfo(name=spec, num_classes=7, image_size=64, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert info == ModelInfo(name=spec, num_classes=7, image_size=64, **normalised)
     assert model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
-    assert load_model(spec)[1] == ModelInfo(
-        name=spec, num_classes=1000, image_size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD
-    )
+    _, bare = load_model(spec)
+    assert replace(bare, class_names=()) == ModelInfo(name=spec, num_classes=1000, image_size=224, **normalised)
+    assert bare.class_names[:2] == ("tench", "goldfish")
 
 
 def test_saved_weights_say_what_they_are(tmp_path: Path) -> None:
     model, info = load_model("cnn_s", **DIGITS)
     path = tmp_path / "student.safetensors"
-    save_file(model.state_dict(), path, metadata={HEADER: json.dumps(asdict(info))})
+    save_file(model.state_dict(), path, metadata={HEADER: json.dumps(info.header())})
     again, found = load_model("cnn_s", weights=path)
     assert found == info
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
@@ -93,8 +97,8 @@ def test_unknown_names(spec: str, start: str, hint: str) -> None:
 
 def test_values_that_nobody_knows() -> None:
     assert message_of("wrn40_2", num_classes=10) == (
-        "--teacher wrn40_2: image_size, mean, std not known; give the data set, "
-        "or a --teacher-weights file that dfkd-fast wrote"
+        "--teacher wrn40_2: image_size, mean, std not known: neither flags nor its file nor its library say; "
+        "state them, as --image-size 32 --mean 0.4914 0.4822 0.4465 --std 0.2023 0.1994 0.2010"
     )
 
 

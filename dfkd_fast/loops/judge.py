@@ -1,0 +1,58 @@
+"""What a teacher is worth, said before anything is spent on it: its accuracy, or how it answers noise."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from dfkd_fast.config import TrainConfig
+from dfkd_fast.image_stream import LabelledImages
+from dfkd_fast.loops.evaluate import Evaluation, Expected, evaluate
+from dfkd_fast.models.info import ModelInfo
+from dfkd_fast.models.probe import suspicions
+from dfkd_fast.models.teacher import FrozenNet
+from dfkd_fast.runtime import Runtime
+
+CHECK = "check --mean and --std, --class-order, --interpolation and the weights"
+_FAR = 0.05  # of accuracy: other image libraries and precisions move it by less
+
+
+class Verdict(NamedTuple):
+    """A teacher's figures, and the lines that say them."""
+
+    test: LabelledImages | None
+    """the images that it was judged by, and the student will be"""
+    evaluation: Evaluation | None
+    """None without test images"""
+    lines: list[str]
+    """what it expects of its input and who says so; its accuracy; warnings"""
+
+
+def judge_teacher(
+    teacher: FrozenNet, test: Expected[LabelledImages] | None, config: TrainConfig, runtime: Runtime
+) -> Verdict:
+    """Evaluate a teacher on the test images, or without any look at how it answers noise; all ranks call this."""
+    info = teacher.info
+    lines = [f"teacher {info.name}: {info.described()}"]
+    if test is None:
+        lines.append("no --data: the student is not evaluated")
+        return Verdict(None, None, [*lines, *suspicions(teacher, runtime)])
+    batch_size = config.eval.batch_size
+    found = evaluate(teacher.logits, test.images, info=info, runtime=runtime, batch_size=batch_size, shared=True)
+    images = test.images
+    lines.append(f"teacher top-1 {found.top1:.4f} on {len(images)} images of {images.name}, at {info.image_size} px")
+    return Verdict(images, found, [*lines, *accuracy_lines(found.top1, info, test)])
+
+
+def accuracy_lines(top1: float, info: ModelInfo, test: Expected[LabelledImages]) -> list[str]:
+    """How the images were read, and a warning where the accuracy on them is near chance, or far below what the
+    network's file says.
+    """
+    lines, images = list(test.notes), test.images
+    chance = 1 / info.num_classes
+    spread = math.sqrt(chance * (1 - chance) / len(images))
+    if top1 <= max(chance + 2 * spread, min(2.5 * chance, chance + 0.1 * (1 - chance))):
+        lines.append(f"warning: that is near chance, {chance:.4f} for {info.num_classes} classes; {CHECK}")
+    elif info.claimed_top1 is not None and top1 < info.claimed_top1 - _FAR:
+        lines.append(f"warning: that is far below the {info.claimed_top1:.4f} that its file says; {CHECK}")
+    return lines
