@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.models.entries import WHOLE, Entry, is_averaged
 from dfkd_fast.models.fitting import Fit, find_fits, listed
-from dfkd_fast.models.weights import Weights, load_weights
+from dfkd_fast.models.weights import Weights, check_numbers, load_weights
 from dfkd_fast.notes import note
 
 
@@ -47,6 +47,7 @@ def fill(model: nn.Module, weights: Weights, *, name: str, blank: Tensor, key: s
         raise unknown(weights.key_flag, key, dict.fromkeys([*found, *(entry.key for entry in weights.entries)]))
     chosen = found[key if key in found and not keyed else weights.choose(list(found))]
     fit = chosen.fit
+    check_numbers(fit.tensors, f"{weights.flag} {weights.path}")
     load_weights(model, fit.tensors, name=name, path=weights.path, flag=weights.flag, spare=fit.missing)
     for line in _report(weights, chosen, [other for other in found if other != chosen.key]):
         note(f"{weights.flag} {weights.path}: {line}")

@@ -72,7 +72,9 @@ class Weights:
         by_key = {entry.key: entry.tensors for entry in self.entries}
         if key not in (None, *by_key):
             raise unknown(self.key_flag, key, by_key)
-        return _without_prefixes(by_key[key or self.choose(list(by_key))])
+        found = _without_prefixes(by_key[key or self.choose(list(by_key))])
+        check_numbers(found, f"{self.flag} {self.path}")
+        return found
 
     def choose(self, keys: Sequence[str]) -> str:
         """The only one of several keys, or of a pair the averaged one. Raises UserError, with the list and the flag,
@@ -85,6 +87,23 @@ class Weights:
             f"{self.flag} {self.path}: holds {len(keys)} networks that could be meant; choose one by {self.key_flag}: "
             f"{one_of(keys[:8])}"
         )
+
+
+def check_numbers(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Raise UserError, which begins with `what`, for the first tensor that no network computes with: numbers that are
+    not finite, a negative variance.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            continue
+        wrong = int((~tensor.isfinite()).sum())
+        if wrong:
+            raise UserError(
+                f"{what}: {name} holds {wrong} of {tensor.numel()} numbers that are not finite; the file is damaged, or "
+                "its training diverged: take another"
+            )
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise UserError(f"{what}: {name} holds a negative variance; the file is damaged: take another")
 
 
 def read_weights(path: Path, *, flag: str) -> Weights:
