@@ -160,7 +160,7 @@ def test_teacher_and_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert shown.endswith(f"{digest}\n")
 
     assert main(["eval", str(file), "--data", "digits", "--threads", "1"]) == 0
-    title, accuracy = capsys.readouterr().out.splitlines()
+    title, *_, accuracy = capsys.readouterr().out.splitlines()
     assert title == f"{file}: cnn on 539 images of digits"
     assert main(["eval", str(file), "--student", "cnn", "--data", "digits", "--image-size", "16"]) == 0
     assert capsys.readouterr().out.splitlines()[1] == accuracy

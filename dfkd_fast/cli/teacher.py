@@ -208,12 +208,15 @@ INPUT_ROWS = ("num_classes", "image_size", "in_chans", "mean", "std", "interpola
 
 
 def input_rows(values: Mapping[str, Any], sources: Mapping[str, str]) -> Iterator[tuple[str, object]]:
-    """What is known of a network's input and classes, each with who says so."""
+    """What is known of a network's input and classes, and below who says so."""
+    said: dict[str, list[str]] = {}
     for key in INPUT_ROWS:
         if key in values:
-            value = list(values[key]) if isinstance(values[key], tuple) else values[key]
-            who = f"  ({sources[key]})" if key in sources else ""
-            yield key.replace("_", " "), f"{value}{who}"
+            yield key.replace("_", " "), list(values[key]) if isinstance(values[key], tuple) else values[key]
+            if key in sources:
+                said.setdefault(sources[key], []).append(key.replace("_", " "))
+    if said:
+        yield "said by", "; ".join(f"{who} ({', '.join(keys)})" for who, keys in said.items())
 
 
 def describe_model(name: str, options: InfoOptions) -> Iterator[tuple[str, object]]:
