@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def content_identity(
 ) -> Identity:
     """The sections of what was loaded. `teacher` as it was read; `vectors`: what `class_vectors` gave."""
     file = None if config.teacher_weights is None else of_file(config.teacher_weights)
-    known = {"tensors": of_tensors(teacher.state_dict()), "info": of_json(asdict(info)), "file": file}
+    known = {"tensors": of_tensors(teacher.state_dict()), "info": of_json(info.header()), "file": file}
     embeddings, source = vectors
     return {
         "teacher": known,
