@@ -1,9 +1,12 @@
 """Compile every Triton kernel of dfkd_kernels for GPUs that need not be there, and say what each takes of them.
 
-    python bench/kernels/triton_resources.py [--arch 80 90] [--out bench/results/triton-resources.jsonl]
+    python bench/kernels/triton_resources.py [--arch 80 90 100] [--out FILE | --check FILE] [--corners] [--every N]
 
 One JSON line per kernel, specialisation and architecture: registers a thread, spilled bytes, shared memory. Exit
-status 1 if a kernel spills or does not fit. The kernels say themselves which specialisations matter (`aot_cases`).
+status 1 if a kernel does not compile, spills, does not fit, or takes more than --check FILE says (the committed table
+is bench/results/triton-resources.jsonl; with another Triton than that of its lines nothing is compared, which is said).
+The kernels say themselves which specialisations matter: `aot_cases`, and with --corners `aot_corners`, which are not
+measured. --every N takes one case of N.
 """
 
 from __future__ import annotations
@@ -27,15 +30,17 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 
 import dfkd_kernels
 from dfkd_kernels.registration import AotCase
 
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """bytes that one program may have, by architecture; the compiler does not check"""
 
-PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+AMOUNTS = ("registers", "spilled_bytes", "shared_bytes")
+"""what of a row may not grow"""
 
 
 class Target(DriverBase):
@@ -76,18 +81,23 @@ class Target(DriverBase):
         raise NotImplementedError("there is no GPU to time on")
 
 
-def find_cases() -> Iterator[AotCase]:
+def find_cases(kind: str = "aot_cases") -> Iterator[AotCase]:
     """All cases of all modules of the package that launch Triton kernels."""
     for module in pkgutil.walk_packages(dfkd_kernels.__path__, "dfkd_kernels."):
         if module.name.rpartition(".")[2] in ("triton", "launch"):
-            yield from getattr(importlib.import_module(module.name), "aot_cases", list)()
+            yield from getattr(importlib.import_module(module.name), kind, list)()
+
+
+def compile_case(case: AotCase, arch: int) -> Any:
+    """Compile one case as a launch would, without launching."""
+    driver.set_active(Target(arch))
+    case.kernel.device_caches.clear()  # its key holds the device, not the target
+    return case.kernel.warmup(*case.args, grid=(1,), **case.options)
 
 
 def measure(case: AotCase, arch: int) -> dict[str, Any]:
-    """Compile one case as a launch would, without launching, and let ptxas count."""
-    driver.set_active(Target(arch))
-    case.kernel.device_caches.clear()  # its key holds the device, not the target
-    compiled = case.kernel.warmup(*case.args, grid=(1,), **case.options)
+    """Compile one case and let ptxas count."""
+    compiled = compile_case(case, arch)
     registers, spilled = count_registers(compiled.asm["ptx"], arch)
     return {
         "kernel": case.name,
@@ -108,7 +118,7 @@ def count_registers(ptx: str, arch: int) -> tuple[int, int]:
         source.flush()
         target = re.search(r"\.target (sm_\w+)", ptx)
         assert target is not None
-        command = [str(PTXAS), "-v", f"--gpu-name={target.group(1)}", source.name, "-o", os.devnull]
+        command = [get_ptxas(arch).path, "-v", f"--gpu-name={target.group(1)}", source.name, "-o", os.devnull]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     registers = re.search(r"Used (\d+) registers", text)
     spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", text)
@@ -116,25 +126,65 @@ def count_registers(ptx: str, arch: int) -> tuple[int, int]:
     return int(registers.group(1)), sum(map(int, spills))
 
 
+def complaints(row: dict[str, Any], table: dict[tuple[str, str], dict[str, Any]] | None) -> Iterator[str]:
+    """What is wrong with a row by itself, and beside the table, if there is one to compare with."""
+    if row["spilled_bytes"] or row["shared_bytes"] > SHARED_MEMORY[int(row["arch"][3:])]:
+        yield f"does not fit: {json.dumps(row)}"
+    if table is None:
+        return
+    known = table.get((row["kernel"], row["arch"]))
+    if known is None:
+        yield f"not in the table: {row['kernel']} {row['arch']}"
+        return
+    for amount in AMOUNTS:
+        if row[amount] > known[amount]:
+            yield f"grew: {row['kernel']} {row['arch']}: {amount} {row[amount]}, the table has {known[amount]}"
+
+
+def read_table(file: Path) -> dict[tuple[str, str], dict[str, Any]] | None:
+    """The committed rows by kernel and architecture; None, which is said, if another Triton made them."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    made_by = {row["triton"] for row in rows}
+    if made_by != {triton.__version__}:
+        print(f"{file.name} is of Triton {', '.join(made_by)}, not {triton.__version__}: not compared", file=sys.stderr)
+        return None
+    return {(row["kernel"], row["arch"]): row for row in rows}
+
+
 def main() -> int:
+    """Compile what the command line asks for; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", choices=sorted(SHARED_MEMORY), default=sorted(SHARED_MEMORY))
     parser.add_argument("--out", type=Path, help="write the lines there instead of printing them")
+    parser.add_argument("--check", type=Path, help="a table that no line may exceed")
+    parser.add_argument("--corners", action="store_true", help="the corner cases: compiled, not measured")
+    parser.add_argument("--every", type=int, default=1, help="one case of so many")
     options = parser.parse_args()
-    lines, bad = [], 0
-    for case in find_cases():
+    table = read_table(options.check) if options.check else None
+    cases = list(find_cases("aot_corners" if options.corners else "aot_cases"))[:: options.every]
+    lines, bad, compiled = [], 0, 0
+    for case in cases:
         for arch in options.arch:
-            row = measure(case, arch)
-            lines.append(json.dumps(row))
-            if row["spilled_bytes"] or row["shared_bytes"] > SHARED_MEMORY[arch]:
-                bad += 1
-                print(f"does not fit: {lines[-1]}", file=sys.stderr)
+            try:
+                row = None if options.corners else measure(case, arch)
+                if row is None:
+                    compile_case(case, arch)
+            except Exception as error:  # whatever a compiler says: the others are still worth knowing
+                words = next(reversed(str(error).strip().splitlines()), "")
+                found = [f"does not compile: {case.name} sm_{arch}: {type(error).__name__}: {words[:200]}"]
+            else:
+                compiled += 1
+                found = list(complaints(row, table)) if row else []
+                lines += [json.dumps(row)] if row else []
+            bad += bool(found)
+            for complaint in found:
+                print(complaint, file=sys.stderr)
     if options.out:
         options.out.write_text("\n".join(lines) + "\n")
-    else:
+    elif lines:
         print("\n".join(lines))
-    print(f"{len(lines)} compiled, {bad} that spill or do not fit", file=sys.stderr)
-    return 1 if bad or not lines else 0
+    print(f"triton {triton.__version__}: {compiled} compiled, {bad} bad", file=sys.stderr)
+    return 1 if bad or not compiled else 0
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ forms accumulate in float32.
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
 from typing import Any, NamedTuple
@@ -162,9 +163,24 @@ def _devices() -> tuple[str, ...]:
 def _why_no_triton(device: str) -> str:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install triton)"
-    if os.environ.get("TRITON_INTERPRET") == "1" or device == "cuda":
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return _why_no_interpreter()
+    if device == "cuda":
         return ""
     return f"Triton does not run on {device} tensors (TRITON_INTERPRET=1 interprets it, for tests)"
+
+
+def _why_no_interpreter() -> str:
+    """Triton 3.6's interpreter takes arrays of one element for numbers, which numpy 2.4 no longer allows."""
+    triton, numpy = (importlib.metadata.version(name) for name in ("triton", "numpy"))
+    if _release(triton) < (3, 7) and _release(numpy) >= (2, 4):
+        return f"Triton {triton}'s interpreter fails with numpy {numpy} (pip install 'numpy<2.4', or Triton 3.7)"
+    return ""
+
+
+def _release(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
 
 
 def _has_kernel(name: str, device: str) -> bool:

@@ -101,3 +101,14 @@ def test_public_names_resolve_and_others_do_not():
 def test_importing_does_no_work():
     code = "import sys, dfkd_kernels; sys.exit('torch' in sys.modules or 'triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("triton", "numpy", "refused"), [("3.6.0", "2.4.6", True), ("3.6.0", "2.3.5", False), ("3.7.1", "2.4.6", False)]
+)
+def test_an_interpreter_that_its_numpy_breaks_is_refused(monkeypatch, triton, numpy, refused):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr("importlib.metadata.version", {"triton": triton, "numpy": numpy}.__getitem__)
+    reason = backend.why_not("kd_kl", "triton", "cpu", torch.float32)
+    assert bool(reason) is refused
+    assert not refused or reason.endswith("fails with numpy 2.4.6 (pip install 'numpy<2.4', or Triton 3.7)")

@@ -106,11 +106,13 @@ def sum_partials_kernel(
     count,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     column_mask = column < num_columns
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for first in range(0, num_partials, ROWS):
+    # few programs, each with rows from all over the memory: what it waits for must be under way in time
+    for first in tl.range(0, num_partials, ROWS, num_stages=STAGES):
         row = first + tl.arange(0, ROWS)
         mask = (row < num_partials)[:, None] & column_mask[None, :]
         total += tl.load(partials_ptr + row[:, None] * num_columns + column[None, :], mask=mask, other=0.0)

@@ -26,8 +26,8 @@ SHAPES = ((200, 64, 56, 56), (200, 256, 28, 28), (200, 512, 14, 14), (200, 2048,
 """layers of ResNet-34 and ResNet-50 at 112 px, and of a CIFAR network"""
 DTYPES = (torch.bfloat16, torch.float32)
 SEARCH = {
-    "forward": list(itertools.product((1024, 2048, 4096), (4, 8), (1, 2, 3), (208, 416, 832))),
-    "backward": list(itertools.product((1024, 2048, 4096), (4, 8), (1, 2, 3), (2048, 8192, 32768))),
+    "forward": list(itertools.product((1024, 2048, 4096), (4, 8), (1, 2, 3), (208, 416, 832), (64, None))),
+    "backward": list(itertools.product((1024, 2048, 4096), (4, 8), (1, 2, 3), (2048, 8192, 32768), (None,))),
 }
 Timer = Callable[[Callable[[], object]], float]
 

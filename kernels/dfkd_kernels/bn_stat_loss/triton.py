@@ -150,3 +150,13 @@ def aot_cases() -> Iterator[AotCase]:
             flags = dict.fromkeys(("UNBIASED", "HAS_EMA", "HAS_WEIGHTS"), options)
             name = f"moment_loss_{kind}_{'all' if options else 'plain'}"
             yield AotCase(name, moment_loss_kernel, args, {"KIND": code, **flags, "BLOCK": BLOCK, "num_warps": 4})
+
+
+def aot_corners() -> Iterator[AotCase]:
+    """A network with one channel in all, each option alone."""
+    float32 = torch.float32
+    args = (float32, float32, torch.int32, float32, float32, float32, float32, 1)
+    names = ("UNBIASED", "HAS_EMA", "HAS_WEIGHTS")
+    for chosen in names:
+        options = {"KIND": KINDS["l2"], **{name: name == chosen for name in names}, "BLOCK": BLOCK, "num_warps": 4}
+        yield AotCase(f"moment_loss_one_channel_{chosen.lower()}", moment_loss_kernel, args, options)

@@ -159,3 +159,18 @@ def aot_cases() -> Iterator[AotCase]:
                 yield AotCase(f"cam_margin_forward_{name}", forward_kernel, args, {"HAS_MAP": True, **options})
                 args = (float32, torch.bool, dtype, torch.int64, dtype, *sizes)
                 yield AotCase(f"cam_margin_backward_{name}", backward_kernel, args, options)
+
+
+def aot_corners() -> Iterator[AotCase]:
+    """One class, channel or pixel, in both layouts; with a map to compare with, and without."""
+    float32, bfloat16 = torch.float32, torch.bfloat16
+    for sizes in ((1, 1, 1, 1, 1), (10, 64, 1, 1, 1), (10, 512, 16, 1, 512), (10, 512, 16, 16, 1), (1, 512, 16, 16, 1)):
+        tile_channels, tile_pixels = tile(*sizes[1:3])
+        options, name = {"CHANNELS": tile_channels, "PIXELS": tile_pixels}, "x".join(map(str, sizes))
+        for has_map in (True, False):
+            args: tuple[Any, ...] = (bfloat16, bfloat16, torch.int64, float32, float32, torch.bool, *sizes, 1.0)
+            yield AotCase(
+                f"cam_margin_forward_{has_map:d}_{name}", forward_kernel, args, {"HAS_MAP": has_map, **options}
+            )
+        args = (float32, torch.bool, bfloat16, torch.int64, bfloat16, *sizes)
+        yield AotCase(f"cam_margin_backward_{name}", backward_kernel, args, options)

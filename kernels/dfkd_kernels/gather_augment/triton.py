@@ -84,3 +84,19 @@ def aot_cases() -> Iterator[AotCase]:
                 args = (torch.uint8, torch.int64, torch.int64, torch.bool, torch.float32, dtype, 50_000, 4)
                 shape = {"HEIGHT": size, "WIDTH": size, "NUM_CHANNELS": 3}
                 yield AotCase(name, gather_kernel, args, {**shape, "CHANNELS_LAST": channels_last, "BLOCK": BLOCK})
+
+
+def aot_corners() -> Iterator[AotCase]:
+    """One image, a padding of 1 and of 0, one and four channels, sizes that nothing divides."""
+    pointers = (torch.uint8, torch.int64, torch.int64, torch.bool, torch.float32, torch.bfloat16)
+    for images, pad, size, channels in (
+        (1, 1, 32, 3),
+        (50_000, 0, 32, 3),
+        (1, 0, 28, 1),
+        (5, 16, 224, 3),
+        (5, 1, 7, 4),
+    ):
+        for channels_last in (True, False):
+            name = f"gather_augment_{images}_{pad}_{size}x{channels}_{channels_last:d}"
+            shape = {"HEIGHT": size, "WIDTH": size, "NUM_CHANNELS": channels, "CHANNELS_LAST": channels_last}
+            yield AotCase(name, gather_kernel, (*pointers, images, pad), {**shape, "BLOCK": BLOCK})

@@ -108,3 +108,25 @@ def aot_cases() -> Iterator[AotCase]:
         args = (float32, float64, int64, float64, int64, float32, 256, 0.4)
         options = {"OFFSETS": level_offsets(capacity), "ROWS": ROWS}
         yield AotCase(f"priority_sample_{capacity}", sample_kernel, args, options)
+
+
+def aot_corners() -> Iterator[AotCase]:
+    """One row, one slot, and trees of every depth."""
+    float32, float64, int64 = torch.float32, torch.float64, torch.int64
+    for capacity in (1, 64, 4097, 100_000_000):
+        for rows in (1, 16, 256):
+            name, offsets = f"{capacity}_{rows}", level_offsets(capacity)
+            args: tuple[Any, ...] = (float32, float64, int64, float64, int64, float32, rows, 0.4)
+            yield AotCase(f"priority_sample_{name}", sample_kernel, args, {"OFFSETS": offsets, "ROWS": ROWS})
+            args = (int64, float32, float32, rows, capacity, 0.6, 1e-6)
+            for clear in (True, False):
+                constants: dict[str, Any] = {"CLEAR": clear, "WEIGHTED": not clear}
+                options = {**constants, "OFFSETS": offsets, **ONE_PROGRAM}
+                yield AotCase(
+                    f"priority_update_{clear:d}_{name}", update_kernel, (float32, float64, int64, *args), options
+                )
+                options = {**constants, "ROWS": ROWS, "OTHERS": OTHERS}
+                yield AotCase(f"priority_write_{clear:d}_{name}", write_kernel, (float32, *args), options)
+            args = (float32, int64, float64, int64, int64, rows, capacity)
+            options = {"SPAN": FANOUT, "IS_LEAF": True, "ROWS": ROWS}
+            yield AotCase(f"priority_refresh_{name}", refresh_kernel, args, options)
