@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Two workers with one thread each: OpenMP teams that share two cores spin against each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test nightly lint types bench-kernels bench-pool bench-steps bench-ranks bench-methods bench-evaluation dry-run-check profile results-digits results-ablations results-precision kill-test steady-test gpu-check gpu-packages clean
+.PHONY: setup demo test nightly lint types bench-kernels bench-pool bench-steps bench-ranks bench-methods bench-evaluation dry-run-check profile results-digits results-ablations results-precision kill-test steady-test gpu-check gpu-rehearsal gpu-packages clean
 
 setup: $(STAMP)
 
@@ -94,9 +94,14 @@ kill-test: setup
 steady-test: setup
 	$(PYTEST) tests/benchmark/test_steady.py --steady-steps 10000 --timeout 0
 
-# On a machine with a GPU and without a network: uses that machine's own Python and torch, installs nothing.
+# On a machine with a GPU and without a network: uses that machine's own Python and torch, installs nothing. Nine minutes
+# at most; ARGS="--only train", ARGS=--resume.
 gpu-check:
-	$(PYTHON) bench/gpu_check.py
+	$(PYTHON) bench/gpu_check.py $(ARGS)
+
+# The same at tiny size on the CPU, everything but the card.
+gpu-rehearsal: setup
+	OUT_DIR=$(or $(OUT_DIR),build/gpu-rehearsal) $(BIN)/python bench/gpu_check.py --rehearse
 
 # Before that, where there is a network: what the GPU's machine may lack of the tests' packages, for its Python. Take
 # build/gpu-packages along with the checkout.
@@ -104,7 +109,8 @@ GPU_PYTHON ?= 3.12
 gpu-packages:
 	$(PYTHON) -m pip install -q --upgrade --no-deps --only-binary=:all: --target build/gpu-packages \
 		--python-version $(GPU_PYTHON) --platform manylinux2014_x86_64 \
-		hypothesis sortedcontainers pytest-timeout pytest-xdist execnet "setuptools>=77"
+		tomli_w "tyro<2" docstring_parser typeguard typing_extensions \
+		hypothesis sortedcontainers pytest-timeout pytest-xdist execnet
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

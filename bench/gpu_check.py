@@ -1,22 +1,46 @@
-"""One command for a machine with an NVIDIA GPU and no network: build, test on the card, capture, measure.
+"""One command for a machine with an NVIDIA GPU and no network: build, compare with references, replay, train, measure.
 
-    OUT_DIR=folder python bench/gpu_check.py        (or: make gpu-check OUT_DIR=folder)
+    OUT_DIR=folder python bench/gpu_check.py [--only STEP ...] [--resume] [--rehearse]
+    OUT_DIR=folder make gpu-check [ARGS="--only STEP ..."]
 
-Needs what such a machine has: torch with CUDA, torchvision, triton, nvcc, timm, pytest, pytest-benchmark. What else the
-tests need is taken along: `make gpu-packages`, where there is a network, puts it into build/gpu-packages for the other
-machine's Python (3.12 if not said otherwise), and the folder is used if it is there. Nothing is installed, and the
-packages themselves are imported from this checkout.
+Needs, of that machine's own Python (3.12; nothing is installed), and nvcc of torch's CUDA version:
 
-OUT_DIR (default build/gpu-check) receives steps.jsonl, kernels-<device>.jsonl and each step's log; a short table comes
-last. Every step has a time limit, all together nine minutes, and a failing step does not stop the next; a benchmark's
-rows are written one by one, so a step that runs out of time loses none. Exit status 1 if any step failed.
+    torch torchvision numpy pillow triton safetensors scikit-learn timm rich setuptools pytest pytest-benchmark
+
+What else the steps import is taken along, a few MB: `make gpu-packages`, where there is a network, puts it into
+build/gpu-packages, which is used if it is there; this package itself is imported from the checkout:
+
+    tomli_w tyro docstring_parser typeguard typing_extensions
+    hypothesis sortedcontainers pytest-timeout pytest-xdist execnet
+
+The steps, in their order; each has a budget, all together nine minutes, and is cut by itself, with what it started:
+
+    machine    the card, versions, and whether all of these packages are there
+    build      the C++ and CUDA extension
+    kernels    every kernel against its reference, captured and not
+    replay     whole captured steps of every method, bf16, beside the same steps as Python
+    train      NAYER on digits end to end; stopped and resumed, with --deterministic: the same bits
+    pool       tiers and streams give the same batches, DALI's where it is installed; their share of the bandwidth
+    methods    hours, MFU and floor of two presets (`dfkd-fast bench methods`)
+    race       our steps against the released codes' style
+    ranks      NCCL, by itself and captured: two ranks on two cards, else a world of one
+    bandwidth  the kernels' share of the card's bandwidth (bench/kernels)
+    networks   frozen networks with the statistics loss beside hooks and torch.compile
+
+OUT_DIR (default build/gpu-check) receives steps.jsonl, one line a step; rows.jsonl, kernels-<card>.jsonl and
+methods-<card>.jsonl, written row by row, so that a step that is cut loses none; and each step's log. A short table
+comes last. --only runs the steps it names; --resume those that have not passed yet. --rehearse runs all of it tiny on a
+CPU, everything but the card. Exit status 1 if any step failed.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import importlib.machinery
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,8 +49,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DEADLINE = 540.0  # seconds, all steps together
+REHEARSAL = 240.0  # seconds of any step on a CPU, however busy: its speed is not what is rehearsed
 PACKAGES = ROOT / "build" / "gpu-packages"
 NETWORKS = "bench/kernels/bench_networks.py"
+ROWS_SHOWN = 60
+PASSED = "passed"
 
 
 @dataclass(frozen=True)
@@ -48,42 +75,60 @@ class Outcome:
     last: str
 
 
-def main() -> int:
-    """Run all steps, write the records and print the table."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the steps that are asked for, write the records and print the table."""
+    names = [step.name for step in steps(Path())]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="STEP", help=", ".join(names))
+    parser.add_argument("--resume", action="store_true", help="leave out what has passed in OUT_DIR")
+    parser.add_argument("--rehearse", action="store_true", help="tiny, on a CPU")
+    options = parser.parse_args(arguments)
     out = Path(os.environ.get("OUT_DIR") or ROOT / "build" / "gpu-check").resolve()
     out.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-    outcomes = []
-    for step in steps(out):
+    done = passed(out) if options.resume else set()
+    start, outcomes = time.monotonic(), []
+    for step in steps(out, rehearse=options.rehearse):
+        if step.name not in options.only or step.name in done:
+            continue
         left = DEADLINE - (time.monotonic() - start)
-        outcomes.append(run(step, out, min(step.seconds, left)))
+        seconds = REHEARSAL if options.rehearse else min(step.seconds, left)
+        outcomes.append(run(step, out, seconds, rehearse=options.rehearse))
         with (out / "steps.jsonl").open("a") as file:
             file.write(json.dumps(asdict(outcomes[-1])) + "\n")
-    print_table(out, outcomes)
-    return int(any(outcome.status != "passed" for outcome in outcomes))
+    print_table(out, outcomes, sorted(done))
+    return int(any(outcome.status != PASSED for outcome in outcomes))
 
 
-def steps(out: Path) -> list[Step]:
-    """Machine, build, capture of every operator and of whole steps, the other kernel tests, benchmarks."""
-    python = sys.executable
-    workers = ["-n", str(min(8, os.cpu_count() or 1))] if has("xdist") else []
+def steps(out: Path, *, rehearse: bool = False) -> list[Step]:
+    """All steps; a rehearsal's are the same commands at tiny size, without the card's tests and without compiling."""
+    python, tiny = sys.executable, ["--rehearse"] if rehearse else []
+    workers = ["-n", str(min(8, os.cpu_count() or 1))] if has("xdist") and not rehearse else []
     lenient = [] if has("pytest_timeout") else ["-o", "addopts=-q"]  # pyproject.toml's is strict about its settings
-    pytest = [python, "-m", "pytest", *workers, *lenient]
-    tests = [*pytest, "tests/kernels"]
-    replays = ["tests/methods/test_replay.py", "tests/test_optim.py"]
-    describe = (
-        "import hypothesis, timm, torch, torchvision, triton; p = torch.cuda.get_device_properties(0); "
-        "print(p.name, f'sm_{p.major}{p.minor}', f'{p.total_memory >> 30} GiB', torch.__version__, triton.__version__)"
-    )
-    bench = [python, "-m", "pytest", "-c", "bench/kernels/pytest.ini", "--seconds", "2", "--results", str(out)]
+    tests = [python, "-m", "pytest", *workers, *lenient, "tests/kernels"]
+    bench = [python, "-m", "pytest", "-c", "bench/kernels/pytest.ini", "--seconds", "1", "--results", str(out)]
+    collect = ["--collect-only"] if rehearse else []
+    presets = ["nayer/digits", "fast/digits"] if rehearse else ["nayer/cifar10", "fast/cifar10-fast5"]
+    methods = [python, "-m", "dfkd_fast", "bench", "methods", *presets, "--no-plot", "--results", str(out)]
+    if rehearse:
+        methods += ["--device", "cpu", "--threads", "1", "--batch-share", "0.1", "--samples", "1", "--no-baseline"]
+    else:
+        methods += ["--device", "cuda", "--precision", "bf16", "--samples", "3"]
+
+    def script(name: str) -> list[str]:
+        return [python, f"bench/gpu/{name}.py", *tiny]
+
     return [
-        Step("machine", [python, "-c", describe], 60),
-        Step("build", [python, "setup.py", "build_ext", "--inplace"], 150),
-        Step("capture", [*tests, "-m", "gpu"], 120),
-        Step("replay", [*pytest, *replays, "-m", "gpu"], 120),
-        Step("tests", [*tests, "-m", "not gpu and not slow"], 150),
-        Step("networks", [*bench, NETWORKS], 240),
-        Step("bench", [*bench, "bench/kernels", f"--ignore={NETWORKS}"], 240),
+        Step("machine", script("describe"), 15),
+        Step("build", [python, "setup.py", "build_ext", "--inplace"], 100),
+        Step("kernels", [*tests, "-m", "gpu" if rehearse else "not slow and not nightly"], 90),
+        Step("replay", script("replay"), 90),
+        Step("train", script("run_digits"), 80),
+        Step("pool", script("pool_tiers"), 30),
+        Step("methods", methods, 45),
+        Step("race", script("step_race"), 30),
+        Step("ranks", script("ranks"), 15),
+        Step("bandwidth", [*bench, *collect, "bench/kernels", f"--ignore={NETWORKS}"], 25),
+        Step("networks", [*bench, *collect, NETWORKS], 20),
     ]
 
 
@@ -92,29 +137,51 @@ def has(package: str) -> bool:
     return importlib.machinery.PathFinder.find_spec(package, [str(PACKAGES), *sys.path]) is not None
 
 
-def run(step: Step, out: Path, seconds: float) -> Outcome:
+def passed(out: Path) -> set[str]:
+    """Steps whose last record in OUT_DIR says that they passed."""
+    last = {record["step"]: record["status"] for record in map(json.loads, lines_of(out / "steps.jsonl"))}
+    return {step for step, status in last.items() if status == PASSED}
+
+
+def run(step: Step, out: Path, seconds: float, *, rehearse: bool = False) -> Outcome:
     """Run a step under its limit, its output in <step>.log."""
     log = out / f"{step.name}.log"
-    environment = {
-        **os.environ,
-        "DFKD_BUILD_EXT": "1",
-        "DFKD_BUILD_CUDA": "1",
-        "MAX_JOBS": str(os.cpu_count() or 1),
-        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels", PACKAGES, os.environ.get("PYTHONPATH", "")))),
-        "PYTHONUNBUFFERED": "1",
-    }
+    if seconds <= 0:
+        return Outcome(step.name, "not run: no time left", 0.0, "")
     start = time.monotonic()
-    status = "not run: no time left"
-    if seconds > 0:
-        with log.open("w") as file:
-            try:
-                result = subprocess.run(
-                    step.command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, timeout=seconds
-                )
-                status = "passed" if result.returncode == 0 else f"failed: exit status {result.returncode}"
-            except subprocess.TimeoutExpired:
-                status = f"failed: over {seconds:.0f} s"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            step.command,
+            cwd=ROOT,
+            env=environment(out, rehearse=rehearse),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(seconds)
+            status = PASSED if code == 0 else f"failed: exit status {code}"
+        except subprocess.TimeoutExpired:
+            status = f"failed: over {seconds:.0f} s"
+        finally:
+            end(process)
     return Outcome(step.name, status, round(time.monotonic() - start, 1), (lines_of(log) or [""])[-1])
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of a step: it may have started workers and ranks, which hold the card."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def environment(out: Path, *, rehearse: bool) -> dict[str, str]:
+    """What a step finds: this checkout and the packages taken along; a rehearsal builds nothing and sees no card."""
+    paths = (ROOT, ROOT / "kernels", PACKAGES, os.environ.get("PYTHONPATH", ""))
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "PYTHONUNBUFFERED": "1", "OUT_DIR": str(out)}
+    if rehearse:
+        return {**found, "DFKD_BUILD_EXT": "0", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return {**found, "DFKD_BUILD_EXT": "1", "DFKD_BUILD_CUDA": "1", "MAX_JOBS": str(os.cpu_count() or 1)}
 
 
 def lines_of(log: Path) -> list[str]:
@@ -122,18 +189,28 @@ def lines_of(log: Path) -> list[str]:
     return [line for line in log.read_text().splitlines() if line.strip()] if log.exists() else []
 
 
-def print_table(out: Path, outcomes: list[Outcome]) -> None:
+def print_table(out: Path, outcomes: list[Outcome], done: list[str]) -> None:
     """Failures of the tests, the rows that were measured, then one line per step."""
-    for name in ("capture", "replay", "tests"):
-        for line in [line for line in lines_of(out / f"{name}.log") if line.startswith(("FAILED", "ERROR"))]:
+    for line in lines_of(out / "kernels.log"):
+        if line.startswith(("FAILED", "ERROR")):
             print(line[:160])
-    for records in sorted(out.glob("kernels-*.jsonl")):
+    shown = [outcome.step for outcome in outcomes]
+    rows = [row for row in map(json.loads, lines_of(out / "rows.jsonl")) if row["step"] in shown]
+    latest = {(row["step"], row["row"]): row for row in rows}
+    for (step, name), row in list(latest.items())[-ROWS_SHOWN:]:
+        told = {key: value for key, value in row.items() if key not in ("step", "row", "result", "at_seconds")}
+        print(f"{step}: {name}: {row['result']} {' '.join(f'{k}={v}' for k, v in told.items())}"[:160])
+    for records in sorted(out.glob("kernels-*.jsonl")) if {"bandwidth", "networks"} & {*shown} else []:
         for row in map(json.loads, lines_of(records)):
             figures = {name: ratio["value"] for name, ratio in row["ratios"].items()} | row["numbers"]
             shape = "x".join(map(str, row["shape"]))
             print(f"{row['row']} {shape} {row['dtype']}: {', '.join(f'{n} {v:.3g}' for n, v in figures.items())}"[:200])
+    for line in lines_of(out / "methods.log") if "methods" in shown else []:
+        print(line[:160])
     for outcome in outcomes:
-        print(f"{outcome.step:<8} {outcome.seconds:6.1f} s  {outcome.status:<28} {outcome.last[:100]}")
+        print(f"{outcome.step:<9} {outcome.seconds:6.1f} s  {outcome.status:<28} {outcome.last[:100]}")
+    if done:
+        print(f"passed before: {', '.join(done)}")
     print(f"records and logs: {out}")
 
 

@@ -60,10 +60,15 @@ FULL_BATCHES = 32
 class Ours:
     """This package's steps, as a run takes them."""
 
-    def __init__(self, case: Case, variant: str, folder: Path) -> None:
+    def __init__(self, case: Case, variant: str, folder: Path, *, device: str = "cpu") -> None:
         precision, _, compilation = variant.partition("+")
         runtime = make_runtime(
-            device="cpu", precision=precision, channels_last=True, threads=1, compilation=compilation or "off"
+            device=device,
+            precision=precision,
+            channels_last=True,
+            threads=1,
+            compilation=compilation or "off",
+            graphs=device != "cpu",
         )
         size = case.image_size
         info = ModelInfo(
@@ -84,11 +89,11 @@ class Ours:
 
 
 class Theirs:
-    """The baseline's steps, all on the one core: its DataLoader has no workers."""
+    """The baseline's steps; on a CPU all on the one core: its DataLoader has no workers."""
 
-    def __init__(self, case: Case, folder: Path) -> None:
+    def __init__(self, case: Case, folder: Path, *, device: str = "cpu", workers: int = 0) -> None:
         recipe = recipe_of(case.config(), num_classes=case.num_classes, full_size=case.image_size)
-        self.baseline = Baseline(recipe, folder, workers=0)
+        self.baseline = Baseline(recipe, folder, device=device, workers=workers)
         self.baseline.begin_round()
         self.baseline.synthesis_step()
         # the released codes keep the last batch of a pass, which is smaller: none of those among the samples

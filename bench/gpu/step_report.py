@@ -1,0 +1,71 @@
+"""What the steps of `bench/gpu_check.py` have in common: their flags, and rows that are written as they come."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+NOT_RUN = "not run"
+"""the result of a row that this machine cannot give, with a reason"""
+
+
+@dataclass
+class StepReport:
+    """Rows of one step: appended to <OUT_DIR>/rows.jsonl one by one, and printed."""
+
+    step: str
+    rehearse: bool
+    folder: Path
+    failed: list[str] = field(default_factory=list)
+    start: float = field(default_factory=time.monotonic)
+
+    @property
+    def device(self) -> str:
+        """What the step computes on; without a card it is rehearsed on the CPU."""
+        return "cpu" if self.rehearse else "cuda"
+
+    def row(self, name: str, *, ok: bool = True, **figures: Any) -> None:
+        """Record a result; one that is not ok makes the step fail at its end."""
+        record = {"step": self.step, "row": name, "result": "ok" if ok else "FAILED", **figures}
+        self._write(record)
+        if not ok:
+            self.failed.append(name)
+
+    def not_run(self, name: str, reason: str) -> None:
+        """Record what cannot be had here."""
+        self._write({"step": self.step, "row": name, "result": NOT_RUN, "reason": reason})
+
+    def status(self) -> int:
+        """The step's exit status; its last line says what failed."""
+        print(f"{len(self.failed)} failed: {', '.join(self.failed)}" if self.failed else "all ok", flush=True)
+        return int(bool(self.failed))
+
+    def _write(self, record: dict[str, Any]) -> None:
+        record["at_seconds"] = round(time.monotonic() - self.start, 1)
+        with (self.folder / "rows.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        print(line_of(record), flush=True)
+
+
+def line_of(record: dict[str, Any]) -> str:
+    """A row as the table shows it."""
+    figures = {key: value for key, value in record.items() if key not in ("step", "row", "result", "at_seconds")}
+    told = ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in figures.items()
+    )
+    return f"{record['step']}: {record['row']}: {record['result']}{': ' if told else ''}{told}"
+
+
+def open_report(step: str, doc: str | None) -> StepReport:
+    """Read the command line that every step has, `[--rehearse]`; OUT_DIR is the folder."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU")
+    rehearse = parser.parse_args().rehearse
+    folder = Path(os.environ.get("OUT_DIR") or "build/gpu-check")
+    folder.mkdir(parents=True, exist_ok=True)
+    return StepReport(step, rehearse, folder)
