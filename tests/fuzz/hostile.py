@@ -152,7 +152,12 @@ def shard(rng: random.Random, source: Path) -> list[str]:
     for number in range(rng.choice((1, 1, 2))):
         with tarfile.open(source / f"{number:04d}.tar", "w") as archive:
             parts = []
-            for index in range(4):
+            if rng.random() < 0.3:  # a shard is taken whole or not at all, so that some must be good
+                picture = png(rng)
+                parts = [
+                    (f"{index}.{kind}", picture if kind == "png" else b"1") for index in "01" for kind in ("png", "cls")
+                ]
+            for index in () if parts else range(4):
                 key = rng.choice(("", "", "./", "a/", "b.c/")) + rng.choice((f"{index:04d}", f"{index}.5", "x"))
                 parts.append((f"{key}.{rng.choice(('png', 'png', 'jpg', 'PNG', 'npy'))}", damaged(rng, png(rng))))
                 label = rng.choice((b"1", b"1", b"0", b"-7", b"nan", b"9" * 50, b"", b"cat", b"\xff"))
@@ -189,14 +194,19 @@ def arrays(rng: random.Random, source: Path) -> list[str]:
             place.write_bytes(damaged(rng, pickle.dumps(content, protocol=2)))
         (place.parent / "batches.meta").write_bytes(pickle.dumps({"label_names": list(CLASSES)}, protocol=2))
         return ["eval", str(source.parent / "student.safetensors"), "--data", str(source), "--device", "cpu"]
+    whole = rng.random() < 0.3  # arrays are taken whole or not at all, so that some must be good
+    if whole:
+        images, labels = np.zeros((6, 16, 16, 3), np.uint8), np.arange(6)
     if rng.random() < 0.5:
         file, stream = source / "pool.npz", io.BytesIO()
-        np.savez_compressed(stream, **{rng.choice(("images", "images", "x")): images, "labels": labels})  # type: ignore[arg-type]
+        np.savez_compressed(stream, **{"images" if whole else rng.choice(("images", "x")): images, "labels": labels})  # type: ignore[arg-type]
         content = stream.getvalue()
     else:
         file = source / "pool.safetensors"
-        content = save({"images": torch.from_numpy(images), "labels": torch.arange(rng.choice((6, 6, 5)))})
-    file.write_bytes(damaged(rng, content))
+        content = save(
+            {"images": torch.from_numpy(images), "labels": torch.arange(6 if whole else rng.choice((6, 6, 5)))}
+        )
+    file.write_bytes(content if whole else damaged(rng, content))
     return ["pool", "import", str(file), str(source.parent / "out")]
 
 
