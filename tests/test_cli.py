@@ -193,7 +193,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainConfig, bool]]:
     """What the training loop was called with; it writes the config as the real one does."""
     calls: list[tuple[TrainConfig, bool]] = []
 
-    def train(config: TrainConfig, *, resume: bool) -> Path:
+    def train(config: TrainConfig, *, resume: bool, other_code: bool = False) -> Path:
         calls.append((config, resume))
         config.run_folder.mkdir(parents=True, exist_ok=True)
         if not resume:
@@ -307,7 +307,7 @@ def test_interrupted_run_says_how_to_go_on(
 ) -> None:
     stop = Interrupted(signum)
 
-    def train(config: TrainConfig, *, resume: bool) -> Path:
+    def train(config: TrainConfig, *, resume: bool, other_code: bool = False) -> Path:
         raise stop
 
     monkeypatch.setattr(sys.modules["dfkd_fast.loops.train"], "train", train)

@@ -12,7 +12,7 @@ from typing import Any
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.cli.report import REPORTS, say
 from dfkd_fast.config import CONFIG_FILE, FREE, MOVABLE, TrainConfig, differences
-from dfkd_fast.config_sources import default_config, label_text, load_config, load_run, named_method
+from dfkd_fast.config_sources import default_config, load_config, load_run, named_method
 from dfkd_fast.errors import UserError, refused
 from dfkd_fast.flags import take
 from dfkd_fast.terminal import command, page, show
@@ -136,5 +136,3 @@ def _announce(before: TrainConfig[Any], config: TrainConfig[Any], preset: str | 
     show(f"{config.method_name}, {f'preset {preset}' if preset else 'defaults'} -> {config.run_folder}")
     for key, old, new in differences(before, config):
         show(f"  {key} = {new} (not {old})")
-    if label_text(config) is False:
-        show(f"  without label text: class vectors are made up ({config.text}); published results are with --text clip")

@@ -15,6 +15,7 @@ from dfkd_fast.checkpoint import (
     save_network,
 )
 from dfkd_fast.config import TrainConfig
+from dfkd_fast.config_sources import label_text
 from dfkd_fast.costs.flops import count_step_flops
 from dfkd_fast.costs.work import recipe_work
 from dfkd_fast.data import ImageSet
@@ -174,6 +175,9 @@ class Run:
         if collected is not None:
             real = f"{len(collected)} real images of {collected.name}"
             self.logger.message(f"not strictly data-free: {config.method_name} also learns from {real}")
+        if label_text(config) is False:
+            made_up = f"class vectors are made up ({config.text}); published results are with --text clip"
+            self.logger.message(f"without label text: {made_up}")
         for line in pool_lines:
             self.logger.message(line)
         if runtime.compilation != "off" and runtime.device.type == "cpu":

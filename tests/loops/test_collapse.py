@@ -1,4 +1,4 @@
-"""A collapsed run says so, once, with its figures; a healthy one says nothing."""
+"""A collapsed run says so, once, with its figures; a healthy one says nothing. A run without label text says that."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dfkd_fast.config_sources import default_config, label_text, load_config
 from dfkd_fast.loops.collapse import CollapseWatch
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.runtime import make_runtime
@@ -70,3 +71,18 @@ def test_a_student_with_one_answer() -> None:
     looks.evaluated(8, torch.full((50,), 3), 10)
     assert len(said) == 1
     assert re.search(r"all 50 test images class 3, of 10 classes, in epoch 9", said[0])
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "has"),
+    [
+        ("nayer", [], False),
+        ("nayer", ["--text", "clip"], True),
+        ("nayer", ["--text", "class-index"], True),
+        ("muse", ["--text", "class-centre"], False),
+        ("muse", ["--text", "vectors.safetensors"], True),
+        ("dafl", [], None),
+    ],
+)
+def test_whether_a_method_is_told_what_its_classes_are_called(method: str, flags: list[str], has: bool | None) -> None:
+    assert label_text(load_config(default_config(method), flags=flags)) is has
