@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Two workers with one thread each: OpenMP teams that share two cores spin against each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup demo test nightly lint types bench-kernels bench-pool bench-steps bench-ranks bench-methods bench-evaluation dry-run-check profile results-digits results-ablations results-precision kill-test steady-test gpu-check gpu-rehearsal gpu-packages clean
+.PHONY: setup demo test nightly lint types bench-kernels bench-pool bench-steps bench-ranks bench-methods bench-evaluation dry-run-check profile results-digits results-ablations results-precision kill-test steady-test launches gpu-check gpu-rehearsal gpu-packages clean
 
 setup: $(STAMP)
 
@@ -93,6 +93,11 @@ kill-test: setup
 # 10,000 steps of a tiny run: neither the time of a step nor memory may grow.
 steady-test: setup
 	$(PYTEST) tests/benchmark/test_steady.py --steady-steps 10000 --timeout 0
+
+# Kernels that each captured step launches, and the bytes that they move, counted on a card that is not there: writes
+# bench/results/launches.json, the bounds of tests/fake_cuda. Five minutes of processor time; needs a torch without CUDA.
+launches: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/fake_cuda/scan.py --table bench/results/launches.json > /dev/null
 
 # On a machine with a GPU and without a network: uses that machine's own Python and torch, installs nothing. Nine minutes
 # at most; ARGS="--only train", ARGS=--resume.

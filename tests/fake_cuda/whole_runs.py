@@ -1,0 +1,181 @@
+"""A method's whole run on the fake card: `loops.train.train` itself, with few steps, and without what reads values."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from card import fake_card
+from torch import Tensor, distributed
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from watch import Watch
+
+from dfkd_fast import checkpoint, digests, process_group
+from dfkd_fast.config import TrainConfig
+from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.data import ImageSet
+from dfkd_fast.loops import collected, evaluate, steps, train
+from dfkd_fast.loops.networks import load_method
+from dfkd_fast.loops.steps import CapturedSteps, CudaGraphs
+from dfkd_fast.loops.synthesis import Synthesizer
+from dfkd_fast.models.factory import load_model
+from dfkd_fast.pool import build
+
+FEW = {"epochs": 3, "warmup_epochs": 1, "warmup_rounds": 1, "rounds": 1, "synthesis_steps": 3, "low_res_steps": 3}
+FEW |= {"student_steps": 3, "student_steps_per_round": 3, "lr_warmup_steps": 0}
+OWN: dict[str, dict[str, int]] = {
+    "deepinversion": {"synthesis_steps": 6},
+    "dafl": {"warmup_epochs": 0},
+    "dfq": {"warmup_epochs": 0},
+    "zskt": {"warmup_epochs": 0},
+    "hidfd": {"synthesis_steps": 6, "synthetic_images": 200},
+    "muse": {"full_images": 8 * 260},
+    "muse-s": {"full_images": 8 * 260},
+    "spaceshipnet": {"student_steps": 12},
+}
+"""what else a method needs for each of its steps to be captured and then replayed: a warm-up, a capture, a replay"""
+PRESETS = {"fast": "cifar10-fast5"}
+SHAPE: dict[str, Any] = {"mean": (0.49, 0.48, 0.45), "std": (0.25, 0.24, 0.26)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Which run."""
+
+    method: str
+    precision: str = "bf16"
+    rank: int = 0
+    ranks: int = 1
+    teacher: str = "wrn40_2"
+    student: str = "wrn16_2"
+    optimizer: str = "auto"
+    bn_scope: str = "rank"
+
+
+def run(case: Case, watch: Watch, folder: Path, *, plant: Callable[[Any], None] | None = None) -> None:
+    """Train as the case says, below `watch`; `plant` may spoil the assembled run's method first."""
+    config = _config(case, folder)
+    with contextlib.ExitStack() as stack:
+        if case.ranks > 1:
+            stack.enter_context(_ranks(case))
+        stack.enter_context(fake_card(watch))
+        stack.enter_context(without_values(watch))
+        if plant is not None:
+            real = train.make_method
+
+            def planted(*args: Any) -> Any:
+                method = real(*args)
+                plant(method)
+                return method
+
+            stack.enter_context(patch.object(train, "make_method", planted))
+        train.train(config)
+
+
+def _config(case: Case, folder: Path) -> TrainConfig[Any]:
+    cls = load_method(case.method)
+    flags = ["--device", "cuda", "--precision", case.precision, "--optim.impl", case.optimizer]
+    flags += ["--bn.scope", case.bn_scope, *(["--text", "orthogonal"] if cls.text_sources else [])]
+    config = load_config(default_config(case.method), preset=PRESETS.get(case.method, "cifar10"), flags=flags)
+    names = {item.name for item in fields(config.method)}
+    few = {name: value for name, value in (FEW | OWN.get(case.method, {})).items() if name in names}
+    return replace(
+        config,
+        method=replace(config.method, **few),
+        teacher=case.teacher,
+        student=case.student,
+        data="fake",
+        collected="digits" if cls.needs_data else None,
+        collected_share=1.0,
+        train_teacher=False,
+        compile="off",
+        run_dir=folder / f"{case.method}-{case.precision}-{case.rank}-of-{case.ranks}",
+        eval=replace(config.eval, every=0),
+        log=replace(config.log, images_per_class=0),
+    )
+
+
+@contextlib.contextmanager
+def _ranks(case: Case) -> Iterator[None]:
+    distributed.init_process_group("fake", rank=case.rank, world_size=case.ranks, store=FakeStore())
+    try:
+        with patch.object(process_group, "patient_group", lambda: None):
+            yield
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def without_values(watch: Watch) -> Iterator[None]:
+    """What reads or writes values is left out; steps are captured, after one warm-up, where the watch sees it."""
+
+    class Watched(CapturedSteps):
+        def __call__(self, variant: Hashable, *inputs: Any) -> Any:
+            watch.step = _step_name(self.step.__self__, variant)  # type: ignore[attr-defined]
+            try:
+                return super().__call__(variant, *inputs)
+            finally:
+                watch.step = ""
+
+    class WatchedGraphs(CudaGraphs):
+        def record(self, step: Any) -> Any:
+            replay, terms = super().record(step)
+            watch.check_lifetimes(list(terms.values()))
+            return replay, terms
+
+    replaced: dict[tuple[Any, str], Any] = {
+        (steps, "WARM_UP_STEPS"): 1,
+        (steps, "CapturedSteps"): Watched,
+        (steps, "CudaGraphs"): WatchedGraphs,
+        (build, "Journal"): NoJournal,
+        (evaluate, "open_test"): lambda *_, **__: _images(10),
+        (evaluate, "_summarised"): lambda top, _images: evaluate.Evaluation(0.5, 0.9, (), top[:, 0]),
+        (collected, "load_split"): lambda *_, **__: _images(5000),
+        (train, "count_step_flops"): lambda *_, **__: None,
+        (train, "load_teacher"): lambda config, *_, **__: load_model(
+            config.teacher, num_classes=10, image_size=32, **SHAPE
+        ),
+        (checkpoint, "save"): _save,
+        (digests, "raw"): lambda value: memoryview(b""),
+    }
+    with contextlib.ExitStack() as stack:
+        for (owner, name), value in replaced.items():
+            stack.enter_context(patch.object(owner, name, value))
+        yield
+
+
+def _step_name(owner: Any, variant: Hashable) -> str:
+    kind = "synthesis" if isinstance(owner, Synthesizer) else "student"
+    size = f" {owner.method.info.image_size} px" if isinstance(owner, Synthesizer) else ""
+    return f"{kind}{size}" + ("" if variant is None else f", variant {variant}")
+
+
+def _images(count: int) -> ImageSet:
+    pixels = torch.zeros(count, 32, 32, 3, dtype=torch.uint8)
+    names = tuple(map(str, range(10)))
+    return ImageSet("fake", pixels, torch.zeros(count, dtype=torch.int64), names, **SHAPE, digest="")
+
+
+def _save(tensors: dict[str, Tensor], metadata: Any = None) -> bytes:
+    assert not any(tensor.is_cuda for tensor in tensors.values()), "a file takes tensors of the host"
+    return b""
+
+
+class NoJournal:
+    """A pool's record on a disk that keeps nothing."""
+
+    def __init__(self, folder: Path, **_: Any) -> None:
+        self.folder, self.count = folder, 0
+
+    def append(self, *_: Any) -> None: ...
+    def close(self) -> None: ...
+    def drain(self) -> None: ...
+    def release(self, count: int) -> None: ...
+    def restore(self, count: int) -> None: ...
+    def flush(self) -> int:
+        return 0
