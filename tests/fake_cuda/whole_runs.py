@@ -158,7 +158,7 @@ def _step_name(owner: Any, variant: Hashable) -> str:
 def _images(count: int) -> ImageSet:
     pixels = torch.zeros(count, 32, 32, 3, dtype=torch.uint8)
     names = tuple(map(str, range(10)))
-    return ImageSet("fake", pixels, torch.zeros(count, dtype=torch.int64), names, **SHAPE, digest="")
+    return ImageSet("fake", pixels, torch.zeros(count, dtype=torch.int64), names, digest="")
 
 
 def _save(tensors: dict[str, Tensor], metadata: Any = None) -> bytes:
