@@ -227,12 +227,15 @@ def _in_order(content: bytes) -> bytes:
 
 
 def load_network(path: Path, *, flag: str = "--weights") -> tuple[nn.Module, ModelInfo]:
-    """Read what `save_network` wrote. Raises UserError for any other file, and for one that is damaged."""
+    """Read what `save_network` wrote. Raises UserError for any other file, and for one that is damaged.
+
+    Where the network is the user's own, its code is run.
+    """
     return load_model(written_name(path, flag=flag), weights=path, flag=flag, weights_flag=flag)
 
 
 def written_name(path: Path, *, flag: str = "--weights") -> str:
-    """The name that `save_network` wrote of a network. Raises UserError for any other file."""
+    """What a file that `save_network` wrote calls its network. Raises UserError for any other file."""
     try:
         with safe_open(path, framework="pt") as file:
             header = read_header(file.metadata() or {}, f"{flag} {path}")

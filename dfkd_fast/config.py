@@ -33,6 +33,7 @@ from dfkd_fast.config_sections import (
 from dfkd_fast.data_sets import DATA_SETS
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.files import write_file
+from dfkd_fast.own_networks import folder_name
 from dfkd_fast.recipes import TeacherRecipe
 
 M = TypeVar("M")
@@ -63,6 +64,8 @@ _LATER = {
     "bn.scope": "rank",
     "teacher_precision": "same",
     "teacher_weights_key": "None",
+    "teacher_args": "()",
+    "student_args": "()",
     "cache_teacher_logits": "0",
     "synthesis_micro_batches": "1",
     "method.is_normalized": "False",
@@ -103,7 +106,11 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
     dataset: str = ""
     """name of the data in the run folder's name; without it taken from --data"""
     teacher: str = ""
-    """network to distil from: a name of `dfkd-fast ls models`, tv:NAME or timm:NAME"""
+    """network to distil from: a name of `dfkd-fast ls models`, tv:NAME, timm:NAME, or your own as FILE.py:NAME or
+    package.module:NAME, a class or function whose code is run
+    """
+    teacher_args: tuple[str, ...] = ()
+    """arguments that your own teacher is built with, NAME=VALUE"""
     teacher_weights: Path | None = None
     """checkpoint of the teacher, safetensors or a torch.save that loads with weights_only"""
     teacher_weights_key: str | None = None
@@ -127,7 +134,9 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
     teacher_recipe: TeacherRecipe = field(default_factory=TeacherRecipe)
     """how --train-teacher trains"""
     student: str = ""
-    """network to distil into"""
+    """network to distil into, named as --teacher"""
+    student_args: tuple[str, ...] = ()
+    """arguments that your own student is built with, NAME=VALUE"""
     collected: str | None = None
     """real images that take part in the training, for a method that is not strictly data-free (hidfd): `digits`, or the
     path of a training split"""
@@ -186,7 +195,7 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
         if self.run_dir is not None:
             return self.run_dir
         parts = (self.method_name, self.dataset_name, self.teacher, self.student, f"s{self.seed}")
-        return Path("runs") / "-".join(part.replace(":", "_").replace("/", "_") for part in parts)
+        return Path("runs") / "-".join(map(folder_name, parts))
 
     def check(self) -> None:
         """Raise UserError for what no run can be made of."""

@@ -14,6 +14,7 @@ from dfkd_fast.config import CONFIG_FILE, FORMAT, M, TrainConfig, config_hash
 from dfkd_fast.data_sets import data_set_of
 from dfkd_fast.errors import UserError, refused, unknown
 from dfkd_fast.flags import Setting, from_flags, from_toml, parse
+from dfkd_fast.own_networks import settled
 
 MAX_BYTES = 2**20
 """of a config file"""
@@ -45,6 +46,16 @@ def load_config(
         table = _without_metadata(read_toml(file, "--config"), method, str(file))
         config = _apply(config, from_toml(table, str(file)))
     return _apply(config, from_flags(flags))
+
+
+def settle(config: TrainConfig[M]) -> TrainConfig[M]:
+    """The same with the user's own networks named in full: absolute paths, and their arguments in the name.
+
+    Raises UserError for arguments that are none, or that another network would not take.
+    """
+    teacher = settled(config.teacher, config.teacher_args, "--teacher")
+    student = settled(config.student, config.student_args, "--student")
+    return replace(config, teacher=teacher, student=student, teacher_args=(), student_args=())
 
 
 def load_run(folder: Path, flag: str = "--resume") -> TrainConfig[Any]:

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "dfkd_fast"
 # floor.
 LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "catalog", "rng", "notes", "terminal", "refusals", "limits", "allocator"], 0),
-    **dict.fromkeys(["files", "digests", "data_sets"], 0),
+    **dict.fromkeys(["files", "digests", "data_sets", "own_networks"], 0),
     **dict.fromkeys(
         [
             "config",
@@ -53,6 +53,7 @@ LAYERS: dict[str, int] = {
 }
 # Within one layer a package may use these neighbours; the arrows must not close a circle (checked below).
 NEIGHBOURS: dict[str, set[str]] = {
+    "own_networks": {"errors"},
     "compilation": {"cache"},
     "notes": {"terminal"},
     "config": {"config_limits", "config_sections", "flags", "recipes"},

@@ -9,6 +9,7 @@ from dfkd_fast.benchmark.projection import Projection, project
 from dfkd_fast.benchmark.rehearsal import rehearse
 from dfkd_fast.benchmark.watch import Window
 from dfkd_fast.config import TrainConfig
+from dfkd_fast.config_sources import settle
 from dfkd_fast.costs.flops import count_step_flops
 from dfkd_fast.costs.peak import matmul_rate
 from dfkd_fast.costs.work import recipe_work
@@ -24,6 +25,7 @@ def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) ->
 
     The teacher is neither trained nor fetched: weights change no time. Raises UserError for what a run would refuse.
     """
+    config = settle(config)
     config.check()
     runtime = runtime_of(config)
     check_pool(config.pool, runtime)

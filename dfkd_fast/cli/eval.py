@@ -11,7 +11,8 @@ from dfkd_fast.config import Hardware, NetworkInput, check_teacher_data, check_v
 from dfkd_fast.config_sources import load_run
 from dfkd_fast.errors import UserError
 from dfkd_fast.flags import from_flags, parse
-from dfkd_fast.terminal import command, page, show
+from dfkd_fast.own_networks import own_network, settled
+from dfkd_fast.terminal import command, page, quoted, show
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +37,9 @@ class EvalOptions(Hardware, NetworkInput):
     data: str | None = None
     """real test images: `digits`, or a path (image folder, tar of one, CIFAR files); without it the run's own"""
     student: str | None = None
-    """network in FILE, where the file does not say: a name of `dfkd-fast ls models`, tv:NAME or timm:NAME"""
+    """network in FILE, where the file does not say: named as train's --teacher; needed where it is your own"""
+    student_args: tuple[str, ...] = ()
+    """arguments that your own network is built with, NAME=VALUE"""
     weights_key: str | None = None
     """which of several networks in FILE: the key of a dict (state_dict_ema), or the prefix of the names in one"""
     teacher_data: str = ""
@@ -73,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
         threads=options.threads,
         deterministic=options.deterministic,
     )
-    model, info, test = load(file, data, options, runtime)
+    model, info, test = load(file, data, options, runtime, target if target.is_dir() else None)
     found = evaluate(runtime.place(model), test.images, info=info, runtime=runtime, batch_size=options.batch_size)
     show(f"{file}: {info.name} on {len(test.images)} images of {test.images.name}")
     show(f"{info.name}: {info.described()}")
@@ -98,8 +101,27 @@ def find_student(target: Path, data: str | None) -> tuple[Path, str]:
     return file, data
 
 
-def load(file: Path, data: str, options: EvalOptions, runtime: Runtime) -> tuple[nn.Module, ModelInfo, Expected[Any]]:
-    """The network in a file and the test images as it expects them."""
+def check_trusted(file: Path, run: Path | None) -> None:
+    """Raise UserError where a file's network is someone's own code that nobody asked to be run, or that has changed.
+
+    A run folder is the user's, and says which code it was; a file alone may be anybody's.
+    """
+    from dfkd_fast.checkpoint import written_name
+    from dfkd_fast.loops.sources import check_sources
+
+    name = written_name(file, flag="eval")
+    if own_network(name) is None:
+        return
+    ask = f"give --student {quoted(name)}"
+    if run is None:
+        raise UserError(f"eval {file}: its network is code, {name}; to run it {ask}")
+    check_sources(run, load_run(run, "eval"), "eval", f"to run it as it is now, name the file and {ask}")
+
+
+def load(
+    file: Path, data: str, options: EvalOptions, runtime: Runtime, run: Path | None = None
+) -> tuple[nn.Module, ModelInfo, Expected[Any]]:
+    """The network in a file, of `run` if it lies in a run folder, and the test images as it expects them."""
     from dfkd_fast.checkpoint import written_name
     from dfkd_fast.class_order import stated_order
     from dfkd_fast.data import open_test
@@ -108,8 +130,11 @@ def load(file: Path, data: str, options: EvalOptions, runtime: Runtime) -> tuple
     from dfkd_fast.loops.networks import stated_values
     from dfkd_fast.models.factory import load_model
 
+    if options.student is None:
+        check_trusted(file, run)
+    spec = settled(options.student or written_name(file, flag="eval"), options.student_args, "--student")
     model, info = load_model(
-        options.student or written_name(file, flag="eval"),
+        spec,
         **stated_values(options),
         data_set=options.teacher_data,
         weights=file,

@@ -14,6 +14,7 @@ from dfkd_fast.cli.report import say
 from dfkd_fast.config import Hardware, NetworkInput, check_teacher_data, check_values
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.flags import from_flags, parse
+from dfkd_fast.own_networks import settled
 from dfkd_fast.recipes import TeacherRecipe
 from dfkd_fast.terminal import command, page, show
 
@@ -26,7 +27,7 @@ info: classes, image size, normalisation and who says so, parameters, BatchNorm 
       network; with --mean, --std, --in-chans, --image-size, --interpolation, --num-classes or --class-order what train
       would take, and with --network NAME what that network's library says of a FILE that does not; of several networks
       in one file --weights-key names one.
-MODEL: a name of dfkd-fast ls models, tv:NAME or timm:NAME."""
+MODEL: a name of dfkd-fast ls models, tv:NAME, timm:NAME, or your own as FILE.py:NAME (its code is run)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class TeacherOptions(Hardware, NetworkInput):
     """real images: `digits`, or a path (image folder, tar of one, CIFAR files)"""
     out: Path | None = None
     """file to write, .safetensors"""
+    teacher_args: tuple[str, ...] = ()
+    """arguments that your own network is built with, NAME=VALUE"""
     recipe: TeacherRecipe = field(default_factory=TeacherRecipe)
     """how it is trained"""
 
@@ -70,6 +73,7 @@ def train(model: str, arguments: Sequence[str]) -> int:
     flags, prog = from_flags(arguments), "dfkd-fast teacher train MODEL"
     options = parse(TeacherOptions, TeacherOptions(), flags, short="recipe", prog=prog, description=about)
     check_values(options)
+    model = settled(model, options.teacher_args, "--teacher")
     if options.data is None:
         raise UserError("--data: missing; choose digits or the path of real images")
     out = check_out(options.out)
@@ -159,6 +163,8 @@ class InfoOptions(NetworkInput):
     """which of several networks in FILE, as train's --teacher-weights-key"""
     teacher_data: str = ""
     """data set that it was trained on, as train's --teacher-data"""
+    teacher_args: tuple[str, ...] = ()
+    """arguments that your own network is built with, NAME=VALUE"""
 
 
 def info(target: str, arguments: Sequence[str]) -> None:
@@ -166,6 +172,8 @@ def info(target: str, arguments: Sequence[str]) -> None:
     options = parse(InfoOptions, InfoOptions(), from_flags(arguments), prog="dfkd-fast teacher info FILE|MODEL")
     check_values(options)
     check_teacher_data(options.teacher_data)
+    if not Path(target).is_file():
+        target = settled(target, options.teacher_args, "teacher info")
     rows = describe_file(Path(target), options) if Path(target).is_file() else describe_model(target, options)
     for name, value in rows:
         show(f"{name:18}{value}")

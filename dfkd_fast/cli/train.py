@@ -12,7 +12,7 @@ from typing import Any
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.cli.report import REPORTS, say
 from dfkd_fast.config import CONFIG_FILE, FREE, MOVABLE, TrainConfig, differences
-from dfkd_fast.config_sources import default_config, load_config, load_run, named_method
+from dfkd_fast.config_sources import default_config, load_config, load_run, named_method, settle
 from dfkd_fast.errors import UserError, refused
 from dfkd_fast.flags import take
 from dfkd_fast.terminal import command, page, show
@@ -81,6 +81,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[TrainConfig[Any], bool]:
             raise UserError(f"train: name a method first; choose {' or '.join(METHODS)}")
         base, folder = default_config(method or named_method(file or Path())), None
     config = load_config(base, preset=preset, file=file, flags=flags)
+    config = settle(config)
     config.check()
     with refused("--run-dir", config.run_folder):  # a name too long is found here, before anything looks into it
         goes_on, free = _goes_on(config), _free_folder(config.run_folder)

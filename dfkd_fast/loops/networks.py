@@ -26,6 +26,8 @@ from dfkd_fast.methods.base import CollectedImages, Method, Setup
 from dfkd_fast.models.answers import check_training
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.teacher import FrozenNet, frozen_twin
+from dfkd_fast.notes import note
+from dfkd_fast.own_networks import own_network
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.runtime import Runtime, make_runtime
 
@@ -70,6 +72,9 @@ def load_teacher(
             f"--teacher {config.teacher}: no published weights; give --teacher-weights FILE or --train-teacher"
         )
     published = config.teacher_weights is None
+    if published and own_network(config.teacher) is not None:
+        published = False
+        note(f"--teacher {config.teacher}: no --teacher-weights, so it is taken as its code returns it")
     return load_model(
         config.teacher,
         **stated_values(config),

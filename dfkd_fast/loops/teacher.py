@@ -26,7 +26,9 @@ from dfkd_fast.loops.teacher_state import TrainingState
 from dfkd_fast.meters import Meter
 from dfkd_fast.models.answers import check_training
 from dfkd_fast.models.factory import ModelInfo, load_model
+from dfkd_fast.models.own_code import source_files
 from dfkd_fast.optim import OptimizerSpec, cosine, set_lr
+from dfkd_fast.own_networks import own_network
 from dfkd_fast.recipes import TeacherRecipe
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.runtime import Runtime
@@ -196,10 +198,12 @@ def made_from(
 ) -> dict[str, Any]:
     """Everything that a trained teacher depends on, as JSON. Shapes tell two versions of a network apart."""
     model, info = _fresh_network(recipe, model_name, train, stated)
+    code = own_network(model_name)
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
     return {
         "recipe": {key: value for key, value in asdict(recipe).items() if key != "precision"},
         "network": {key: getattr(info, key) for key in _NETWORK},  # the pixels and class names are in `data`
+        **({} if code is None else {"code": source_files(code, "--teacher")}),
         "shapes": sha256(json.dumps(shapes).encode()).hexdigest(),
         "data": train.digest,
         "precision": _in_precision(recipe, runtime).precision,

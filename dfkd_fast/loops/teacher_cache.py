@@ -30,6 +30,7 @@ from dfkd_fast.loops.evaluate import Evaluation
 from dfkd_fast.loops.interrupt import Interrupted
 from dfkd_fast.loops.teacher_state import ENDING, TrainingState, only_one
 from dfkd_fast.models.factory import ModelInfo
+from dfkd_fast.own_networks import folder_name
 from dfkd_fast.recipes import TeacherRecipe
 from dfkd_fast.runtime import Runtime
 
@@ -57,7 +58,7 @@ def cached_teacher(
     show = make_console(console, is_main=runtime.is_main).print
     made_from = teacher.made_from(recipe, model_name, train, runtime, stated)
     digest = sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-    stem = f"{model_name.replace(':', '_').replace('/', '_')}-{train.name}-{digest[:16]}"
+    stem = f"{folder_name(model_name)}-{train.name}-{digest[:16]}"
     entry = _Entry(cache_folder() / stem, digest, show)
     arguments = (recipe, model_name, train, test)
     settings: dict[str, Any] = {"runtime": runtime, "stated": stated, "console": console, "on_step": on_step}

@@ -15,7 +15,7 @@ from dfkd_fast.checkpoint import (
     save_network,
 )
 from dfkd_fast.config import TrainConfig
-from dfkd_fast.config_sources import label_text
+from dfkd_fast.config_sources import label_text, settle
 from dfkd_fast.costs.flops import count_step_flops
 from dfkd_fast.costs.work import recipe_work
 from dfkd_fast.data import ImageSet
@@ -57,6 +57,7 @@ from dfkd_fast.loops.run_folder import (
     taken_back_on_failure,
 )
 from dfkd_fast.loops.run_record import write_run_record
+from dfkd_fast.loops.sources import check_sources, write_sources
 from dfkd_fast.loops.stepwise import StepwiseLoop
 from dfkd_fast.loops.trainers import make_trainer
 from dfkd_fast.methods.base import Method
@@ -76,9 +77,12 @@ def train(config: TrainConfig, *, resume: bool = False, other_code: bool = False
     checkpoint there; with `other_code` even where another version of the code wrote it.
     Raises UserError for a user's mistake and Interrupted after Ctrl-C or SIGTERM.
     """
+    config = settle(config)
     config.check()
     folder = config.run_folder
     check_folder(folder, resume=resume)
+    if resume:
+        check_sources(folder, config, "--resume", "put the old code back, or start a new run")
     runtime = runtime_of(config)
     with locked_folder(folder, rank=runtime.rank, resume=resume):
         resumed = checkpoint_to_resume(folder, runtime) if resume else None
@@ -126,6 +130,7 @@ def _train(config: TrainConfig, runtime: Runtime, resumed: Resumed | None, liken
                 with taken_back_on_failure(folder) if starts else nullcontext():
                     if starts:
                         claim_folder(folder, config)
+                        write_sources(folder, config)
                     runtime.barrier()
                     run = Run(
                         config, runtime, teacher, student, method, verdict, signals, likeness.identity, collected, cache

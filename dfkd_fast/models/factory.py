@@ -18,9 +18,11 @@ from dfkd_fast.models.answers import settle_answer
 from dfkd_fast.models.filling import fill
 from dfkd_fast.models.header import read_header
 from dfkd_fast.models.info import INTERPOLATIONS, ModelInfo, Source, data_set_source, resolve
+from dfkd_fast.models.own_code import build_own
 from dfkd_fast.models.torchvision_cpu import ensure_importable
 from dfkd_fast.models.vit import check_size, is_vit
 from dfkd_fast.models.weights import Weights, read_weights
+from dfkd_fast.own_networks import OwnNetwork, own_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +79,10 @@ def load_model(
 ) -> tuple[nn.Module, ModelInfo]:
     """Build a network and fill it: from a file, else from its published weights if asked for, else at random.
 
-    `spec` is a name of `catalog.MODELS`, `tv:NAME` (torchvision) or `timm:NAME`. An argument comes before what the
-    header of a weights file written by dfkd-fast says, that before the library's own configuration, and that before the
-    convention of `data_set`, a name of `data_sets.DATA_SETS` (models/info.py). `mean` has one entry for each input
-    channel. The network is on the CPU, in float32 and training mode.
+    `spec` is a name of `catalog.MODELS`, `tv:NAME` (torchvision), `timm:NAME`, or the user's own code, which is run
+    (own_networks.py). An argument comes before what a header written by dfkd-fast says, that before the library's own
+    configuration, that before the convention of `data_set`, a name of `data_sets.DATA_SETS` (models/info.py). `mean`
+    has one entry for each input channel. The network is on the CPU, in float32 and training mode.
 
     `weights_key` chooses where a file holds several networks (models/filling.py).
 
@@ -89,7 +91,8 @@ def load_model(
     other classes.
     `SPEC+sharedD` and `SPEC+sharedDxS` are students on a teacher's classifier (models/shared_classifier.py).
     """
-    full, (spec, _, shared) = spec, spec.partition("+")
+    full, (spec, _, shared) = spec, spec.partition("+shared")
+    shared = shared and f"shared{shared}"
     stored = None if weights is None else read_weights(weights, flag=weights_flag or f"{flag}-weights")
     saved = {} if stored is None else saved_info(stored)
     stated = {"num_classes": num_classes, "image_size": image_size, "mean": mean, "std": std, "in_chans": in_chans}
@@ -108,8 +111,10 @@ def load_model(
         model, info = _timm(order)
     elif spec in MODELS:
         model, info = _own(order)
+    elif (code := own_network(spec)) is not None:
+        model, info = _by_code(order, code)
     else:
-        raise unknown(flag, spec, [*MODELS, "tv:NAME", "timm:NAME"])
+        raise unknown(flag, spec, [*MODELS, "FILE.py:NAME", "package.module:NAME", "tv:NAME", "timm:NAME"])
     settle_answer(model, info.shape, info.num_classes, name=f"{flag} {spec}")
     if shared:
         from dfkd_fast.models.shared_classifier import SharedForm, share_classifier  # which is made of this file's
@@ -134,6 +139,14 @@ def _own(order: _Order) -> tuple[nn.Module, ModelInfo]:
     module, function = MODELS[order.spec][0].split(":")
     build = getattr(importlib.import_module(module), function)
     return build(info.num_classes, in_chans=info.in_chans, image_size=info.image_size), info
+
+
+def _by_code(order: _Order, code: OwnNetwork) -> tuple[nn.Module, ModelInfo]:
+    info = order.info("its code", num_classes=2)  # how many they are, its answer says
+    model = build_own(code, order.flag)
+    width = settle_answer(model, info.shape, order.num_classes, name=f"{order.flag} {order.spec}")
+    names = info.class_names if len(info.class_names) == width else ()
+    return model, replace(info, num_classes=width, class_names=names)
 
 
 def _torchvision(order: _Order) -> tuple[nn.Module, ModelInfo]:

@@ -1,0 +1,152 @@
+"""Building a network from the user's own code, and which files that code is."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from torch import nn
+
+from dfkd_fast.digests import of_file
+from dfkd_fast.errors import UserError, unknown
+from dfkd_fast.notes import note
+from dfkd_fast.own_networks import OwnNetwork
+
+_MOST_FILES = 500
+_INSTALLED = ("site-packages", "dist-packages")
+
+
+def build_own(own: OwnNetwork, flag: str) -> nn.Module:
+    """Run the code that a spec names and return the network that it builds; says that it runs it.
+
+    Raises UserError, naming `flag`, where there is no such file, module or name, or the code fails or returns no
+    nn.Module.
+    """
+    called = f"{flag} {own}"
+    module = _import_file(own, called) if own.is_file else _import_module(own, called)
+    found = getattr(module, own.name, None)
+    if found is None:
+        here = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        here = [key for key in here if not isinstance(vars(module)[key], nn.Module)]
+        own_names = [key for key in here if getattr(vars(module)[key], "__module__", "") == module.__name__]
+        raise unknown(f"{called}: NAME", own.name, own_names or here or ["a class or function of it"])
+    if isinstance(found, nn.Module) or not callable(found):
+        raise UserError(f"{called}: is a {type(found).__name__}; name a class or function that returns an nn.Module")
+    try:
+        network = found(**own.values())
+    except (Exception, SystemExit) as error:  # the user's own code: anything may come out of it
+        raise UserError(f"{called}: {own.name}() fails ({_reason(error)}); see {flag}-args") from error
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{called}: returns a {type(network).__name__}, not an nn.Module")
+    return network
+
+
+def source_files(own: OwnNetwork, flag: str) -> dict[str, str]:
+    """The files that a network's code is in, with the SHA-256 of each: its own, and those beside it, or in its package,
+    that they import. Of an installed package its own alone. Runs none of it but a package's `__init__`.
+    """
+    file = Path(own.place) if own.is_file else _module_file(own, f"{flag} {own}")
+    if not file.is_file():
+        raise UserError(f"{flag} {own}: no such file")
+    base = file.parent
+    if not own.is_file:
+        base = file.parents[own.place.count(".") + (file.name == "__init__.py")]
+    found, todo = {file: None}, [file]
+    while todo and not set(_INSTALLED) & set(file.parts):
+        for other in _imported(todo.pop(), base):
+            if other not in found and base in other.parents and len(found) < _MOST_FILES:
+                found[other] = None
+                todo.append(other)
+    return {path.relative_to(base).as_posix(): of_file(path) for path in sorted(found)}
+
+
+def _import_file(own: OwnNetwork, called: str) -> ModuleType:
+    file = Path(own.place)
+    if not file.is_file():
+        raise UserError(f"{called}: no such file")
+    name = f"_own_{file.stem}_{of_file(file)[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    note(f"{called}: runs the code of {file}")
+    _reach(file.parent)
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None, "a .py file"
+    assert spec.loader is not None, "a .py file"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look there
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise UserError(f"{called}: its code fails ({_reason(error)})") from error
+    return module
+
+
+def _import_module(own: OwnNetwork, called: str) -> ModuleType:
+    _reach(Path.cwd())
+    if own.place not in sys.modules:
+        note(f"{called}: runs the code of {own.place}")
+    try:
+        return importlib.import_module(own.place)
+    except (Exception, SystemExit) as error:
+        missing = getattr(error, "name", None)
+        if isinstance(error, ModuleNotFoundError) and missing and f"{own.place}.".startswith(f"{missing}."):
+            raise _no_module(own, called) from error
+        raise UserError(f"{called}: its code fails ({_reason(error)})") from error
+
+
+def _module_file(own: OwnNetwork, called: str) -> Path:
+    _reach(Path.cwd())
+    try:
+        spec = importlib.util.find_spec(own.place)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None:
+        raise _no_module(own, called)
+    return Path(spec.origin)
+
+
+def _no_module(own: OwnNetwork, called: str) -> UserError:
+    from dfkd_fast.catalog import MODELS
+
+    kinds = [*MODELS, "FILE.py:NAME", "package.module:NAME", "tv:NAME", "timm:NAME"]
+    return UserError(f"{called}: no module {own.place}; choose {', '.join(kinds[:-1])} or {kinds[-1]}")
+
+
+def _reach(folder: Path) -> None:
+    """Let code import what lies beside it; behind everything else, so that no name of Python's own is hidden."""
+    if str(folder.absolute()) not in sys.path:
+        sys.path.append(str(folder.absolute()))
+
+
+def _imported(file: Path, base: Path) -> Iterator[Path]:
+    """The files within `base` that a file's import statements name."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # said when it is run
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from _files(base, alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            folder = base if node.level == 0 else file.parents[node.level - 1]
+            for alias in node.names:
+                yield from _files(folder, f"{node.module or ''}.{alias.name}".strip("."))
+
+
+def _files(folder: Path, dotted: str) -> Iterator[Path]:
+    """A module's file, and those of the packages that it is in."""
+    for part in dotted.split("."):
+        folder = folder / part
+        yield from (path for path in (folder.with_suffix(".py"), folder / "__init__.py") if path.is_file())
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

@@ -1,0 +1,88 @@
+"""A network of the user's own, by where its code is: `FILE.py:NAME` or `package.module:NAME`, arguments behind a `?`.
+
+One text says all of it, so that a config, a student's header and a message name the same network:
+`/home/me/net.py:Net?depth=20`. Imports no torch and runs none of that code.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, quote, urlencode
+
+from dfkd_fast.errors import UserError
+
+_LIBRARIES = ("tv", "timm")
+
+
+class OwnNetwork(NamedTuple):
+    """Where the code of a network is."""
+
+    place: str
+    """a file that ends in .py, or a module's dotted name"""
+    name: str
+    """of a class or function in it"""
+    arguments: tuple[tuple[str, str], ...]
+    """what it is called with, values as they were written"""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the place is a file."""
+        return self.place.endswith(".py")
+
+    def __str__(self) -> str:
+        query = urlencode(self.arguments, quote_via=quote, safe="")
+        return f"{self.place}:{self.name}" + (f"?{query}" if query else "")
+
+    def values(self) -> dict[str, Any]:
+        """The arguments as Python values: numbers, tuples, true and false; everything else is text."""
+        return {key: _value(text) for key, text in self.arguments}
+
+
+def own_network(spec: str) -> OwnNetwork | None:
+    """The place that a spec names; None for a network of ours or of a library. What stands behind a `+` is not its."""
+    place, colon, rest = spec.partition("+shared")[0].rpartition(":")
+    if not colon or not place or spec.partition(":")[0] in _LIBRARIES:
+        return None
+    name, _, query = rest.partition("?")
+    return OwnNetwork(place, name, tuple(parse_qsl(query, keep_blank_values=True)))
+
+
+def settled(spec: str, arguments: Sequence[str], flag: str) -> str:
+    """A spec with its file's absolute path and the `NAME=VALUE` arguments of `flag`-args in it.
+
+    Raises UserError for arguments of another form, and where the network is not one's own.
+    """
+    own = own_network(spec)
+    if own is None:
+        if arguments:
+            raise UserError(f"{flag}-args {arguments[0]}: only for FILE.py:NAME or package.module:NAME, not {spec}")
+        return spec
+    added = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not key.isidentifier():
+            raise UserError(f"{flag}-args {argument}: write NAME=VALUE")
+        added.append((key, value))
+    place = str(Path(own.place).absolute()) if own.is_file else own.place
+    merged = dict(own.arguments) | dict(added)
+    return str(OwnNetwork(place, own.name, tuple(merged.items()))) + spec.removeprefix(spec.partition("+shared")[0])
+
+
+def folder_name(spec: str) -> str:
+    """What a run folder calls a network."""
+    own = own_network(spec)
+    if own is not None:
+        spec = f"{Path(own.place).stem if own.is_file else own.place.rpartition('.')[2]}_{own.name}"
+    return spec.replace(":", "_").replace("/", "_")
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text

@@ -1,0 +1,231 @@
+"""A network of the user's own goes through training, evaluation and resuming like any other; that its code is run is
+said, and another code is refused.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from dfkd_fast.cli.main import main
+from dfkd_fast.errors import UserError
+from dfkd_fast.models.factory import load_model
+from dfkd_fast.own_networks import folder_name, own_network, settled
+
+CODE = """
+from torch import nn
+from parts import block
+
+class Net(nn.Module):
+    def __init__(self, width=8, in_chans=3, classes=3, pools=True):
+        super().__init__()
+        self.block, self.fc, self.pools = block(in_chans, width), nn.Linear(width, classes), pools
+
+    def forward(self, x):
+        return {"logits": self.fc(self.block(x).relu().mean((2, 3))), "other": x}
+
+def small():
+    return Net(width=4)
+
+BUILT = small()
+
+def broken(path="nowhere"):
+    raise FileNotFoundError(path)
+
+def number():
+    return 3
+"""
+PARTS = """
+from torch import nn
+
+def block(ins, outs):
+    return nn.Sequential(nn.Conv2d(ins, outs, 3, padding=1, bias=False), nn.BatchNorm2d(outs))
+"""
+SHAPE: dict[str, Any] = {"image_size": 8, "mean": (0.5,) * 3, "std": (0.2,) * 3}
+SIZES = ("--epochs", "2", "--student-steps", "1", "--batch-size", "4", "--synthesis-batch-size", "4")
+SMALL = (*SIZES, "--device", "cpu", "--image-size", "8")
+
+
+@pytest.fixture
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a network of one's own, a part of it in a file beside it, and weights for it."""
+    monkeypatch.chdir(tmp_path)
+    parts = f"parts_{abs(hash(str(tmp_path)))}"  # each test has its own: Python keeps what it has imported
+    (tmp_path / "net.py").write_text(CODE.replace("parts", parts))
+    (tmp_path / f"{parts}.py").write_text(PARTS)
+    torch.manual_seed(0)
+    header = '{"name": "unused", "num_classes": 3, "image_size": 8, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}'
+    save_file(load_model("net.py:Net", **SHAPE)[0].state_dict(), "net.safetensors", {"dfkd_fast": header})
+    return tmp_path
+
+
+def train(*flags: str, student: str = "net.py:small") -> int:
+    teacher = ("--teacher", "net.py:Net", "--teacher-weights", "net.safetensors")
+    return main(["train", "dafl", *teacher, "--student", student, *SMALL, "--run-dir", "run", *flags])
+
+
+def line_of(capsys: pytest.CaptureFixture[str]) -> str:
+    (line,) = capsys.readouterr().err.splitlines()
+    return line.removeprefix("dfkd-fast: ")
+
+
+def images(root: Path) -> str:
+    from PIL import Image
+
+    for index in range(3):
+        folder = root / "test" / f"class{index}"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 8), (index * 90, 0, 0)).save(folder / "0.png")
+    return str(root)
+
+
+def test_a_run_from_beginning_to_evaluation(code: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert train("--stop-after-epoch", "1") == 0
+    assert train("--resume") == 0
+    with safe_open("run/student.safetensors", framework="pt") as file:
+        assert f'"name": "{code}/net.py:small"' in file.metadata()["dfkd_fast"]
+    data = images(code / "data")
+    assert main(["eval", "run", "--data", data]) == 0
+    assert "top-1" in capsys.readouterr().out
+    assert main(["eval", "run/student.safetensors", "--data", data]) == 2
+    assert line_of(capsys).endswith(
+        f"its network is code, {code}/net.py:small; to run it give --student {code}/net.py:small"
+    )
+    named = ("--student", "net.py:Net", "--student-args", "width=4")
+    assert main(["eval", "run/student.safetensors", "--data", data, *named]) == 0
+
+
+@pytest.mark.parametrize("changed", ["net.py", "parts"])
+def test_a_run_goes_on_with_the_same_code_only(code: Path, capsys: pytest.CaptureFixture[str], changed: str) -> None:
+    assert train("--stop-after-epoch", "1") == 0
+    capsys.readouterr()
+    file = next(code.glob(f"{changed}*.py")) if changed == "parts" else code / changed
+    file.write_text(file.read_text() + "\n# another\n")
+    assert main(["train", "--resume", "run"]) == 2
+    line = line_of(capsys)
+    assert line.startswith("--resume run: the code of its networks is not what it was: ")
+    assert file.name in line
+    assert "put the old code back" in line
+    file.write_text(file.read_text().removesuffix("\n# another\n"))
+    assert main(["train", "--resume", "run"]) == 0
+    file.write_text(file.read_text() + "\n# another\n")
+    assert main(["eval", "run", "--data", images(code / "data")]) == 2
+    assert file.name in line_of(capsys)
+
+
+def test_that_code_is_run_is_said_before_it_is(code: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code / "loud.py").write_text("print('at work')\n" + (code / "net.py").read_text())
+    capsys.readouterr()
+    load_model("loud.py:Net", **SHAPE)
+    said, worked = capsys.readouterr().out.splitlines()
+    assert said == "--teacher loud.py:Net: runs the code of loud.py"
+    assert worked == "at work"
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_any_number_of_channels(code: Path, channels: int) -> None:
+    shape = {"image_size": 8, "mean": (0.5,) * channels, "std": (0.2,) * channels}
+    spec = settled("net.py:Net", [f"in_chans={channels}", "classes=4"], "--teacher")
+    model, info = load_model(spec, **shape)
+    assert (info.in_chans, info.num_classes) == (channels, 4)
+    assert model(torch.zeros(2, channels, 8, 8)).shape == (2, 4)
+    with pytest.raises(UserError, match=rf"cannot take images of 8x8 pixels and {channels} channels"):
+        load_model("net.py:Net?in_chans=7", **shape)
+
+
+def test_arguments_are_python_values(code: Path) -> None:
+    spec = settled("net.py:Net", ["width=12", "pools=false"], "--student")
+    model: Any = load_model(spec, **SHAPE)[0]
+    assert (model.fc.in_features, model.pools) == (12, False)
+    own = own_network("a.py:F?x=1%2C2&y=some%20text&z=%2Bshared3&s=3e-1")
+    assert own is not None
+    assert own.values() == {"x": (1, 2), "y": "some text", "z": "+shared3", "s": 0.3}
+
+
+def test_a_module_by_its_name(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = code / f"package_{code.name.replace('-', '_')}"
+    (package / "nets").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "nets" / "__init__.py").touch()
+    (package / "nets" / "plain.py").write_text(
+        "from ..parts import block\n"
+        + textwrap.dedent(CODE).split("import block\n")[1].join(["from torch import nn\n", ""])
+    )
+    (package / "parts.py").write_text(PARTS)
+    monkeypatch.syspath_prepend(str(code))
+    spec = f"{package.name}.nets.plain:Net"
+    assert load_model(spec, **SHAPE)[1].num_classes == 3
+    from dfkd_fast.models.own_code import source_files
+
+    own = own_network(spec)
+    assert own is not None
+    files = [f"{package.name}/{name}" for name in ("__init__.py", "nets/__init__.py", "nets/plain.py", "parts.py")]
+    assert set(files[2:]) <= set(source_files(own, "--teacher")) <= set(files)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("nowhere.py:Net", "nowhere.py:Net: no such file"),
+        ("net.py:Nett", "net.py:Nett: NAME Nett: did you mean Net? choose Net, small, broken or number"),
+        ("net.py:BUILT", "is a Net; name a class or function that returns an nn.Module"),
+        ("net.py:number", "returns a int, not an nn.Module"),
+        ("net.py:broken", "broken() fails (FileNotFoundError: nowhere); see --teacher-args"),
+        ("net.py:Net?wide=3", "fails (TypeError: "),
+        ("torch.nowhere:Net", "no module torch.nowhere; choose "),
+        ("syntax.py:Net", "its code fails (SyntaxError: "),
+        ("exits.py:Net", "its code fails (SystemExit: 3)"),
+        ("net.py:Net?classes=4&in_chans=4", "cannot take images of 8x8 pixels and 3 channels"),
+    ],
+)
+def test_mistakes_are_one_line(code: Path, spec: str, words: str) -> None:
+    (code / "syntax.py").write_text("def Net(:\n")
+    (code / "exits.py").write_text("raise SystemExit(3)\n")
+    with pytest.raises(UserError) as caught:
+        load_model(spec, **SHAPE)
+    assert str(caught.value).startswith(f"--teacher {spec.partition(':')[0]}:")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_mistakes_of_a_command_line(code: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert train("--student-args", "width") == 2
+    assert line_of(capsys) == "--student-args width: write NAME=VALUE"
+    assert train("--student-args", "width=3", student="cnn_s") == 2
+    assert line_of(capsys) == "--student-args width=3: only for FILE.py:NAME or package.module:NAME, not cnn_s"
+    assert train("--student-args", "classes=4", student="net.py:Net") == 2
+    assert "not logits for 3 classes" in line_of(capsys)
+    assert not Path("run").exists()
+
+
+PIXELS = ("--image-size", "8", "--mean", "0.5", "0.5", "0.5", "--std", "0.2", "0.2", "0.2")
+
+
+def test_teacher_train_and_info(code: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = images(code / "data")
+    (code / "data" / "train").symlink_to(code / "data" / "test")
+    assert main(["teacher", "info", "net.py:Net", "--teacher-args", "width=12", *PIXELS]) == 0
+    assert "BatchNorm layers  1" in capsys.readouterr().out
+    recipe = ("--epochs", "1", "--batch-size", "2", "--device", "cpu", "--precision", "fp32")
+    named = ("net.py:Net", "--data", data, "--out", "t.safetensors", "--teacher-args", "width=6")
+    status = main(["teacher", "train", *named, *recipe])
+    assert status == 0, capsys.readouterr().err
+    assert "fc.weight" in load_model("net.py:Net?width=6", weights=Path("t.safetensors"))[0].state_dict()
+
+
+def test_names_of_ours_and_of_libraries_are_no_code() -> None:
+    for spec in ("cnn", "tv:resnet18", "timm:hf_hub:x/y", "resnet18+shared64x4"):
+        assert own_network(spec) is None
+        assert settled(spec, (), "--teacher") == spec
+    assert settled("/a/c++/n.py:Net+shared8x2", ["d=2"], "--student") == "/a/c++/n.py:Net?d=2+shared8x2"
+    assert folder_name("/a/c++/n.py:Net?d=2") == "n_Net"
+    assert folder_name("my.package.nets:Net") == "nets_Net"
+    assert folder_name("tv:resnet18") == "tv_resnet18"
