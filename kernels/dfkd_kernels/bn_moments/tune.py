@@ -25,7 +25,7 @@ from .tilings import TILINGS, Tiling
 SHAPES = ((200, 64, 56, 56), (200, 256, 28, 28), (200, 512, 14, 14), (200, 2048, 4, 4), (256, 64, 32, 32))
 """layers of ResNet-34 and ResNet-50 at 112 px, and of a CIFAR network"""
 DTYPES = (torch.bfloat16, torch.float32)
-SEARCH = {
+SEARCH: dict[str, list[tuple[int, int, int, int, int | None]]] = {
     "forward": list(itertools.product((1024, 2048, 4096), (4, 8), (1, 2, 3), (208, 416, 832), (64, None))),
     "backward": list(itertools.product((1024, 2048, 4096), (4, 8), (1, 2, 3), (2048, 8192, 32768), (None,))),
 }

@@ -87,7 +87,7 @@ class StatBatchNorm2d(DerivedLayer):
             y, found = bn_act_moments_folded(*fused)
         else:
             y = bn_act_folded(*fused)
-        if not fits:
+        if residual is not None and not fits:
             y = _activate(y + residual, act)  # a broadcast sum: no fused form
         return y if found is None else (y, found)
 
