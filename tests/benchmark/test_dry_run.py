@@ -43,7 +43,7 @@ def test_prints_the_cost_and_writes_nothing(tmp_path: Path, monkeypatch, capsys)
 
 
 def test_a_mistake_is_one_line(capsys) -> None:
-    assert main(["train", "nayer", "--preset", "cifar10", "--dry-run"]) == 2
+    assert main(["train", "nayer", "--teacher", "wrn16_1", "--student", "wrn16_1", "--dry-run"]) == 2
     assert "num_classes, image_size" in capsys.readouterr().err
 
 
