@@ -121,7 +121,7 @@ def test_two_writers_at_once(tmp_path: Path) -> None:
     with journal(tmp_path) as first:
         first.append(records(0, 3))
         first.flush()
-        with journal(tmp_path) as second, pytest.raises(UserError, match=f"process {os.getpid()} is writing"):
+        with journal(tmp_path) as second, pytest.raises(UserError, match=rf"process {os.getpid()} on \S+ is writing"):
             second.restore(3)
         with pytest.raises(UserError, match="is writing"):
             repair(tmp_path)
