@@ -1,23 +1,18 @@
-"""What a run is: every setting, as frozen dataclasses, and how it is written down.
+"""What a run is: every setting, as frozen dataclasses.
 
 The recipe, what a paper's table lists, is the method's own config (section `method`); networks, data, hardware and the
-run folder are `TrainConfig`'s own fields. Where the values come from: `config_sources`. Imports no torch.
+run folder are `TrainConfig`'s own fields. Where the values come from: `config_sources`; what is kept of them:
+`config_record`. Imports no torch.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-import tomli_w
-
-from dfkd_fast import __version__
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.config_limits import ABOVE_ZERO, LEAST, MOST, MOST_OTHERS
 from dfkd_fast.config_sections import (
@@ -32,67 +27,12 @@ from dfkd_fast.config_sections import (
 )
 from dfkd_fast.data_sets import DATA_SETS
 from dfkd_fast.errors import UserError, unknown
-from dfkd_fast.files import write_file
 from dfkd_fast.own_networks import folder_name
 from dfkd_fast.recipes import TeacherRecipe
 
 M = TypeVar("M")
 
 CONFIG_FILE = "config.toml"  # the merged config in a run folder
-FORMAT = 1  # of that file
-
-FREE = (
-    "stop_after_epoch",
-    "threads",
-    "run_dir",
-    "log.",
-    "checkpoint.",
-    "compile",
-    "cuda_graphs",
-    "deterministic",
-    "optim.",
-    "eval.workers",
-)
-"""keys, or their beginnings, of what a resumed run may change: none of it touches what the run computes, though it may
-add up in another order
-"""
-
-MOVABLE = ("data", "dataset", "teacher_weights", "text", "text_model", "class_names", "collected")
-"""keys that say where something lies: a resumed run may change them, since what is read there is compared"""
-
-_LATER = {
-    "bn.scope": "rank",
-    "teacher_precision": "same",
-    "teacher_weights_key": "None",
-    "teacher_args": "()",
-    "student_args": "()",
-    "cache_teacher_logits": "0",
-    "synthesis_micro_batches": "1",
-    "method.is_normalized": "False",
-    "method.is_weighted_loss": "True",
-    "method.student_crop_scale": "None",
-    "method.student_flip": "same",
-    "method.window_decay": "0.1",
-    "eval.decoder": "auto",
-    "eval.resize": "None",
-    "method.student_lr_steps": "()",
-    "teacher_recipe.precision": "same",
-    "method.generator_lr_schedule": "constant",
-    "method.generator_output": "sigmoid",
-    "collected": "None",
-    "mean": "None",
-    "std": "None",
-    "in_chans": "None",
-    "interpolation": "None",
-    "class_order": "None",
-    "teacher_data": "",
-    "collected_share": "1.0",
-    "method.adv_masked": "True",
-    "method.student_mode": "eval",
-    "method.label_source": "random",
-    "method.priority_temperature": "None",
-}
-"""settings that are younger than recorded runs, with the value that those had: that one is left out of the hash"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,47 +204,6 @@ def _check_normalisation(stated: NetworkInput) -> None:
             raise UserError(f"{flag} {written}: {len(values)} values for --in-chans {stated.in_chans}; give one each")
     if stated.mean and stated.std and len(stated.mean) != len(stated.std):
         raise UserError(f"--std: {len(stated.std)} values, but --mean has {len(stated.mean)}; give one each channel")
-
-
-def write_config(config: TrainConfig[Any], file: Path) -> None:
-    """Write every setting as TOML, so that `load_config` of the file over the defaults gives `config` again.
-
-    TOML has no null: a setting that is None is left out, and every such setting defaults to None. The section
-    `written` says by what it was written, where relative paths start, and what its settings were.
-    """
-    about = {"format": FORMAT, "program": __version__, "folder": os.getcwd(), "config_hash": config_hash(config)}
-    table: dict[str, Any] = {"written": about, "method": {"name": config.method_name}}
-    for key, value in flatten(config):
-        section, _, name = key.rpartition(".")
-        if value is not None:
-            place = table.setdefault(section, {}) if section else table
-            place[name] = str(value) if isinstance(value, Path) else value
-    write_file(file, tomli_w.dumps(table))
-
-
-def differences(before: TrainConfig[Any], after: TrainConfig[Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Dotted key, value before and value after of each setting that differs between two configs of one method."""
-    old = dict(flatten(before))
-    for key, value in flatten(after):
-        if value != old[key]:
-            yield key, old[key], value
-
-
-def settled(config: TrainConfig[Any]) -> dict[str, str]:
-    """Every setting, as text, that a resumed run must keep: all but `FREE` and `MOVABLE` keys, the method's name, and
-    none that is younger than the run and has the value that it had then.
-    """
-    values = {key: str(value) for key, value in flatten(config) if not key.startswith(FREE) and key not in MOVABLE}
-    decisive = {key: value for key, value in values.items() if _LATER.get(key) != value}
-    return {"method": config.method_name, **decisive}
-
-
-def config_hash(config: TrainConfig[Any]) -> str:
-    """16 hex digits that stand for everything that the run computes: equal for equal configs, `FREE` keys apart."""
-    values = {key: str(value) for key, value in flatten(config) if not key.startswith(FREE)}
-    decisive = {key: value for key, value in values.items() if _LATER.get(key) != value}
-    text = json.dumps({"method": config.method_name, **decisive}, sort_keys=True)
-    return sha256(text.encode()).hexdigest()[:16]
 
 
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dfkd_fast.catalog import FACTS, METHODS, presets
-from dfkd_fast.config import CONFIG_FILE, FORMAT, M, TrainConfig, config_hash
+from dfkd_fast.config import CONFIG_FILE, M, TrainConfig
+from dfkd_fast.config_record import FORMAT, config_hash
 from dfkd_fast.data_sets import data_set_of
 from dfkd_fast.errors import UserError, refused, unknown
 from dfkd_fast.flags import Setting, from_flags, from_toml, parse

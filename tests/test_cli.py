@@ -17,7 +17,8 @@ import torch
 from dfkd_fast import __version__
 from dfkd_fast.cli import train as train_command
 from dfkd_fast.cli.main import COMMANDS, main
-from dfkd_fast.config import TrainConfig, write_config
+from dfkd_fast.config import TrainConfig
+from dfkd_fast.config_record import write_config
 from dfkd_fast.config_sources import default_config, load_config, load_run
 from dfkd_fast.errors import UserError
 from dfkd_fast.loops.interrupt import Interrupted

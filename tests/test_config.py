@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfkd_fast import catalog
-from dfkd_fast.config import TrainConfig, config_hash, differences, flatten, write_config
+from dfkd_fast.config import TrainConfig, flatten
+from dfkd_fast.config_record import config_hash, differences, write_config
 from dfkd_fast.config_sources import default_config, load_config, load_run, named_method, read_toml
 from dfkd_fast.data_sets import data_set_of
 from dfkd_fast.errors import UserError

@@ -20,7 +20,8 @@ from typing import Any
 
 from cells import Cell, Recipe
 
-from dfkd_fast.config import CONFIG_FILE, TrainConfig, write_config
+from dfkd_fast.config import CONFIG_FILE, TrainConfig
+from dfkd_fast.config_record import write_config
 from dfkd_fast.data import load_split
 from dfkd_fast.loops.networks import load_teacher
 from dfkd_fast.runtime import make_runtime

@@ -11,7 +11,8 @@ from typing import Any
 
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.cli.report import REPORTS, say
-from dfkd_fast.config import CONFIG_FILE, FREE, MOVABLE, TrainConfig, differences
+from dfkd_fast.config import CONFIG_FILE, TrainConfig
+from dfkd_fast.config_record import FREE, MOVABLE, differences
 from dfkd_fast.config_sources import default_config, load_config, load_run, named_method, settle
 from dfkd_fast.errors import UserError, refused
 from dfkd_fast.flags import take

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import dfkd_kernels
 from dfkd_fast import __version__
-from dfkd_fast.config import CONFIG_FILE, TrainConfig, settled
+from dfkd_fast.config import CONFIG_FILE, TrainConfig
+from dfkd_fast.config_record import settled
 from dfkd_fast.config_sources import check_untouched
 from dfkd_fast.data import ImageSet
 from dfkd_fast.digests import of_file, of_json, of_tensors

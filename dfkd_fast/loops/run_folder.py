@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from dfkd_fast.checkpoint import disk_error
-from dfkd_fast.config import CONFIG_FILE, MOVABLE, TrainConfig, write_config
+from dfkd_fast.config import CONFIG_FILE, TrainConfig
+from dfkd_fast.config_record import MOVABLE, write_config
 from dfkd_fast.config_sources import load_run
 from dfkd_fast.errors import UserError, refused
 from dfkd_fast.files import sweep

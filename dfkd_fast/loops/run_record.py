@@ -15,7 +15,8 @@ import torch
 
 import dfkd_fast
 import dfkd_kernels
-from dfkd_fast.config import TrainConfig, config_hash
+from dfkd_fast.config import TrainConfig
+from dfkd_fast.config_record import config_hash
 from dfkd_fast.config_sources import label_text
 from dfkd_fast.files import write_file
 from dfkd_fast.loops.loop import Progress

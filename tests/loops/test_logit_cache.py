@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
 from test_contract import Assembled
 from tiny_runs import tiny, write_teacher
 
-from dfkd_fast.config import config_hash
+from dfkd_fast.config_record import config_hash
 from dfkd_fast.errors import UserError
 from dfkd_fast.loops import pools
 from dfkd_fast.loops.logit_cache import EXTRA, LogitCache, augmentations

@@ -14,7 +14,7 @@ from tiny_runs import tiny, write_teacher
 
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.loops import judge
-from dfkd_fast.loops import train as train_module
+from dfkd_fast.loops import run as run_module
 from dfkd_fast.loops.train import train
 
 
@@ -46,7 +46,7 @@ def test_one_student_whatever_it_is_evaluated_on(
 
     evaluate = judge.evaluate
     monkeypatch.setattr(judge, "evaluate", drawing)
-    monkeypatch.setattr(train_module, "evaluate", drawing)
+    monkeypatch.setattr(run_module, "evaluate", drawing)
     students = []
     for number, data in enumerate((None, "digits", str(folder))):
         run = train(_short(tiny(name, teacher_file, tmp_path / str(number)), data))

@@ -15,7 +15,7 @@ from tiny_runs import tiny, write_teacher
 from torch import Tensor
 
 from dfkd_fast.catalog import FACTS, METHODS
-from dfkd_fast.config import write_config
+from dfkd_fast.config_record import write_config
 from dfkd_fast.config_sources import default_config, load_run
 from dfkd_fast.errors import UserError
 from dfkd_fast.loops.ranks import share_of_rank
