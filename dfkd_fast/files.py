@@ -34,9 +34,10 @@ def write_folder(path: Path, files: Mapping[str, bytes | str]) -> None:
     """Replace a folder of small files, or make it and the folders above it. Raises OSError, and then there is the
     folder as it was, or, where the very last step failed, none.
     """
+    make_folder(path.parent)
     partial = _beside(path)
     try:
-        partial.mkdir(parents=True)
+        partial.mkdir()
         for name, content in files.items():
             _write_new(partial / name, content)
         sync_folder(partial)
@@ -47,6 +48,15 @@ def write_folder(path: Path, files: Mapping[str, bytes | str]) -> None:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless they are there; their names are on the disk when the call returns."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        with suppress(PermissionError):  # above the first there may be one that can be written to and not read
+            sync_folder(folder.parent)
 
 
 def drop_folder(path: Path) -> None:

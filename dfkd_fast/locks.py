@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 
 from dfkd_fast.errors import UserError
@@ -43,8 +44,14 @@ def lock_file(file: Path, what: str, otherwise: str) -> int:
         if _is_still(handle, file):
             break
         os.close(handle)  # its owner has just deleted it, and another may have made a new one
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"{os.getpid()} on {platform.node()}\n".encode(), 0)
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()} on {platform.node()}\n".encode(), 0)
+    except OSError:  # no room
+        with suppress(OSError):
+            file.unlink()
+        os.close(handle)
+        raise
     return handle
 
 

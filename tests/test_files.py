@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dfkd_fast import files
-from dfkd_fast.files import append_line, drop_folder, sweep, write_file, write_folder
+from dfkd_fast.files import append_line, drop_folder, make_folder, sweep, write_file, write_folder
 
 PACKAGE = Path(__file__).parent.parent / "dfkd_fast"
 
@@ -117,6 +117,18 @@ def test_the_file_is_synced_before_its_name_and_the_name_before_the_end(
     (tmp_path / "in.folder").mkdir()
     write_file(tmp_path / "in.folder" / "x", "text")
     assert seen == [".partial", "rename", ".folder"]
+
+
+def test_the_names_of_new_folders_are_synced_from_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a power cut takes a folder with all that was synced in it."""
+    seen: list[str] = []
+    monkeypatch.setattr(files, "sync_folder", lambda folder: seen.append(str(folder.relative_to(tmp_path))))
+    make_folder(tmp_path / "a" / "b" / "c")
+    assert seen == [".", "a", "a/b"]
+    make_folder(tmp_path / "a" / "b" / "c")
+    assert len(seen) == 3
+    write_folder(tmp_path / "d" / "e", {"x": "1"})
+    assert seen[3] == "."
 
 
 def test_what_killed_writers_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,15 @@ from dfkd_fast.config import CONFIG_FILE, TrainConfig
 from dfkd_fast.config_record import MOVABLE, write_config
 from dfkd_fast.config_sources import load_run
 from dfkd_fast.errors import UserError, refused
-from dfkd_fast.files import sweep
+from dfkd_fast.files import make_folder, sweep
 from dfkd_fast.locks import lock_file
+from dfkd_fast.loops.sources import SOURCES_FILE, write_sources
 from dfkd_fast.terminal import quoted
 
 LOCK = "lock"
 _PARTS = ("checkpoints", "images")
+_MADE = (*_PARTS, "pool", SOURCES_FILE, CONFIG_FILE)
+"""what a start puts into a run folder"""
 
 
 def check_folder(folder: Path, *, resume: bool) -> None:
@@ -51,28 +54,39 @@ def locked_folder(folder: Path, *, rank: int, resume: bool) -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     file = folder / (LOCK if rank == 0 else f"{LOCK}-{rank}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         handle = lock_file(file, "--run-dir", "is writing this run; let it end, or choose another folder")
     except OSError as error:
+        _drop_empty(made)
         raise UserError(f"--run-dir {folder}: cannot be written ({error.strerror})") from None
     try:
         check_folder(folder, resume=resume)
         yield
     finally:
         if not (folder / CONFIG_FILE).exists():
-            with suppress(OSError):  # another rank's lock, or what was there before
+            with suppress(OSError):
                 file.unlink()
-                for path in made:
-                    path.rmdir()
+            _drop_empty(made)
         os.close(handle)
 
 
+def _drop_empty(folders: list[Path]) -> None:
+    """Delete folders, the innermost first, up to one where another rank's lock is, or what others put there."""
+    with suppress(OSError):
+        for path in folders:
+            path.rmdir()
+
+
 def claim_folder(folder: Path, config: TrainConfig) -> None:
-    """Make the run folder and write the config. What cannot be finished is taken away again."""
+    """Make the run folder, and write which code its networks are, and the config: where that is, all of it is.
+
+    What cannot be finished is taken away again.
+    """
     with taken_back_on_failure(folder):
         try:
             for part in _PARTS:
-                (folder / part).mkdir(parents=True, exist_ok=True)
+                make_folder(folder / part)
+            write_sources(folder, config)
             write_config(config, folder / CONFIG_FILE)
         except OSError as error:
             raise UserError(f"--run-dir {folder}: cannot be written ({error.strerror})") from None
@@ -80,23 +94,21 @@ def claim_folder(folder: Path, config: TrainConfig) -> None:
 
 @contextmanager
 def taken_back_on_failure(folder: Path) -> Iterator[None]:
-    """Take away, where the block raises, what it has put into a run folder, and the folders made for it.
+    """Take away, where the block raises, what a start has put into a run folder, and the folders made for it.
 
-    What was there before stays.
+    What was there before stays, and so does what others have put there meanwhile.
     """
-    before = set(folder.iterdir()) if folder.is_dir() else set()
+    new = [path for path in (folder / name for name in _MADE) if not os.path.lexists(path)]
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
     except Exception:
-        for path in set(folder.iterdir()) - before if folder.is_dir() else ():
+        for path in new:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-        for path in missing:  # the innermost first
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
+        _drop_empty(missing)
         raise
 
 

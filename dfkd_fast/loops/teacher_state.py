@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from dfkd_fast import __version__
 from dfkd_fast.checkpoint import TRAINING, Checkpoint, Shelf, checkpoints_in, read_checkpoint, save_checkpoint
 from dfkd_fast.errors import UserError
+from dfkd_fast.files import make_folder
 from dfkd_fast.locks import Busy, lock_file
 from dfkd_fast.state_tensors import load_module, load_optimizer, module_tensors, optimizer_tensors
 
@@ -112,7 +113,7 @@ def only_one(folder: Path, flag: str, wait: Callable[[Busy], None]) -> Iterator[
     """
     handle = None
     while handle is None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         try:
             handle = lock_file(folder / "lock", flag, "is training it; let it end, or stop it")
         except Busy as busy:

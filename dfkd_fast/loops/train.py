@@ -35,7 +35,7 @@ from dfkd_fast.loops.run_folder import (
     sweep_folder,
     taken_back_on_failure,
 )
-from dfkd_fast.loops.sources import check_sources, write_sources
+from dfkd_fast.loops.sources import check_sources
 from dfkd_fast.models.teacher import FrozenNet, lower_dtype
 from dfkd_fast.pool.build import check_pool
 from dfkd_fast.runtime import Runtime
@@ -101,7 +101,6 @@ def _train(config: TrainConfig, runtime: Runtime, resumed: Resumed | None, liken
                 with taken_back_on_failure(folder) if starts else nullcontext():
                     if starts:
                         claim_folder(folder, config)
-                        write_sources(folder, config)
                     runtime.barrier()
                     run = Run(
                         config, runtime, teacher, student, method, verdict, signals, likeness.identity, collected, cache

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.files import sweep, sync_folder
+from dfkd_fast.files import make_folder, sweep, sync_folder
 from dfkd_fast.pool.files import PoolFiles, as_bytes
 from dfkd_fast.pool.layout import BLOCK, Layout, fields_of
 from dfkd_fast.pool.lock import lock_folder
@@ -138,7 +138,7 @@ class Journal:
     def _claim(self) -> None:
         if self._lock is None:
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self.folder)
                 self._lock = lock_folder(self.folder)
             except OSError as error:
                 raise write_error(error, self.folder) from error

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dfkd_fast.cli.main import main
-from dfkd_fast.loops import run_record
-from dfkd_fast.loops.run_folder import taken_back_on_failure
+from dfkd_fast.config_sources import default_config
+from dfkd_fast.errors import UserError
+from dfkd_fast.loops import run_folder, run_record
+from dfkd_fast.loops.run_folder import claim_folder, locked_folder, taken_back_on_failure
+from dfkd_fast.loops.sources import SOURCES_FILE
 
 NAYER = ("train", "nayer", "--preset", "digits", "--no-train-teacher", "--data", "digits", "--device", "cpu")
 
@@ -45,22 +50,55 @@ def test_what_no_run_can_be_made_of_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def fail_in(folder: Path) -> None:
+def fail_in(folder: Path, meanwhile: Path | None) -> None:
     with taken_back_on_failure(folder):
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "config.toml").write_text("x")
+        if meanwhile is not None:
+            meanwhile.write_text("mine, too")
         raise RuntimeError
 
 
 def test_a_start_that_fails_takes_back_what_it_made_and_no_more(tmp_path: Path) -> None:
+    """What was there stays, and so does what others put there meanwhile."""
     kept = tmp_path / "there" / "notes.txt"
     kept.parent.mkdir()
     kept.write_text("mine")
-    for folder in (tmp_path / "there", tmp_path / "new" / "run"):
+    later = kept.with_name("log.txt")
+    for folder, meanwhile in ((tmp_path / "there", later), (tmp_path / "new" / "run", None)):
         with pytest.raises(RuntimeError):
-            fail_in(folder)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [kept]
+            fail_in(folder, meanwhile)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == [later, kept]
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_where_the_config_is_the_code_of_own_networks_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill between the two files leaves no run, rather than one that cannot be taken up."""
+    network, run = tmp_path / "net.py", tmp_path / "run"
+    network.write_text("class Net: ...\n")
+    seen: list[bool] = []
+    monkeypatch.setattr(run_folder, "write_config", lambda config, file: seen.append((run / SOURCES_FILE).exists()))
+    claim_folder(run, replace(default_config("nayer"), student=f"{network}:Net"))
+    assert seen == [True]
+
+
+@pytest.mark.parametrize("call", ["open", "pwrite"])
+def test_a_disk_without_room_for_the_lock_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Nor a lock that this process still holds."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = tmp_path / "runs" / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, full)
+        with pytest.raises(UserError, match="No space left"), locked_folder(folder, rank=0, resume=False):
+            pytest.fail("it was locked")
+    assert list(tmp_path.iterdir()) == []
+    with locked_folder(folder, rank=0, resume=False):
+        assert (folder / "lock").read_text().startswith(f"{os.getpid()} on ")
 
 
 def test_a_checkout_is_asked_for_its_commit_and_runs_no_program_of_its_own(
