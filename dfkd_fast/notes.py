@@ -16,5 +16,8 @@ def note(text: str) -> None:
 
 
 def printable(name: object) -> str:
-    r"""A file's or class's name as text that can be printed and written: bytes that are no UTF-8 become `\xe9`."""
+    r"""A file's or class's name as UTF-8, for a message or a file: bytes that are none become `\xe9`.
+
+    Other characters stay, since a class goes by this name: what a terminal would obey `terminal.shown` escapes.
+    """
     return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

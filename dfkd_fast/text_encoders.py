@@ -15,7 +15,7 @@ from torch import Tensor
 from dfkd_fast import cache
 from dfkd_fast.errors import UserError
 from dfkd_fast.files import write_file
-from dfkd_fast.models.sealed import check_seal, sealed_header
+from dfkd_fast.models.sealed import HEADER, check_seal, sealed_header
 from dfkd_fast.models.torchvision_cpu import ensure_importable
 from dfkd_fast.terminal import show
 
@@ -32,6 +32,8 @@ Encoder = Callable[[list[str]], Tensor]
 """texts -> embeddings (B, D)"""
 
 _BATCH = 256
+_OF = "embeddings_of"
+"""entry of a kept file's header: the name that encoder, texts and model give it"""
 
 
 def encode(encoder: str, texts: Sequence[str], *, model: str = "", flag: str = "") -> Tensor:
@@ -73,12 +75,16 @@ def _kept(file: Path) -> Tensor | None:
 
     try:
         with safe_open(file, framework="pt") as content:
-            embeddings = content.get_tensor("embeddings")
-            check_seal({"embeddings": embeddings}, content.metadata() or {}, what="class vectors")
+            embeddings, about = content.get_tensor("embeddings"), content.metadata() or {}
+        check_seal({"embeddings": embeddings}, about, what="class vectors")
+        written = json.loads(about.get(HEADER, "{}")).get(_OF, file.stem)
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError, UserError):
         show(f"{file}: damaged, or may not be read; the texts are encoded anew")
+        return None
+    if written != file.stem:
+        show(f"{file}: holds other vectors ({written}); the texts are encoded anew")
         return None
     return embeddings
 
@@ -89,7 +95,7 @@ def _keep(file: Path, embeddings: Tensor) -> None:
     tensors = {"embeddings": embeddings}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_file(file, save(tensors, sealed_header(tensors, {})))
+        write_file(file, save(tensors, sealed_header(tensors, {_OF: file.stem})))
     except OSError as error:
         raise UserError(f"DFKD_FAST_CACHE {file.parent}: cannot be written ({error.strerror or error})") from None
 

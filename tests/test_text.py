@@ -114,18 +114,25 @@ def test_clip_vectors_are_raw_float32_and_encoded_once(hub: list[str]) -> None:
     assert len(hub) == 9, "other texts and other models are not in it"
 
 
-@pytest.mark.parametrize("how", ["flip", "cut", "empty", "zero"])
+@pytest.mark.parametrize("how", ["flip", "cut", "empty", "zero", "swapped"])
 def test_kept_vectors_that_are_damaged_are_made_again(
     hub: list[str], how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    label_embeddings("clip", 3, names=["a", "b", "c"])
+    (other,) = cache_folder().iterdir()
+    swapped = other.read_bytes()
+    other.unlink()
+    hub.clear()
     found = label_embeddings("clip", 3, names=NAMES)
     (file,) = cache_folder().iterdir()
     content = bytearray(file.read_bytes())
     content[-2] ^= 4
-    file.write_bytes({"flip": content, "cut": content[:-9], "empty": b"", "zero": bytes(len(content))}[how])
+    broken = {"flip": content, "cut": content[:-9], "empty": b"", "zero": bytes(len(content)), "swapped": swapped}
+    file.write_bytes(broken[how])
     assert torch.equal(label_embeddings("clip", 3, names=NAMES), found)
     assert len(hub) == 6
-    assert f"{file}: damaged" in capsys.readouterr().out
+    words = f"{file}: holds other vectors ({other.stem})" if how == "swapped" else f"{file}: damaged"
+    assert words in capsys.readouterr().out
     assert torch.equal(label_embeddings("clip", 3, names=NAMES), found)
     assert len(hub) == 6
 

@@ -24,6 +24,7 @@ from dfkd_fast.config import CONFIG_FILE, TrainConfig
 from dfkd_fast.config_record import write_config
 from dfkd_fast.data import load_split
 from dfkd_fast.loops.networks import load_teacher
+from dfkd_fast.loops.run_record import read_run_record
 from dfkd_fast.runtime import make_runtime
 
 MEASURED = (
@@ -52,7 +53,7 @@ class Runner:
     def finished(self, recipe: Recipe) -> bool:
         """Whether the cache has the run."""
         record = self.cache / recipe.folder_name / "run.json"
-        return record.exists() and json.loads(record.read_text())["complete"]
+        return record.exists() and bool(read_run_record(record)["complete"])
 
     def _cell(self, cell: Cell) -> bool:
         if self._stopped.is_set():
@@ -100,7 +101,7 @@ class Runner:
         with self._writing:
             if any(line["run_hash"] == recipe.run_hash for line in read_lines(self.results)):
                 return
-            line = _line(recipe, json.loads((folder / "run.json").read_text()), self.jobs)
+            line = _line(recipe, read_run_record(folder / "run.json"), self.jobs)
             self.results.parent.mkdir(parents=True, exist_ok=True)
             with self.results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

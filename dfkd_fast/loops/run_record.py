@@ -18,9 +18,13 @@ import dfkd_kernels
 from dfkd_fast.config import TrainConfig
 from dfkd_fast.config_record import config_hash
 from dfkd_fast.config_sources import label_text
+from dfkd_fast.digests import crc_of_json
+from dfkd_fast.errors import UserError
 from dfkd_fast.files import write_file
 from dfkd_fast.loops.loop import Progress
 from dfkd_fast.runtime import Runtime
+
+FORMAT = 1  # of run.json
 
 
 def write_run_record(
@@ -42,6 +46,7 @@ def write_run_record(
     gpus = runtime.world_size if runtime.device.type == "cuda" else 0
     gpu_seconds = (seconds["synthesis"] + seconds["distillation"]) * gpus
     record = {
+        "format": FORMAT,
         "complete": complete,
         "method": config.method_name,
         "dataset": config.dataset_name,
@@ -71,7 +76,26 @@ def write_run_record(
         "git_sha": git_sha(),
         "config_hash": config_hash(config),
     }
-    write_file(path, json.dumps(record, indent=1) + "\n")
+    record = json.loads(json.dumps(record))  # as it will be read
+    write_file(path, json.dumps({**record, "crc": crc_of_json(record)}, indent=1) + "\n")
+    return record
+
+
+def read_run_record(path: Path) -> dict[str, Any]:
+    """What `write_run_record` returned, checked. Raises UserError for a file that is damaged, or of a newer format, and
+    OSError. One of before there were checksums is taken as it is.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error})") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: damaged (it is no table)")
+    number, crc = record.get("format", 0), record.pop("crc", None)
+    if isinstance(number, int) and number > FORMAT:
+        raise UserError(f"{path}: format {number}, of a newer dfkd-fast; this one reads up to {FORMAT}: use that one")
+    if crc != crc_of_json(record) and (crc is not None or "format" in record):
+        raise UserError(f"{path}: damaged (its checksum does not fit)")
     return record
 
 

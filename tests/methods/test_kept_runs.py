@@ -16,9 +16,11 @@ from tiny_runs import go_on, same, tiny
 
 from dfkd_fast import files
 from dfkd_fast.checkpoint import checkpoints_in
+from dfkd_fast.cli.main import main
 from dfkd_fast.config_sources import load_run
 from dfkd_fast.errors import UserError
 from dfkd_fast.locks import lock_file
+from dfkd_fast.loops.run_record import read_run_record
 from dfkd_fast.loops.train import train
 
 
@@ -206,3 +208,34 @@ def test_a_refusal_names_folder_and_command(runs: Path, stopped: Path, refusals:
     refusals(1, errno.EACCES)
     with pytest.raises(UserError, match=rf"--run-dir {stopped}: .*Permission denied: a file.* --resume {stopped}"):
         go_on(stopped)
+
+
+def test_run_json_is_checked_where_it_is_read_back(runs: Path, tmp_path: Path) -> None:
+    """A flip anywhere in it is found; one of a newer format is refused by name, one of before formats is read."""
+    written, file = (runs / "whole" / "run.json").read_bytes(), tmp_path / "run.json"
+    file.write_bytes(written)
+    record = read_run_record(file)
+    assert record["complete"]
+    blanks = b" \n\r\t"
+    for place in range(0, len(written), 7):
+        changed = bytes([*written[:place], written[place] ^ 1, *written[place + 1 :]])
+        if written[place] not in blanks:  # between the values, which are the same
+            file.write_bytes(changed)
+            with pytest.raises(UserError, match=f"{file}: damaged"):
+                read_run_record(file)
+    file.write_text(json.dumps({**record, "format": 2}))
+    with pytest.raises(UserError, match=rf"{file}: format 2, of a newer dfkd-fast"):
+        read_run_record(file)
+    before = {key: value for key, value in record.items() if key != "format"}
+    file.write_text(json.dumps(before))
+    assert read_run_record(file) == before
+
+
+def test_readers_need_no_lock(stopped: Path, tmp_path: Path) -> None:
+    """While another process writes the run and its pool."""
+    handles = [lock_file(folder / "lock", "x", "y") for folder in (stopped, stopped / "pool")]
+    pool = str(stopped / "pool")
+    assert main(["pool", "info", pool]) == main(["pool", "export", pool, str(tmp_path / "images")]) == 0
+    assert main(["train", "--resume", str(stopped)]) == 2
+    for handle in handles:
+        os.close(handle)
