@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from dfkd_fast.checkpoint import disk_error
 from dfkd_fast.config import CONFIG_FILE, TrainConfig
 from dfkd_fast.config_record import MOVABLE, write_config
 from dfkd_fast.config_sources import load_run
@@ -121,9 +120,6 @@ def follow_moves(folder: Path, config: TrainConfig) -> None:
 
 
 def sweep_folder(folder: Path) -> None:
-    """Delete what killed writers have left of small files."""
-    try:
-        for part in (folder, folder / "images", folder / "checkpoints", *(folder / "checkpoints").glob("rank-*-of-*")):
-            sweep(part)
-    except OSError as error:
-        raise disk_error(error, folder) from error
+    """Delete what killed writers have left of small files. Raises OSError."""
+    for part in (folder, folder / "images", folder / "checkpoints", *(folder / "checkpoints").glob("rank-*-of-*")):
+        sweep(part)

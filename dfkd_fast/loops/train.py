@@ -91,12 +91,12 @@ def _train(config: TrainConfig, runtime: Runtime, resumed: Resumed | None, liken
         verdict = judge_teacher(teacher, test, config, runtime)
         signals.check()
         runtime.barrier()  # every rank has found the folder free
-        if runtime.is_main:
-            sweep_folder(folder)
-            if resumed is not None:
-                follow_moves(folder, config)
         starts = resumed is None and runtime.is_main
         try:
+            if runtime.is_main:
+                sweep_folder(folder)
+                if resumed is not None:
+                    follow_moves(folder, config)
             with resumable(folder, signals):
                 with taken_back_on_failure(folder) if starts else nullcontext():
                     if starts:

@@ -210,6 +210,15 @@ def test_a_refusal_names_folder_and_command(runs: Path, stopped: Path, refusals:
         go_on(stopped)
 
 
+def test_a_refusal_while_moves_are_noted_is_one_line_too(
+    runs: Path, stopped: Path, tmp_path: Path, refusals: Callable[[int, int], None]
+) -> None:
+    moved = Path(shutil.copy(runs / "teacher.safetensors", tmp_path / "moved.safetensors"))
+    refusals(1, errno.ENOSPC)
+    with pytest.raises(UserError, match=rf"no room to write .* --resume {stopped}"):
+        train(replace(load_run(stopped), teacher_weights=moved), resume=True)
+
+
 def test_run_json_is_checked_where_it_is_read_back(runs: Path, tmp_path: Path) -> None:
     """A flip anywhere in it is found; one of a newer format is refused by name, one of before formats is read."""
     written, file = (runs / "whole" / "run.json").read_bytes(), tmp_path / "run.json"
