@@ -4,9 +4,11 @@ said, and another code is refused.
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from safetensors.torch import save_file
 from dfkd_fast.cli.main import main
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import load_model
+from dfkd_fast.models.torchvision_cpu import ensure_importable
 from dfkd_fast.own_networks import folder_name, own_network, settled
 
 CODE = """
@@ -219,6 +222,99 @@ def test_teacher_train_and_info(code: Path, capsys: pytest.CaptureFixture[str]) 
     status = main(["teacher", "train", *named, *recipe])
     assert status == 0, capsys.readouterr().err
     assert "fc.weight" in load_model("net.py:Net?width=6", weights=Path("t.safetensors"))[0].state_dict()
+
+
+def test_info_of_a_file_builds_the_network_that_is_named(code: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file(load_model("net.py:Net?width=12", **SHAPE)[0].state_dict(), "wide.safetensors")
+    named = ("teacher", "info", "wide.safetensors", *PIXELS)
+    assert main([*named, "--network", "net.py:Net", "--teacher-args", "width=12"]) == 0
+    assert "its answer (num classes)" in capsys.readouterr().out
+    assert main([*named, "--network", "net.py:Net"]) == 2
+    assert "does not fit" in line_of(capsys)
+    assert main([*named, "--teacher-args", "width=12"]) == 2
+    assert line_of(capsys) == "--teacher-args width=12: say by --network whose they are"
+
+
+class Processor:
+    """Stands for transformers' AutoImageProcessor."""
+
+    kept: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def from_pretrained(cls, place: str) -> Processor:
+        if place != "me/net":
+            raise OSError(f"{place} has no preprocessor_config.json\nmore")
+        return cls()
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.kept
+
+
+KEPT = {
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "image_mean": [0.4, 0.5, 0.6],
+    "image_std": [0.2, 0.2, 0.2],
+    "size": {"height": 8, "width": 8},
+    "resample": 3,
+}
+
+
+def of_transformers(monkeypatch: pytest.MonkeyPatch, kept: dict[str, Any], place: str = "me/net") -> None:
+    """Let net.py:Net be built as transformers builds networks."""
+    fake = ModuleType("transformers")
+    fake.AutoImageProcessor = Processor  # type: ignore[attr-defined]
+    monkeypatch.setattr(Processor, "kept", kept)
+    monkeypatch.setitem(sys.modules, "transformers", fake)
+    config = f"SimpleNamespace(_name_or_path={place!r}, id2label={{0: 'ant', 1: 'bee', 2: 'cow'}})"
+    Path("hugging.py").write_text(
+        "from types import SimpleNamespace\nimport net\n\nclass Net(net.Net):\n"
+        f"    __module__ = 'transformers.models.net'\n    config = {config}\n"
+    )
+
+
+def test_a_transformers_network_brings_its_processors_values(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come behind flags; what they do not say in our terms has to be stated."""
+    of_transformers(monkeypatch, KEPT)
+    info = load_model("hugging.py:Net")[1]
+    assert (info.mean, info.std, info.image_size, info.interpolation) == ((0.4, 0.5, 0.6), (0.2,) * 3, 8, "bicubic")
+    assert (info.class_names, info.sources["mean"]) == (("ant", "bee", "cow"), "the processor of me/net")
+    assert load_model("hugging.py:Net", mean=(0.1,) * 3)[1].mean == (0.1,) * 3
+    for changed, unknown in (
+        ({"size": {"height": 8, "width": 16}}, "image_size"),
+        ({"rescale_factor": 1 / 127.5}, "mean, std"),
+        ({"do_rescale": False}, "mean, std"),
+    ):
+        of_transformers(monkeypatch, KEPT | changed)
+        with pytest.raises(UserError, match=f"^--teacher hugging.py:Net: {unknown} not known: "):
+            load_model("hugging.py:Net")
+    of_transformers(monkeypatch, KEPT | {"do_normalize": False, "do_center_crop": True, "crop_size": 9})
+    plain = load_model("hugging.py:Net")[1]
+    assert (plain.mean, plain.std, plain.image_size) == ((0.0,) * 3, (1.0,) * 3, 9)
+
+
+def test_a_processor_that_cannot_be_read_is_said(
+    code: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_transformers(monkeypatch, KEPT, "me/other")
+    with pytest.raises(UserError, match="image_size, mean, std not known"):
+        load_model("hugging.py:Net")
+    said = "the image processor of me/other cannot be read (me/other has no preprocessor_config.json)"
+    assert f"--teacher hugging.py:Net: {said}" in capsys.readouterr().out.splitlines()
+
+
+def test_a_timm_network_built_by_code_brings_its_configuration(code: Path) -> None:
+    """Unless code is around it, which may prepare images itself."""
+    (code / "built.py").write_text(
+        "import timm\nfrom torch import nn\n\ndef net():\n    return timm.create_model('resnet10t', num_classes=3)\n\n"
+        "def around():\n    return nn.Sequential(net())\n"
+    )
+    ensure_importable()
+    info = load_model("built.py:net", image_size=32)[1]
+    assert (info.num_classes, info.mean, info.interpolation) == (3, (0.485, 0.456, 0.406), "bicubic")
+    assert info.sources["mean"] == "timm's configuration"
+    with pytest.raises(UserError, match="mean, std not known"):
+        load_model("built.py:around", image_size=32)
 
 
 def test_names_of_ours_and_of_libraries_are_no_code() -> None:

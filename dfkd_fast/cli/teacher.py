@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,7 @@ class InfoOptions(NetworkInput):
     """Flags of `dfkd-fast teacher info`."""
 
     network: str | None = None
-    """network in FILE, where the file does not say: a name of `dfkd-fast ls models`, tv:NAME or timm:NAME"""
+    """network in FILE, where the file does not say: named as train's --teacher"""
     weights_key: str | None = None
     """which of several networks in FILE, as train's --teacher-weights-key"""
     teacher_data: str = ""
@@ -172,8 +172,12 @@ def info(target: str, arguments: Sequence[str]) -> None:
     options = parse(InfoOptions, InfoOptions(), from_flags(arguments), prog="dfkd-fast teacher info FILE|MODEL")
     check_values(options)
     check_teacher_data(options.teacher_data)
-    if not Path(target).is_file():
-        target = settled(target, options.teacher_args, "teacher info")
+    if options.network is not None:
+        options = replace(options, network=settled(options.network, options.teacher_args, "--teacher"))
+    elif not Path(target).is_file():
+        target = settled(target, options.teacher_args, "--teacher")
+    elif options.teacher_args:
+        raise UserError(f"--teacher-args {options.teacher_args[0]}: say by --network whose they are")
     rows = describe_file(Path(target), options) if Path(target).is_file() else describe_model(target, options)
     for name, value in rows:
         show(f"{name:18}{value}")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from dfkd_fast.config import TrainConfig
 from dfkd_fast.image_stream import LabelledImages
 from dfkd_fast.loops.evaluate import Evaluation, Expected, evaluate
+from dfkd_fast.models.fitting import listed
 from dfkd_fast.models.info import ModelInfo
 from dfkd_fast.models.probe import suspicions
 from dfkd_fast.models.teacher import FrozenNet
@@ -34,6 +35,8 @@ def judge_teacher(
     """Evaluate a teacher on the test images, or without any look at how it answers noise; all ranks call this."""
     info = teacher.info
     lines = [f"teacher {info.name}: {info.described()}"]
+    if teacher.unmatched:
+        lines.append(f"teacher {info.name}: {len(teacher.unmatched)} layers unmatched: {listed(teacher.unmatched)}")
     if test is None:
         lines.append("no --data: the student is not evaluated")
         return Verdict(None, None, [*lines, *suspicions(teacher, runtime)])

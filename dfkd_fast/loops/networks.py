@@ -30,6 +30,7 @@ from dfkd_fast.notes import note
 from dfkd_fast.own_networks import own_network
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.runtime import Runtime, make_runtime
+from dfkd_kernels.freeze.norms import is_frozen_batchnorm
 
 
 def runtime_of(config: TrainConfig) -> Runtime:
@@ -140,7 +141,8 @@ def check_frozen(teacher: FrozenNet, runtime: Runtime) -> None:
 
 def _has_statistics(module: nn.Module) -> bool:
     """Whether a frozen network hands out batch moments of this layer."""
-    return isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and module.running_mean is not None
+    counts = isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) or is_frozen_batchnorm(module)
+    return counts and getattr(module, "running_mean", None) is not None
 
 
 def check_pool_use(config: TrainConfig, method: Method, world_size: int = 1) -> None:

@@ -17,12 +17,15 @@ from dfkd_fast.errors import UserError, one_of, unknown
 from dfkd_fast.models.answers import settle_answer
 from dfkd_fast.models.filling import fill
 from dfkd_fast.models.header import read_header
-from dfkd_fast.models.info import INTERPOLATIONS, ModelInfo, Source, data_set_source, resolve
+from dfkd_fast.models.info import ModelInfo, Source, data_set_source, resolve
+from dfkd_fast.models.library_values import timm_values, values_of_built
 from dfkd_fast.models.own_code import build_own
 from dfkd_fast.models.torchvision_cpu import ensure_importable
 from dfkd_fast.models.vit import check_size, is_vit
 from dfkd_fast.models.weights import Weights, read_weights
 from dfkd_fast.own_networks import OwnNetwork, own_network
+
+_NOBODY = Source("", {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +49,16 @@ class _Order:
         """Classes that flags or file state; None where they leave them to the library."""
         return self.flags.values.get("num_classes") or self.file.values.get("num_classes")
 
-    def info(self, who: str = "", **library: Any) -> ModelInfo:
-        """The order completed by the values of the library `who`; raises UserError for what nobody knows."""
+    def info(self, library: Source = _NOBODY) -> ModelInfo:
+        """The order completed by what a library says; raises UserError for what nobody knows."""
         # published weights are the library's own, whatever data set a preset names
-        data_set = Source("", {}) if self.pretrained else self.data_set
+        data_set = _NOBODY if self.pretrained else self.data_set
         return resolve(
             self.spec,
             flag=self.flag,
             flags=self.flags,
             file=self.file,
-            library=Source(f"{who}'s configuration", library),
+            library=library,
             data_set=data_set,
         )
 
@@ -142,11 +145,17 @@ def _own(order: _Order) -> tuple[nn.Module, ModelInfo]:
 
 
 def _by_code(order: _Order, code: OwnNetwork) -> tuple[nn.Module, ModelInfo]:
-    info = order.info("its code", num_classes=2)  # how many they are, its answer says
-    model = build_own(code, order.flag)
-    width = settle_answer(model, info.shape, order.num_classes, name=f"{order.flag} {order.spec}")
+    model, name = build_own(code, order.flag), f"{order.flag} {order.spec}"
+    library = values_of_built(model, name)
+
+    def known(classes: int) -> ModelInfo:
+        return order.info(library._replace(values={**library.values, "num_classes": classes}))
+
+    width = settle_answer(model, known(2).shape, order.num_classes, name=name)  # how many they are, its answer says
+    info = known(width)
     names = info.class_names if len(info.class_names) == width else ()
-    return model, replace(info, num_classes=width, class_names=names)
+    sources = dict(info.sources) | ({} if order.num_classes else {"num_classes": "its answer"})
+    return model, replace(info, num_classes=width, class_names=names, sources=sources)
 
 
 def _torchvision(order: _Order) -> tuple[nn.Module, ModelInfo]:
@@ -161,15 +170,15 @@ def _torchvision(order: _Order) -> tuple[nn.Module, ModelInfo]:
     first = next(iter(published))
     preset = first.transforms()
     categories = tuple(first.meta["categories"])
-    info = order.info(
-        "torchvision",
-        num_classes=len(categories),
-        image_size=preset.crop_size[0],
-        mean=tuple(preset.mean),
-        std=tuple(preset.std),
-        interpolation=preset.interpolation.value,
-        class_names=categories,
-    )
+    values = {
+        "num_classes": len(categories),
+        "image_size": preset.crop_size[0],
+        "mean": tuple(preset.mean),
+        "std": tuple(preset.std),
+        "interpolation": preset.interpolation.value,
+        "class_names": categories,
+    }
+    info = order.info(Source("torchvision's configuration", values))
     if info.in_chans != 3:
         raise UserError(f"{order.flag} {order.spec}: takes images of 3 channels, not {info.in_chans}")
     if order.pretrained:
@@ -195,7 +204,7 @@ def _timm(order: _Order) -> tuple[nn.Module, ModelInfo]:
     if order.pretrained and order.name not in (*tagged, *(name.partition(".")[0] for name in tagged)):
         raise UserError(f"{order.flag} {order.spec}: has no published weights; give {order.flag}-weights")
     config = timm.get_pretrained_cfg(order.name).to_dict()
-    info = order.info("timm", **_timm_values(config))
+    info = order.info(Source("timm's configuration", timm_values(config)))
     if order.pretrained:
         _check_classes(order, config["num_classes"])
     sizes = {"num_classes": info.num_classes, "in_chans": info.in_chans}
@@ -214,22 +223,6 @@ def _timm(order: _Order) -> tuple[nn.Module, ModelInfo]:
     if "img_size" in sizes and is_vit(model):
         check_size(model, info.image_size, f"{order.flag} {order.spec}")
     return model, info
-
-
-def _timm_values(config: dict[str, Any]) -> dict[str, Any]:
-    """What timm's configuration of a network says, by the names of `ModelInfo`; what we do not know is left out."""
-    from torchvision.models import ResNet18_Weights
-
-    classes, interpolation = config["num_classes"], config.get("interpolation")
-    imagenet = tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])  # timm keeps the names of few networks
-    return {
-        "num_classes": classes,
-        "image_size": config["input_size"][-1],
-        "mean": tuple(config["mean"]),
-        "std": tuple(config["std"]),
-        "interpolation": interpolation if interpolation in INTERPOLATIONS else None,
-        "class_names": imagenet if classes == len(imagenet) else (),
-    }
 
 
 def _no_such(order: _Order, names: Iterable[str], library: str) -> UserError:

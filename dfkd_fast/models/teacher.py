@@ -124,6 +124,12 @@ class FrozenNet:
         return self(view, moments=False).logits
 
     @property
+    def unmatched(self) -> list[str]:
+        """Normalisation layers with running statistics that no method can match, each with the reason."""
+        lines = [] if isinstance(self.net, FrozenVit) else self.net.report
+        return [line for line in lines if ": no moments, " in line]
+
+    @property
     def targets(self) -> Sequence[tuple[Tensor, Tensor]]:
         """(running_mean, running_var) of each BatchNorm layer, float32."""
         return self.net.targets

@@ -17,12 +17,14 @@ from dfkd_fast.catalog import FACTS, METHODS, MODELS
 from dfkd_fast.checkpoint import save_network
 from dfkd_fast.config_sources import default_config
 from dfkd_fast.errors import UserError
+from dfkd_fast.loops.judge import judge_teacher
 from dfkd_fast.loops.networks import check_teacher, load_method
 from dfkd_fast.loops.train import train
 from dfkd_fast.methods.base import MethodConfig, Setup, weighted_sum
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.statistics import PoolStatistics
 from dfkd_fast.models.teacher import FrozenNet, frozen_twin
+from dfkd_fast.models.torchvision_cpu import ensure_importable
 from dfkd_fast.runtime import Runtime
 from dfkd_fast.text import label_embeddings
 
@@ -89,6 +91,25 @@ def test_who_matches_statistics_says_what_to_do(name: str) -> None:
     assert "give --method.bn-weight 0" in text
     assert all(other in text for other in METHODS if FACTS[other].batchnorm == "no")
     check_teacher(network, INFO, load_method(name), replace(config, method=recipe(name)), None)
+
+
+def test_frozen_batchnorm_has_statistics(runtime: Runtime) -> None:
+    """torchvision's FrozenBatchNorm2d, which detection backbones have: what hands out moments is no refusal."""
+    ensure_importable()
+    from torchvision.ops import FrozenBatchNorm2d
+
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), FrozenBatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    check_teacher(network, INFO, load_method("nayer"), default_config("nayer"), None)
+    assert len(FrozenNet(network.double().eval(), INFO, runtime).targets) == 1
+
+
+def test_layers_that_no_term_reads_are_named(runtime: Runtime) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network.append(nn.BatchNorm1d(4))
+    teacher = FrozenNet(network.double().eval(), INFO, runtime)
+    verdict = judge_teacher(teacher, None, default_config("nayer"), runtime)
+    unread = "teacher toy: 1 layers unmatched: 4: no moments, BatchNorm1d does not read (B, C, H, W)"
+    assert verdict.lines[1] == unread.replace("toy", INFO.name)
 
 
 def test_alexnet(runtime: Runtime) -> None:

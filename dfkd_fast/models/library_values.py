@@ -1,0 +1,82 @@
+"""What a library says of a network's input, by the names of `ModelInfo`: timm's configuration, a processor's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from dfkd_fast.models.info import INTERPOLATIONS, Source
+from dfkd_fast.models.torchvision_cpu import ensure_importable
+from dfkd_fast.notes import note
+
+_PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}  # numbers of Pillow's filters
+
+
+def timm_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm's configuration of a network says; what we do not know, or a size that is not square, is left out."""
+    from torchvision.models import ResNet18_Weights
+
+    classes, interpolation = config["num_classes"], config.get("interpolation")
+    imagenet = tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])  # timm keeps the names of few networks
+    height, width = config["input_size"][-2:]
+    return {
+        "num_classes": classes,
+        "image_size": width if height == width else None,
+        "mean": tuple(config["mean"]),
+        "std": tuple(config["std"]),
+        "interpolation": interpolation if interpolation in INTERPOLATIONS else None,
+        "class_names": imagenet if classes == len(imagenet) else (),
+    }
+
+
+def values_of_built(model: nn.Module, name: str) -> Source:
+    """What the library that a user's code built `model` with says of it; the network itself is asked, not its parts,
+    around which the code may prepare images of its own.
+
+    timm's networks carry their configuration. transformers' name the folder or repository of their processor, which is
+    read; where it cannot be, a line that begins with `name` says so.
+    """
+    timm = getattr(model, "pretrained_cfg", None)
+    if isinstance(timm, Mapping) and {"num_classes", "input_size", "mean", "std"} <= timm.keys():
+        ensure_importable()
+        return Source("timm's configuration", timm_values(timm))
+    config = getattr(model, "config", None)
+    place = getattr(config, "_name_or_path", None)
+    if not type(model).__module__.startswith("transformers.") or not place or not isinstance(place, str):
+        return Source("its code", {})
+    ensure_importable()
+    from transformers import AutoImageProcessor
+
+    try:
+        values = processor_values(AutoImageProcessor.from_pretrained(place).to_dict())
+    except Exception as error:  # the library's: no such file, no connection, a processor that it does not know
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        note(f"{name}: the image processor of {place} cannot be read ({reason[:160]})")
+        values = {}
+    names = getattr(config, "id2label", None) or {}
+    labels = tuple(str(names[key]) for key in sorted(names))
+    made_up = all(label == f"LABEL_{index}" for index, label in enumerate(labels))
+    return Source(f"the processor of {place}", {**values, "class_names": () if made_up else labels})
+
+
+def processor_values(processor: Mapping[str, Any]) -> dict[str, Any]:
+    """What a transformers image processor says; a size that is not square, or pixels that it does not take to [0, 1]
+    before it normalises them, are left out: they have to be stated.
+    """
+    values: dict[str, Any] = {}
+    scaled = processor.get("do_rescale", True) and math.isclose(processor.get("rescale_factor", 1 / 255), 1 / 255)
+    if scaled and not processor.get("do_normalize", True):
+        values.update(mean=(0.0,) * 3, std=(1.0,) * 3)
+    elif scaled and processor.get("image_mean") and processor.get("image_std"):
+        values.update(mean=tuple(processor["image_mean"]), std=tuple(processor["image_std"]))
+    size = processor.get("crop_size") if processor.get("do_center_crop") else processor.get("size")
+    if isinstance(size, int):
+        values["image_size"] = size
+    elif isinstance(size, Mapping):
+        sides = {side for key in ("height", "width", "shortest_edge") if (side := size.get(key)) is not None}
+        values["image_size"] = sides.pop() if len(sides) == 1 else None
+    values["interpolation"] = _PILLOW.get(processor.get("resample", -1))
+    return values
