@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -48,10 +49,9 @@ def values_of_built(model: nn.Module, name: str) -> Source:
     if not type(model).__module__.startswith("transformers.") or not place or not isinstance(place, str):
         return Source("its code", {})
     ensure_importable()
-    from transformers import AutoImageProcessor
-
+    transformers: Any = importlib.import_module("transformers")
     try:
-        values = processor_values(AutoImageProcessor.from_pretrained(place).to_dict())
+        values = processor_values(transformers.AutoImageProcessor.from_pretrained(place).to_dict())
     except Exception as error:  # the library's: no such file, no connection, a processor that it does not know
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         note(f"{name}: the image processor of {place} cannot be read ({reason[:160]})")
