@@ -6,7 +6,7 @@ One JSON line per kernel, specialisation and architecture: registers a thread, s
 status 1 if a kernel does not compile, spills, does not fit, or takes more than --check FILE says (the committed table
 is bench/results/triton-resources.jsonl; with another Triton than that of its lines nothing is compared, which is said).
 The kernels say themselves which specialisations matter: `aot_cases`, and with --corners `aot_corners`, which are not
-measured. --every N takes one case of N.
+measured. --every N takes one case in N of each kernel, at least one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,14 @@ def find_cases(kind: str = "aot_cases") -> Iterator[AotCase]:
     for module in pkgutil.walk_packages(dfkd_kernels.__path__, "dfkd_kernels."):
         if module.name.rpartition(".")[2] in ("triton", "launch"):
             yield from getattr(importlib.import_module(module.name), kind, list)()
+
+
+def sample(cases: Iterable[AotCase], every: int) -> list[AotCase]:
+    """One case in `every` of each kernel, beginning with its last."""
+    by_kernel: dict[int, list[AotCase]] = {}
+    for case in cases:
+        by_kernel.setdefault(id(case.kernel), []).append(case)
+    return [case for group in by_kernel.values() for case in group[::-1][::every][::-1]]
 
 
 def compile_case(case: AotCase, arch: int) -> Any:
@@ -158,10 +166,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="write the lines there instead of printing them")
     parser.add_argument("--check", type=Path, help="a table that no line may exceed")
     parser.add_argument("--corners", action="store_true", help="the corner cases: compiled, not measured")
-    parser.add_argument("--every", type=int, default=1, help="one case of so many")
+    parser.add_argument("--every", type=int, default=1, help="of each kernel one case in so many")
     options = parser.parse_args()
     table = read_table(options.check) if options.check else None
-    cases = list(find_cases("aot_corners" if options.corners else "aot_cases"))[:: options.every]
+    cases = sample(find_cases("aot_corners" if options.corners else "aot_cases"), options.every)
     lines, bad, compiled = [], 0, 0
     for case in cases:
         for arch in options.arch:

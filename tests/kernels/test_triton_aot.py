@@ -21,6 +21,8 @@ import dfkd_kernels
 
 TOOL = Path(__file__).parents[2] / "bench/kernels/triton_resources.py"
 TABLE = TOOL.parents[1] / "results/triton-resources.jsonl"
+REMAKE = f"make it anew: python bench/kernels/{TOOL.name} --out bench/results/{TABLE.name}"
+FETCH_SECONDS = 200
 DTYPES = ("float32", "float16", "bfloat16")
 # each says its dtypes in its cases' names, but for those that are float32 whatever the network's dtype
 KERNELS = tuple(
@@ -42,26 +44,6 @@ def started(arguments: list[str], ahead: tuple[Path, ...] = (), **settings: str)
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=560)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", [80, 90])
-def test_kernels_compile_without_spills_and_fit(arch, tmp_path):
-    out = tmp_path / "resources.jsonl"
-    result = compiled("--arch", str(arch), "--out", str(out), "--check", str(TABLE))
-    assert result.returncode == 0, result.stderr
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    names = [row["kernel"] for row in rows]
-    assert len(names) == len(set(names))
-    assert all(0 < row["registers"] <= 255 and row["arch"] == f"sm_{arch}" for row in rows)
-    for kernel in (*KERNELS, "kd_kl_priority_forward", "gather_augment"):
-        for dtype in DTYPES:
-            assert any(name.startswith(kernel) and f"_{dtype}_" in name for name in names), (kernel, dtype)
-    tree = [f"priority_{step}" for step in ("update", "write", "refresh", "sample")]
-    for kernel in ("moment_loss", "sum_partials", *tree):
-        assert any(name.startswith(kernel) for name in names), kernel
-    for listed in (80, 90, 100):
-        assert [row["kernel"] for row in table() if row["arch"] == f"sm_{listed}"] == names, f"make {TABLE.name} anew"
-
-
 def table() -> list[dict]:
     return [json.loads(line) for line in TABLE.read_text().splitlines()]
 
@@ -75,20 +57,35 @@ def test_four_programs_of_the_forward_kernel_share_a_multiprocessor():
     assert not any(row["spilled_bytes"] for row in table())
 
 
-def test_a_sample_compiles_for_blackwell():
-    """All of it every night."""
-    result = compiled("--arch", "100", "--every", "9", "--check", str(TABLE))
+def test_the_table_has_every_case_and_every_kernel_and_dtype():
+    names = [case.name for case in cases("aot_cases")]
+    assert len(names) == len(set(names))
+    for arch in (80, 90, 100):
+        assert sorted(row["kernel"] for row in table() if row["arch"] == f"sm_{arch}") == sorted(names), REMAKE
+    for kernel in (*KERNELS, "kd_kl_priority_forward", "gather_augment"):
+        for dtype in DTYPES:
+            assert any(name.startswith(kernel) and f"_{dtype}_" in name for name in names), (kernel, dtype)
+    tree = [f"priority_{step}" for step in ("update", "write", "refresh", "sample")]
+    for kernel in ("moment_loss", "sum_partials", *tree):
+        assert any(name.startswith(kernel) for name in names), kernel
+    assert all(0 < row["registers"] <= 255 for row in table())
+
+
+def test_a_sample_of_each_kernel_compiles():
+    """All of it every night: a minute of processor time for each architecture."""
+    result = compiled("--arch", "80", "90", "100", "--every", "40", "--check", str(TABLE))
     assert result.returncode == 0, result.stderr
 
 
-def test_corners_compile():
-    result = compiled("--arch", "90", "--corners", "--every", "11")
+def test_a_sample_of_the_corners_compiles():
+    result = compiled("--arch", "90", "--corners", "--every", "80")
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.nightly
-def test_everything_compiles_for_blackwell():
-    result = compiled("--arch", "100", "--check", str(TABLE))
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_kernels_compile_without_spills_and_fit(arch):
+    result = compiled("--arch", str(arch), "--check", str(TABLE))
     assert result.returncode == 0, result.stderr
 
 
@@ -132,7 +129,10 @@ def fetched(requirement: str, name: str) -> Path:
         with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
             pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--only-binary=:all:"]
             command = [*pip, "--retries", "0", "--timeout", "20", "--target", f"{partial}/{name}", requirement]
-            result = subprocess.run(command, capture_output=True, text=True, timeout=500)
+            try:
+                result = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SECONDS)
+            except subprocess.TimeoutExpired:
+                pytest.skip(f"{requirement} is not here and pip could not fetch it in {FETCH_SECONDS} s")
             if result.returncode:
                 last = next(reversed(result.stderr.strip().splitlines()), "")
                 pytest.skip(f"{requirement} is not here and pip cannot fetch it: {last}")
@@ -143,11 +143,11 @@ def fetched(requirement: str, name: str) -> Path:
     return folder
 
 
-def test_a_sample_compiles_by_the_other_triton(other_triton):
-    for corners, every in (((), "17"), (("--corners",), "17")):
-        result = compiled("--arch", "80", *corners, "--every", every, ahead=(other_triton,))
-        assert result.returncode == 0, result.stderr
-        assert f"triton {OTHER}." in result.stderr
+def test_a_handful_compiles_by_the_other_triton(other_triton):
+    """Every kernel once, where an integer is 1: what one Triton takes and the other does not."""
+    result = compiled("--arch", "80", "--corners", "--every", "1000", ahead=(other_triton,))
+    assert result.returncode == 0, result.stderr
+    assert f"triton {OTHER}." in result.stderr
 
 
 @pytest.mark.nightly
