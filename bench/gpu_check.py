@@ -29,8 +29,8 @@ The steps, in their order; each has a budget, all together nine minutes, and is 
 
 OUT_DIR (default build/gpu-check) receives steps.jsonl, one line a step; rows.jsonl, kernels-<card>.jsonl and
 methods-<card>.jsonl, written row by row, so that a step that is cut loses none; and each step's log. A short table
-comes last. --only runs the steps it names; --resume those that have not passed yet. --rehearse runs all of it tiny on a
-CPU, everything but the card. Exit status 1 if any step failed.
+comes last. --only runs the steps it names; --resume those that have not passed yet, replay behind the methods that
+have. --rehearse runs all of it tiny on a CPU, everything but the card. Exit status 1 if any step failed.
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO, Protocol
 
 ROOT = Path(__file__).resolve().parents[1]
 DEADLINE = 540.0  # seconds, all steps together
-REHEARSAL = 240.0  # seconds of any step on a CPU, however busy: its speed is not what is rehearsed
+REHEARSAL = 400.0  # seconds of any step on a CPU, however busy: its speed is not what is rehearsed
 PACKAGES = ROOT / "build" / "gpu-packages"
 NETWORKS = "bench/kernels/bench_networks.py"
 ROWS_SHOWN = 60
@@ -63,6 +64,14 @@ class Step:
     name: str
     command: list[str]
     seconds: float
+
+
+class Process(Protocol):
+    """What is asked of a step that runs: subprocess.Popen, or a rehearsal's."""
+
+    pid: int
+
+    def wait(self, timeout: float | None = None) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -86,8 +95,13 @@ def main(arguments: list[str] | None = None) -> int:
     out = Path(os.environ.get("OUT_DIR") or ROOT / "build" / "gpu-check").resolve()
     out.mkdir(parents=True, exist_ok=True)
     done = passed(out) if options.resume else set()
+    if options.rehearse:
+        sys.path.insert(1, str(ROOT / "bench/gpu"))
+        from step_copy import preload
+
+        preload(environment(out, rehearse=True), [str(ROOT), str(ROOT / "kernels"), str(PACKAGES)])
     start, outcomes = time.monotonic(), []
-    for step in steps(out, rehearse=options.rehearse):
+    for step in steps(out, rehearse=options.rehearse, resume=options.resume):
         if step.name not in options.only or step.name in done:
             continue
         left = DEADLINE - (time.monotonic() - start)
@@ -99,9 +113,9 @@ def main(arguments: list[str] | None = None) -> int:
     return int(any(outcome.status != PASSED for outcome in outcomes))
 
 
-def steps(out: Path, *, rehearse: bool = False) -> list[Step]:
+def steps(out: Path, *, rehearse: bool = False, resume: bool = False) -> list[Step]:
     """All steps; a rehearsal's are the same commands at tiny size, without the card's tests and without compiling."""
-    python, tiny = sys.executable, ["--rehearse"] if rehearse else []
+    python, flags = sys.executable, [*(["--rehearse"] if rehearse else []), *(["--resume"] if resume else [])]
     workers = ["-n", str(min(8, os.cpu_count() or 1))] if has("xdist") and not rehearse else []
     lenient = [] if has("pytest_timeout") else ["-o", "addopts=-q"]  # pyproject.toml's is strict about its settings
     tests = [python, "-m", "pytest", *workers, *lenient, "tests/kernels"]
@@ -110,12 +124,12 @@ def steps(out: Path, *, rehearse: bool = False) -> list[Step]:
     presets = ["nayer/digits", "fast/digits"] if rehearse else ["nayer/cifar10", "fast/cifar10-fast5"]
     methods = [python, "-m", "dfkd_fast", "bench", "methods", *presets, "--no-plot", "--results", str(out)]
     if rehearse:
-        methods += ["--device", "cpu", "--threads", "1", "--batch-share", "0.1", "--samples", "1", "--no-baseline"]
+        methods += ["--device", "cpu", "--threads", "1", "--batch-share", "0.04", "--samples", "1", "--no-baseline"]
     else:
         methods += ["--device", "cuda", "--precision", "bf16", "--samples", "3"]
 
     def script(name: str) -> list[str]:
-        return [python, f"bench/gpu/{name}.py", *tiny]
+        return [python, f"bench/gpu/{name}.py", *flags]
 
     return [
         Step("machine", script("describe"), 15),
@@ -150,14 +164,7 @@ def run(step: Step, out: Path, seconds: float, *, rehearse: bool = False) -> Out
         return Outcome(step.name, "not run: no time left", 0.0, "")
     start = time.monotonic()
     with log.open("w") as file:
-        process = subprocess.Popen(
-            step.command,
-            cwd=ROOT,
-            env=environment(out, rehearse=rehearse),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        process = begin(step, out, file, rehearse=rehearse)
         try:
             code = process.wait(seconds)
             status = PASSED if code == 0 else f"failed: exit status {code}"
@@ -168,7 +175,19 @@ def run(step: Step, out: Path, seconds: float, *, rehearse: bool = False) -> Out
     return Outcome(step.name, status, round(time.monotonic() - start, 1), (lines_of(log) or [""])[-1])
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def begin(step: Step, out: Path, log: IO[str], *, rehearse: bool) -> Process:
+    """Start a step's command, with all that it will start in a group of their own."""
+    found = environment(out, rehearse=rehearse)
+    if rehearse:
+        from step_copy import StepCopy
+
+        return StepCopy(step.command, ROOT, found, log)
+    return subprocess.Popen(
+        step.command, cwd=ROOT, env=found, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def end(process: Process) -> None:
     """Kill what is left of a step: it may have started workers and ranks, which hold the card."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

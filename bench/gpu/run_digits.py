@@ -30,7 +30,7 @@ def train(report: StepReport, name: str, *more: str, deterministic: bool = True)
     from dfkd_fast.cli.main import main as dfkd_fast
 
     torch.use_deterministic_algorithms(False)  # a run sets it, and no run takes it back
-    epochs = 3 if report.rehearse else EPOCHS
+    epochs = 2 if report.rehearse else EPOCHS
     recipe = ["train", "nayer", "--preset", "digits", "--epochs", str(epochs), "--device", report.device]
     recipe += ["--run-dir", name, *(["--deterministic"] if deterministic else []), *(TINY if report.rehearse else ())]
     start = time.perf_counter()
@@ -49,7 +49,7 @@ def main() -> int:
         seconds = train(report, "whole")
         record = json.loads(Path("whole/run.json").read_text())
         report.row("whole", seconds=seconds, top1=record["top1_last"], teacher_top1=record["teacher_top1"])
-        train(report, "pieces", "--stop-after-epoch", str(2 if report.rehearse else STOP))
+        train(report, "pieces", "--stop-after-epoch", str(1 if report.rehearse else STOP))
         train(report, "pieces", "--resume")
         differs = differing("whole", "pieces")
         report.row("resumed", ok=not differs, differs=", ".join(differs) or "nothing")

@@ -21,6 +21,8 @@ class StepReport:
     step: str
     rehearse: bool
     folder: Path
+    done: frozenset[str] = frozenset()
+    """rows that need not be had again: a step that was cut goes on behind them"""
     failed: list[str] = field(default_factory=list)
     start: float = field(default_factory=time.monotonic)
 
@@ -62,10 +64,14 @@ def line_of(record: dict[str, Any]) -> str:
 
 
 def open_report(step: str, doc: str | None) -> StepReport:
-    """Read the command line that every step has, `[--rehearse]`; OUT_DIR is the folder."""
+    """Read the command line that every step has, `[--rehearse] [--resume]`; OUT_DIR is the folder."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU")
-    rehearse = parser.parse_args().rehearse
+    parser.add_argument("--resume", action="store_true", help="leave out rows of OUT_DIR that are ok")
+    options = parser.parse_args()
     folder = Path(os.environ.get("OUT_DIR") or "build/gpu-check")
     folder.mkdir(parents=True, exist_ok=True)
-    return StepReport(step, rehearse, folder)
+    rows = folder / "rows.jsonl"
+    known = [json.loads(line) for line in rows.read_text().splitlines()] if options.resume and rows.exists() else []
+    last = {row["row"]: row["result"] for row in known if row["step"] == step}
+    return StepReport(step, options.rehearse, folder, frozenset(name for name, found in last.items() if found == "ok"))

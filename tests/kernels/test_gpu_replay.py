@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -66,3 +67,16 @@ def test_two_runs_with_nothing_in_common_are_no_measure(replay, tmp_path):
     (row,) = (json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines())
     assert row["result"] == "not run"
     assert "too far apart to compare with, in terms" in row["reason"]
+
+
+def test_a_step_that_was_cut_goes_on_behind_the_methods_that_passed(replay, tmp_path, monkeypatch):
+    report = replay.StepReport("replay", False, tmp_path)
+    report.row("nayer")
+    report.row("fast", ok=False)
+    monkeypatch.setenv("OUT_DIR", str(tmp_path))
+    for flags, done in (["--resume"], {"nayer"}), ([], set()):
+        monkeypatch.setattr(sys, "argv", ["replay.py", *flags])
+        assert replay.open_report("replay", "") == replay.StepReport(
+            "replay", False, tmp_path, frozenset(done), start=ANY
+        )
+        assert not replay.open_report("race", "").done
