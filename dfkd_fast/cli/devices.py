@@ -114,9 +114,11 @@ def _stopped(reports: Path, number: signal.Signals, folder: Path) -> int:
 
 
 def _killed(failures: Mapping[int, Any]) -> list[tuple[int, int]]:
-    """Rank and signal of the processes that a signal has ended; last those that the agent may have stopped itself."""
+    """Rank and signal of the processes that a signal has ended, in the order of their ends; last those that the agent
+    may have stopped itself: by SIGTERM, and by SIGKILL those that did not heed it in time.
+    """
     ended = [(rank, -failure.exitcode) for rank, failure in sorted(failures.items()) if failure.exitcode < 0]
-    return sorted(ended, key=lambda each: each[1] == signal.SIGTERM)
+    return sorted(ended, key=lambda each: (each[1] == signal.SIGTERM, failures[each[0]].timestamp))
 
 
 def _stderr(reports: Path, rank: int) -> str:

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny_runs import tiny, write_teacher
 
-from dfkd_fast.cli.devices import count_devices
+from dfkd_fast.cli.devices import _killed, count_devices
 from dfkd_fast.config_record import write_config
 from dfkd_fast.errors import UserError
 
@@ -46,6 +47,13 @@ def test_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     with pytest.raises(UserError, match="torchrun has started these processes already"):
         count_devices("2", "cpu")
+
+
+def test_the_first_to_be_killed_is_named() -> None:
+    """Though the agent kills a rank that does not stop in time, and stops others."""
+    ends = {0: (-signal.SIGKILL, 160), 1: (-signal.SIGKILL, 100), 2: (-signal.SIGTERM, 100), 3: (1, 99)}
+    failures = {rank: SimpleNamespace(exitcode=code, timestamp=at) for rank, (code, at) in ends.items()}
+    assert _killed(failures) == [(1, signal.SIGKILL), (0, signal.SIGKILL), (2, signal.SIGTERM)]
 
 
 @pytest.fixture(scope="module")
