@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -112,11 +113,13 @@ def taken_back_on_failure(folder: Path) -> Iterator[None]:
 
 
 def follow_moves(folder: Path, config: TrainConfig) -> None:
-    """Note in the run's config where its files lie by now."""
-    saved = load_run(folder)
-    moved = replace(saved, **{key: getattr(config, key) for key in MOVABLE})
-    if moved != saved:
-        write_config(moved, folder / CONFIG_FILE)
+    """Note in the run's config where its files lie by now, if elsewhere."""
+    now = {key: getattr(config, key) for key in MOVABLE}
+    written: dict[str, object] = {}
+    with suppress(OSError, ValueError):  # `load_run` says what is wrong with it
+        written = tomllib.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    if any(written.get(key) != (None if value is None else str(value)) for key, value in now.items()):
+        write_config(replace(load_run(folder), **now), folder / CONFIG_FILE)
 
 
 def sweep_folder(folder: Path) -> None:

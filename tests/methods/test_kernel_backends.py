@@ -59,7 +59,8 @@ def build(name: str, precision: str) -> tuple[Method, Runtime]:
     known = {item.name for item in fields(config)}
     small = SMALL | ({"image_sizes": (12, 16), "batch_shares": (1, 1)} if name == "muse" else {})
     config = replace(config, **{key: value for key, value in small.items() if key in known})
-    torch.manual_seed(3)
+    # by 3 a value of hidfd's discriminator lies within float32's rounding of the kink of its ReLU
+    torch.manual_seed(6 if name == "hidfd" else 3)
     method = load_method(name)(config, setup)
     return runtime.place(method).train(), runtime  # type: ignore[return-value]
 
