@@ -21,11 +21,11 @@ demo: setup
 	$(BIN)/dfkd-fast train nayer --preset digits
 
 test: setup
-	$(PYTEST) -n 2 tests
+	$(PYTEST) -n 2 --dist loadfile tests
 
 # All of it: with the tests that take too long for every change.
 nightly: setup
-	$(PYTEST) -n 2 tests --nightly
+	$(PYTEST) -n 2 --dist loadfile tests --nightly
 
 lint: setup
 	$(BIN)/ruff check .
