@@ -20,6 +20,7 @@ from dfkd_fast.config import TrainConfig
 from dfkd_fast.config_sources import default_config, load_config
 from dfkd_fast.data import ImageSet
 from dfkd_fast.loops import collected, evaluate, steps, train
+from dfkd_fast.loops import run as run_parts
 from dfkd_fast.loops.networks import load_method
 from dfkd_fast.loops.steps import CapturedSteps, CudaGraphs
 from dfkd_fast.loops.synthesis import Synthesizer
@@ -136,7 +137,7 @@ def without_values(watch: Watch) -> Iterator[None]:
         (evaluate, "open_test"): lambda *_, **__: _images(10),
         (evaluate, "_summarised"): lambda top, _images: evaluate.Evaluation(0.5, 0.9, (), top[:, 0]),
         (collected, "load_split"): lambda *_, **__: _images(5000),
-        (train, "count_step_flops"): lambda *_, **__: None,
+        (run_parts, "count_step_flops"): lambda *_, **__: None,
         (train, "load_teacher"): lambda config, *_, **__: load_model(
             config.teacher, num_classes=10, image_size=32, **SHAPE
         ),

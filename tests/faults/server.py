@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from dfkd_fast.cli.main import main
-from dfkd_fast.loops import run_costs, train
+from dfkd_fast.loops import run as run_parts
+from dfkd_fast.loops import run_costs
 
 
 def child(request: dict[str, Any]) -> int:
@@ -95,7 +96,7 @@ def remember(module: Any, name: str) -> None:
 def serve() -> None:
     """Answer requests until stdin ends."""
     torch.set_num_threads(1)
-    remember(train, "count_step_flops")
+    remember(run_parts, "count_step_flops")
     remember(run_costs, "matmul_rate")
     print("ready", flush=True)
     for line in sys.stdin:

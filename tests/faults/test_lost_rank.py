@@ -16,11 +16,11 @@ SECONDS = 120
 """in which all processes have ended; most of it is their start on two cores"""
 PHASES = {
     "teacher training": "dfkd_fast.loops.teacher _Trainer.step",
-    "setup": "dfkd_fast.loops.train Run.execute",
+    "setup": "dfkd_fast.loops.run Run.execute",
     "synthesis": "dfkd_fast.loops.synthesis Synthesizer.round",
     "distillation": "dfkd_fast.loops.student StudentTrainer.epoch",
-    "evaluation": "dfkd_fast.loops.train Run.evaluate_student",
-    "checkpoint": "dfkd_fast.loops.train Run.save",
+    "evaluation": "dfkd_fast.loops.run Run.evaluate_student",
+    "checkpoint": "dfkd_fast.loops.run Run.save",
 }
 
 
