@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import platform
 import re
 from collections.abc import Iterator
 
 import torch
 
+from dfkd_fast.allocator import keep_freed_memory
 from dfkd_fast.errors import UserError
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 _WORKSPACES = "CUBLAS_WORKSPACE_CONFIG"
 _FIXED_WORKSPACES = (":4096:8", ":16:8")
@@ -66,15 +63,3 @@ def named_operator() -> Iterator[None]:
                 "environment"
             ) from error
         raise
-
-
-def keep_freed_memory() -> bool:
-    """Tell glibc's malloc to reuse memory instead of returning it; False where there is no glibc.
-
-    By default every tensor above 32 MiB is mapped anew and returned when it is freed, and the page faults take several
-    times as long as the operation that fills it: a batch of 256 images of 112 px is above.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    libc = ctypes.CDLL("libc.so.6")
-    return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
