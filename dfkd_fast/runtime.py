@@ -179,12 +179,7 @@ def make_runtime(
         precision = "bf16" if has_fast_bf16(chosen) else "fp32"
     if precision not in _DTYPES:
         raise unknown("--precision", precision, get_args(Precision))
-    if threads is not None:
-        if threads < 1:
-            raise UserError(f"--threads {threads}: choose 1 or more")
-        torch.set_num_threads(threads)
-    elif "OMP_NUM_THREADS" not in os.environ and available_cores() < torch.get_num_threads():
-        torch.set_num_threads(available_cores())  # torch counts the machine's cores, not a container's part of them
+    _set_threads(threads)
     if precision == "tf32" and chosen.type != "cuda":
         raise UserError(f"--precision tf32: needs a CUDA device, not {chosen}; choose fp32, bf16 or fp16")
     if deterministic and compilation != "off":
@@ -206,6 +201,16 @@ def make_runtime(
         graphs=graphs and chosen.type == "cuda",
         optimizer=optimizer,
     )
+
+
+def _set_threads(threads: int | None) -> None:
+    """Let torch use so many threads; where nobody says how many, no more than the cores this process may use."""
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"--threads {threads}: choose 1 or more")
+        torch.set_num_threads(threads)
+    elif "OMP_NUM_THREADS" not in os.environ and available_cores() < torch.get_num_threads():
+        torch.set_num_threads(available_cores())  # torch counts the machine's cores, not a container's part of them
 
 
 def has_fast_bf16(device: torch.device) -> bool:

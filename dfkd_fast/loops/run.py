@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,18 +73,8 @@ class Run:
             log_every=config.log.every,
             gpus=runtime.world_size if runtime.device.type == "cuda" else 0,
         )
-        for line in verdict.lines:
+        for line in self._opening_lines(verdict, pool_lines):
             self.logger.message(line)
-        if collected is not None:
-            real = f"{len(collected)} real images of {collected.name}"
-            self.logger.message(f"not strictly data-free: {config.method_name} also learns from {real}")
-        if label_text(config) is False:
-            made_up = f"class vectors are made up ({config.text}); published results are with --text clip"
-            self.logger.message(f"without label text: {made_up}")
-        for line in pool_lines:
-            self.logger.message(line)
-        if runtime.compilation != "off" and runtime.device.type == "cpu":
-            self.logger.message(f"--compile {runtime.compilation}: on a CPU the first step of each kind takes minutes")
         self.watch = CollapseWatch(teacher, runtime, config.method, self.logger.message)
         self.loop = LOOPS[method.loop](
             method=self.method,
@@ -98,6 +89,20 @@ class Run:
             save=self.save,
             watch=self.watch,
         )
+
+    def _opening_lines(self, verdict: Verdict, pool_lines: Sequence[str]) -> Iterator[str]:
+        """What the user should know before the first step."""
+        config = self.config
+        yield from verdict.lines
+        if self.collected is not None:
+            real = f"{len(self.collected)} real images of {self.collected.name}"
+            yield f"not strictly data-free: {config.method_name} also learns from {real}"
+        if label_text(config) is False:
+            made_up = f"class vectors are made up ({config.text}); published results are with --text clip"
+            yield f"without label text: {made_up}"
+        yield from pool_lines
+        if self.runtime.compilation != "off" and self.runtime.device.type == "cpu":
+            yield f"--compile {self.runtime.compilation}: on a CPU the first step of each kind takes minutes"
 
     def execute(self, resumed: Resumed | None) -> None:
         """Run from a checkpoint, or from the start, and write the results."""

@@ -43,8 +43,6 @@ def write_run_record(
     """
     seconds, counts = progress.seconds, progress.counts
     last = progress.last_evaluation
-    gpus = runtime.world_size if runtime.device.type == "cuda" else 0
-    gpu_seconds = (seconds["synthesis"] + seconds["distillation"]) * gpus
     record = {
         "format": FORMAT,
         "complete": complete,
@@ -61,7 +59,7 @@ def write_run_record(
         "top5_last": last.get("top5"),
         "teacher_top1": teacher_top1,
         "agreement": last.get("agreement"),
-        "gpu_hours": gpu_seconds / 3600,
+        "gpu_hours": _gpu_hours(seconds, runtime),
         **{f"{part}_seconds": seconds[part] for part in ("synthesis", "distillation", "evaluation", "compile")},
         "images_synthesized": counts["images_synthesized"],
         "generator_steps": counts["generator_steps"],
@@ -79,6 +77,12 @@ def write_run_record(
     record = json.loads(json.dumps(record))  # as it will be read
     write_file(path, json.dumps({**record, "crc": crc_of_json(record)}, indent=1) + "\n")
     return record
+
+
+def _gpu_hours(seconds: Mapping[str, float], runtime: Runtime) -> float:
+    """Of the phases that a method's cost is compared by, on all GPUs; 0 on a CPU."""
+    gpus = runtime.world_size if runtime.device.type == "cuda" else 0
+    return (seconds["synthesis"] + seconds["distillation"]) * gpus / 3600
 
 
 def read_run_record(path: Path) -> dict[str, Any]:

@@ -107,17 +107,7 @@ def load_model(
         data_set=data_set_source(data_set),
         pretrained=pretrained and weights is None,
     )
-    library = spec.rpartition(":")[0]
-    if library == "tv":
-        model, info = _torchvision(order)
-    elif library == "timm":
-        model, info = _timm(order)
-    elif spec in MODELS:
-        model, info = _own(order)
-    elif (code := own_network(spec)) is not None:
-        model, info = _by_code(order, code)
-    else:
-        raise unknown(flag, spec, [*MODELS, "FILE.py:NAME", "package.module:NAME", "tv:NAME", "timm:NAME"])
+    model, info = _build(order)
     settle_answer(model, info.shape, info.num_classes, name=f"{flag} {spec}")
     if shared:
         from dfkd_fast.models.shared_classifier import SharedForm, share_classifier  # which is made of this file's
@@ -128,6 +118,20 @@ def load_model(
         fill(model, stored, name=full, blank=info.blank(torch.zeros(())), key=weights_key)
         info = replace(info, claimed_top1=saved.get("top1"))
     return model, info
+
+
+def _build(order: _Order) -> tuple[nn.Module, ModelInfo]:
+    """The network that an order names, by whoever makes it."""
+    library = order.spec.rpartition(":")[0]
+    if library == "tv":
+        return _torchvision(order)
+    if library == "timm":
+        return _timm(order)
+    if order.spec in MODELS:
+        return _own(order)
+    if (code := own_network(order.spec)) is not None:
+        return _by_code(order, code)
+    raise unknown(order.flag, order.spec, [*MODELS, "FILE.py:NAME", "package.module:NAME", "tv:NAME", "timm:NAME"])
 
 
 def saved_info(stored: Weights) -> dict[str, Any]:
