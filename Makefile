@@ -4,9 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # Two workers with one thread each: OpenMP teams that share two cores spin against each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+RUN    := OMP_NUM_THREADS=1 $(BIN)/python
+PYTEST := $(RUN) -m pytest
 
-.PHONY: setup demo test nightly lint types bench-kernels bench-pool bench-steps bench-ranks bench-methods bench-evaluation dry-run-check profile results-digits results-ablations results-precision kill-test steady-test launches gpu-check gpu-rehearsal gpu-packages clean
+.PHONY: setup demo test lint types bench readme gpu-check gpu-packages clean
 
 setup: $(STAMP)
 
@@ -20,12 +21,51 @@ $(STAMP): pyproject.toml setup.py $(shell find csrc -type f)
 demo: setup
 	$(BIN)/dfkd-fast train nayer --preset digits
 
-test: setup
-	$(PYTEST) -n 2 --dist loadfile tests
+# SUITE=all is what the project checks; quick is for the edit loop, under a minute; nightly adds the tests that take too
+# long for every change.
+TEST_all     := tests
+TEST_quick   := tests/losses tests/golden tests/test_config.py tests/test_layers.py tests/test_rng.py tests/test_optim.py
+TEST_nightly := tests --nightly
 
-# All of it: with the tests that take too long for every change.
-nightly: setup
-	$(PYTEST) -n 2 --dist loadfile tests --nightly
+# SUITE=NAME of `make bench`. Each appends lines to bench/results/, with the device's name.
+# The operators against what others do, on the GPU if there is one.
+BENCH_kernels    := $(PYTEST) -c bench/kernels/pytest.ini bench/kernels
+# The pool's streams, sizes, costs and memory, and pool-sizes.png. Takes 3 GB of memory and as much of disk for a while.
+BENCH_pool       := $(RUN) bench/pool/run.py
+# Our steps against the released codes' style on one thread, interleaved. About ten minutes on an idle core.
+BENCH_steps      := $(RUN) bench/steps/run.py
+# Two data-parallel processes against two independent ones, one core each. Wall time: nothing else may run. Ten minutes.
+BENCH_ranks      := $(RUN) bench/ranks.py
+# Hours of each method's recipe: ours, the baseline's, the published, the floor; draws a chart, too.
+BENCH_methods    := $(BIN)/dfkd-fast bench methods
+# What decodes test images fastest, DALI or Pillow (DALI: pip install -e ".[dali]").
+BENCH_evaluation := $(RUN) bench/evaluation.py
+# What --dry-run foretells of a run of five minutes, and what it then takes. On an idle machine.
+BENCH_dry-run    := $(RUN) bench/dry_run_check.py
+# Where the time of a step goes: a trace and a table by phase and kernel, in bench/results/profile-<device>/.
+BENCH_profile    := $(BIN)/python bench/profile_steps.py
+# Every method on digits over three seeds; what is left of them without one of their parts; all in fp32. Tables in
+# docs/results.md. About an hour on one core for the second, more for the others; stopped, they go on where they were.
+BENCH_digits     := $(BIN)/python bench/methods/digits.py
+BENCH_ablations  := $(BIN)/python bench/methods/digits.py --ablations
+BENCH_precision  := $(BIN)/python bench/methods/digits.py --precision fp32
+# Kill a writer of a pool 200 times at random moments: nothing that it confirmed may be lost.
+BENCH_kill       := $(PYTEST) tests/pool/test_kill.py --kills 200
+# 10,000 steps of a tiny run: neither the time of a step nor memory may grow.
+BENCH_steady     := $(PYTEST) tests/benchmark/test_steady.py --steady-steps 10000 --timeout 0
+# Kernels that each captured step launches, and the bytes that they move, counted on a card that is not there: the bounds
+# of tests/fake_cuda. Minutes of processor time; needs a torch without CUDA.
+BENCH_launches   := $(RUN) -W ignore tests/fake_cuda/scan.py --table bench/results/launches.json
+
+choices  = $(patsubst $(1)_%,%,$(filter $(1)_%,$(.VARIABLES)))
+chosen   = $(or $($(1)_$(2)),$(error SUITE=$(2): choose one of $(sort $(call choices,$(1)))))
+
+test: SUITE := $(or $(SUITE),all)
+test: setup
+	$(PYTEST) -n 2 --dist loadfile $(call chosen,TEST,$(SUITE))
+
+bench: setup
+	$(call chosen,BENCH,$(SUITE))
 
 lint: setup
 	$(BIN)/ruff check .
@@ -34,79 +74,14 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-# The operators against what others do, on the GPU if there is one; appends to bench/results/kernels-<device>.jsonl.
-bench-kernels: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -c bench/kernels/pytest.ini bench/kernels
-
-# The pool's streams, sizes, costs and memory; appends to bench/results/pool-*.jsonl and draws pool-sizes.png. Takes 3 GB
-# of memory and as much of disk for a while.
-bench-pool: setup
-	OMP_NUM_THREADS=1 $(BIN)/python bench/pool/run.py
-
-# Our steps against the released codes' style on one thread, interleaved; appends to bench/results/steps-cpu.jsonl. About ten
-# minutes on an idle core.
-bench-steps: setup
-	OMP_NUM_THREADS=1 $(BIN)/python bench/steps/run.py
-
-# Two data-parallel processes against two independent ones, one core each; appends to bench/results/ranks-cpu.jsonl. Wall
-# time: nothing else may run. About ten minutes.
-bench-ranks: setup
-	OMP_NUM_THREADS=1 $(BIN)/python bench/ranks.py
-
-# Hours of each method's recipe: ours, the baseline's, the published, the floor; bench/results/methods-<device>.jsonl and .png.
-bench-methods: setup
-	$(BIN)/dfkd-fast bench methods
-
-# What decodes test images fastest, DALI or Pillow (DALI: pip install -e ".[dali]"); bench/results/evaluation-cpu.jsonl.
-bench-evaluation: setup
-	OMP_NUM_THREADS=1 $(BIN)/python bench/evaluation.py
-
-# What --dry-run foretells of a run of five minutes, and what it then takes; bench/results/dry-run-<device>.jsonl. On an
-# idle machine.
-dry-run-check: setup
-	OMP_NUM_THREADS=1 $(BIN)/python bench/dry_run_check.py
-
-# Where the time of a step goes: a trace and a table by phase and kernel, in bench/results/profile-<device>/.
-profile: setup
-	$(BIN)/python bench/profile_steps.py
-
-# Every method on digits over three seeds, and what is left of them without one of their parts: tables in docs/results.md,
-# lines in bench/results/digits.jsonl. About an hour each on one core; stopped, they go on where they were.
-results-digits: setup
-	$(BIN)/python bench/methods/digits.py
-
-results-ablations: setup
-	$(BIN)/python bench/methods/digits.py --ablations
-
-# The same in fp32 beside the presets' bf16, one seed of all before the next; about four minutes a run.
-results-precision: setup
-	$(BIN)/python bench/methods/digits.py --precision fp32
-
 # The table of methods in README.md, from dfkd_fast/catalog.py.
 readme: setup
 	$(BIN)/python bench/methods/readme.py
 
-# Kill a writer of a pool 200 times at random moments: nothing that it confirmed may be lost.
-kill-test: setup
-	$(PYTEST) tests/pool/test_kill.py --kills 200
-
-# 10,000 steps of a tiny run: neither the time of a step nor memory may grow.
-steady-test: setup
-	$(PYTEST) tests/benchmark/test_steady.py --steady-steps 10000 --timeout 0
-
-# Kernels that each captured step launches, and the bytes that they move, counted on a card that is not there: writes
-# bench/results/launches.json, the bounds of tests/fake_cuda. Five minutes of processor time; needs a torch without CUDA.
-launches: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/fake_cuda/scan.py --table bench/results/launches.json > /dev/null
-
 # On a machine with a GPU and without a network: uses that machine's own Python and torch, installs nothing. Nine minutes
-# at most; ARGS="--only train", ARGS=--resume.
+# at most; ARGS="--only train", ARGS=--resume. ARGS=--rehearse is the same at tiny size on a CPU, everything but the card.
 gpu-check:
 	$(PYTHON) bench/gpu_check.py $(ARGS)
-
-# The same at tiny size on the CPU, everything but the card.
-gpu-rehearsal: setup
-	OUT_DIR=$(or $(OUT_DIR),build/gpu-rehearsal) $(BIN)/python bench/gpu_check.py --rehearse
 
 # Before that, where there is a network: what the GPU's machine may lack of the tests' packages, for its Python. Take
 # build/gpu-packages along with the checkout.

@@ -1,4 +1,4 @@
-"""`make dry-run-check`: does `--dry-run` foretell what a run then takes?
+"""`make bench SUITE=dry-run`: does `--dry-run` foretell what a run then takes?
 
 Runs `dfkd-fast train ... --dry-run` and the run itself, one after the other, each in a process of its own, and compares
 the seconds of both phases; on an idle machine they should be within 15 %. A line goes to

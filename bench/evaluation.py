@@ -1,4 +1,4 @@
-"""`make bench-evaluation`: what decodes test images fastest, NVIDIA DALI or Pillow.
+"""`make bench SUITE=evaluation`: what decodes test images fastest, NVIDIA DALI or Pillow.
 
 Both decode the same JPEGs (500 x 375, made here), cut out the middle 224 pixels of 256 and take turns, with one thread
 each. Images per second of processor time, all threads together, and how far their pixels are apart go to

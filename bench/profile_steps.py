@@ -1,4 +1,4 @@
-"""`make profile`: where the time of a step goes.
+"""`make bench SUITE=profile`: where the time of a step goes.
 
 Runs a few synthesis steps and student steps of a preset under torch's profiler, on random weights, and prints what
 takes the time: operators, with kernels on a GPU, each phase by itself, and what share the device is idle. Traces for

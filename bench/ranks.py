@@ -1,4 +1,4 @@
-"""`make bench-ranks`: two data-parallel processes against two independent ones, each pinned to a core of its own.
+"""`make bench SUITE=ranks`: two data-parallel processes against two independent ones, each pinned to a core of its own.
 
 Both pairs run the same steps on as many images a process, and take turns: first the independent pair, both at once,
 then the data-parallel one. What counts is wall time, so the two cores must have no other work. Throughput is images per

@@ -1,4 +1,4 @@
-"""Print the table of docs/reliability.md from what `make nightly` has found so far (build/faults)."""
+"""Print the table of docs/reliability.md from what `make test SUITE=nightly` has found so far (build/faults)."""
 
 from __future__ import annotations
 

@@ -78,8 +78,8 @@ FACTS: dict[str, MethodFacts] = {
 """method name -> facts, for every method of `METHODS`.
 
 A new method adds its line here; tests/methods/test_facts.py holds it against the class, the presets and the measured
-runs, and says what is missing. `digits` stays None until `make results-digits` has its three seeds. Then `make readme`
-writes the README's table anew.
+runs, and says what is missing. `digits` stays None until `make bench SUITE=digits` has its three seeds. Then
+`make readme` writes the README's table anew.
 """
 
 CIFAR10_PAIR = "ResNet-34 -> ResNet-18"

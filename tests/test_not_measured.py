@@ -29,10 +29,18 @@ def without_command(text: str) -> list[str]:
 def exists(program: str, arguments: str) -> bool:
     first, *_ = words = arguments.split()
     if program == "make":
-        return re.search(rf"^{re.escape(first)}:", (ROOT / "Makefile").read_text(), re.MULTILINE) is not None
+        return makes(*words)
     if program == "dfkd-fast":
         return first in COMMANDS
     return first == "-m" or any((ROOT / word).is_file() for word in words)
+
+
+def makes(target: str, *settings: str) -> bool:
+    """Whether the Makefile has the target, and the suite that it is given."""
+    makefile = (ROOT / "Makefile").read_text()
+    suites = [value for name, _, value in (setting.partition("=") for setting in settings) if name == "SUITE"]
+    wanted = [rf"{target}:", *(rf"{target.upper() if target == 'bench' else 'TEST'}_{suite} +:=" for suite in suites)]
+    return all(re.search(rf"^{line}", makefile, re.MULTILINE) for line in wanted)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -44,6 +52,8 @@ def test_what_the_check_sees() -> None:
     assert without_command("On a GPU: not measured.\n\nOther: `make test`") == ["On a GPU: not measured."]
     assert without_command("On a GPU: not measured\n(`make no-such-target`).") != []
     assert without_command("On a GPU: not measured (`python bench/no_such.py`).") != []
+    assert without_command("On a GPU: not measured (`make bench SUITE=steps`).") == []
+    assert without_command("On a GPU: not measured (`make bench SUITE=no-such`).") != []
     assert without_command("# A\n`make test`\n\n| x | not measured |\n\n# B\n\n| y | not measured |") == [
         "| y | not measured |"
     ]

@@ -32,9 +32,9 @@ def commands() -> list[str]:
     return [line for block in blocks("console") for line in block.splitlines()]
 
 
-def make_target(name: str) -> list[str]:
+def make_target(name: str, *settings: str) -> list[str]:
     """What a make target would run, without running it."""
-    command = ["make", "--dry-run", "--always-make", "--no-print-directory", name]
+    command = ["make", "--dry-run", "--always-make", "--no-print-directory", name, *settings]
     # the tests may themselves run under make, whose settings are not ours
     env = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     shown = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
@@ -98,6 +98,27 @@ def test_make_test_is_what_the_project_checks() -> None:
     ci = (ROOT / ".ci" / "run").read_text().splitlines()
     assert ci[-1] == "make test", "the last thing printed is pytest's count"
     assert {"make lint", "make types"} <= set(ci)
+
+
+@pytest.mark.parametrize("target", ["bench", "test"])
+def test_every_suite_is_a_command(target: str) -> None:
+    """And one that is none is refused with the choices."""
+    makefile = (ROOT / "Makefile").read_text()
+    suites = re.findall(rf"^{target.upper()}_(\S+) +:= ", makefile, flags=re.MULTILINE)
+    assert len(suites) >= 3
+    for suite in suites:
+        program, *arguments = shlex.split(make_target(target, f"SUITE={suite}")[-1].removeprefix("OMP_NUM_THREADS=1 "))
+        assert program in (".venv/bin/python", ".venv/bin/dfkd-fast")
+        for path in arguments:
+            assert "/" not in path or (ROOT / path).exists() or path.startswith("bench/results/"), (suite, path)
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        make_target(target, "SUITE=no-such")
+    assert all(suite in refused.value.stderr for suite in suites)
+
+
+def test_the_makefile_is_short() -> None:
+    targets = re.findall(r"^([a-z-]+):(?! SUITE)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert len(targets) <= 10
 
 
 @pytest.mark.parametrize("snippet", blocks("python"))

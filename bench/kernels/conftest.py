@@ -1,6 +1,7 @@
 """Fixtures of the kernel benchmarks. Rows are measured through pytest-benchmark and reported together at the end.
 
-`make bench-kernels` runs them all; `--seconds` is the time that each row may take, `--results` where JSON lines go.
+`make bench SUITE=kernels` runs them all; `--seconds` is the time that each row may take, `--results` where JSON lines
+go.
 """
 
 from __future__ import annotations

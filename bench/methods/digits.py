@@ -1,4 +1,4 @@
-"""`make results-digits`: every method on digits over three seeds, as a table in docs/results.md.
+"""`make bench SUITE=digits`: every method on digits over three seeds, as a table in docs/results.md.
 
 Runs `dfkd-fast train METHOD --preset digits --seed S --threads 1` for each method and seed; with --ablations each
 variant that leaves a part of a method out, with --precision each method in another precision, for a table that compares

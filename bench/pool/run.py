@@ -1,4 +1,4 @@
-"""`make bench-pool`: the pool's figures, appended to bench/results/pool-*.jsonl, and the plot beside them.
+"""`make bench SUITE=pool`: the pool's figures, appended to bench/results/pool-*.jsonl, and the plot beside them.
 
 `--quick` takes a tenth of the images and rounds, to see that everything runs. `--scratch DIR` is where pools of 3 GB
 are written for a while.

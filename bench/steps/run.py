@@ -1,4 +1,4 @@
-"""`make bench-steps`: our generator and student steps against the released codes' style, on one thread, interleaved.
+"""`make bench SUITE=steps`: our steps against the released codes' style, on one thread, interleaved.
 
 Each side is a process of its own, with one thread and its own allocator; they take turns, one step at a time, so that a
 slow minute of the machine falls on all. Seconds are processor time. Lines go to bench/results/steps-cpu.jsonl, one for

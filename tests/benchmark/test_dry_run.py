@@ -96,7 +96,7 @@ def test_foretells_a_run(tmp_path: Path) -> None:
 
 
 def test_the_check_compares_what_both_say(tmp_path: Path, monkeypatch) -> None:
-    """`make dry-run-check` on next to nothing; whether it is met is another matter, so the seconds are set."""
+    """`make bench SUITE=dry-run` on next to nothing; whether it is met is another matter, so the seconds are set."""
     path = Path(__file__).parents[2] / "bench" / "dry_run_check.py"
     spec = importlib.util.spec_from_file_location("dry_run_check", path)
     check = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""`make profile` on next to nothing: a table and a trace of each phase."""
+"""`make bench SUITE=profile` on next to nothing: a table and a trace of each phase."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A step takes the same time and the same memory in the first epoch and in the last, with a small pool and a large one.
 
-`make steady-test` takes 10,000 steps. Ratios only, of processor time: machines that test are busy.
+`make bench SUITE=steady` takes 10,000 steps. Ratios only, of processor time: machines that test are busy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The comparison of steps runs: the same code as `make bench-steps` on next to nothing."""
+"""The comparison of steps runs: the same code as `make bench SUITE=steps` on next to nothing."""
 
 from __future__ import annotations
 

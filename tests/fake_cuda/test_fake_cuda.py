@@ -72,7 +72,7 @@ def test_bf16_and_its_launches(methods: list[str]) -> None:
             continue  # another torch has other operators: nothing is to be learnt from how many
         bounds = {step: row["bound"] for step, row in table["steps"][name].items()}
         found = {step: sum(kernels.values()) for step, kernels in run["kernels"].items()}
-        assert bounds.keys() == found.keys(), f"{name}: run `make launches`"
+        assert bounds.keys() == found.keys(), f"{name}: run `make bench SUITE=launches`"
         grown = {step: (count, bounds[step]) for step, count in found.items() if count > bounds[step]}
         assert not grown, f"{name}: more launches than the table allows: {grown}"
 

@@ -1,8 +1,8 @@
 """A fault at any file operation costs no result: after a kill, a power cut or an error of the disk the run goes on and
 comes to the same bytes, or one line says why it does not.
 
-A seeded sample runs with every change of the code; `make nightly` runs all of them, goes on where it was stopped
-(build/faults), and bench/reliability.py makes the table of docs/reliability.md from what it found.
+A seeded sample runs with every change of the code; `make test SUITE=nightly` runs all of them and goes on where it was
+stopped (build/faults); bench/reliability.py makes the table of docs/reliability.md from what it found.
 """
 
 from __future__ import annotations

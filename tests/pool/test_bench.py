@@ -1,4 +1,4 @@
-"""The measurements run: the same code as `make bench-pool` on next to nothing."""
+"""The measurements run: the same code as `make bench SUITE=pool` on next to nothing."""
 
 from __future__ import annotations
 

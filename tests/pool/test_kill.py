@@ -1,6 +1,6 @@
 """A writer that is killed at any moment leaves a pool that opens, verifies and holds all that `flush` had confirmed.
 
-`make kill-test` (`pytest tests/pool/test_kill.py --kills 200`) kills 200 times, the test-suite 24 times.
+`make bench SUITE=kill` (`pytest tests/pool/test_kill.py --kills 200`) kills 200 times, the test-suite 24 times.
 """
 
 from __future__ import annotations
