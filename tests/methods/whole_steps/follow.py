@@ -1,0 +1,277 @@
+"""What the toolkit's own steps compute, written down as they run: terms, gradients, weights, and what was drawn.
+
+Steps run in float64 (`precision="fp64"`, which the command line does not offer), on one thread, by the loops' own
+`Synthesizer` and `StudentTrainer`; the networks are small enough that no kernel is replaced by another.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from plain import Adam, Sgd, State, gradients, look
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from toy_networks import INFO
+
+from dfkd_fast.loops.student import StudentSteps, StudentTrainer
+from dfkd_fast.loops.synthesis import Synthesizer
+from dfkd_fast.methods.base import Method, MethodConfig, Setup, SynthBatch
+from dfkd_fast.models.small import ConvNet
+from dfkd_fast.models.teacher import FrozenNet, frozen_twin
+from dfkd_fast.pool.multi import MultiPool
+from dfkd_fast.pool.pool import Pool, PoolBatch
+from dfkd_fast.runtime import Runtime, make_runtime
+from dfkd_fast.text import label_embeddings
+
+Trace = dict[str, Tensor]
+"""every number of a comparison, by what it is"""
+
+_DRAWS = {"rand", "randn", "randn_like", "randint", "randperm", "normal_", "random_"}
+
+
+class Arena(NamedTuple):
+    """Two small networks and what a method is built from."""
+
+    teacher: nn.Module
+    student: nn.Module
+    setup: Setup
+    runtime: Runtime
+
+    def method(self, cls: Any, config: MethodConfig) -> Any:
+        torch.manual_seed(3)
+        return self.runtime.place(cls(config, self.setup)).train()
+
+    def trainer(self, method: Method, capacity: int = 40) -> StudentTrainer:
+        """What trains the student, with an empty pool for each image size."""
+        pools = {}
+        for source in method.sources():
+            side, policy = source.info.image_size, source.pool_policy
+            pools[side] = Pool(capacity, (3, side, side), runtime=self.runtime, num_classes=4, policy=policy)
+        return StudentTrainer(
+            self.student, method=method, teacher=self.setup.teacher, pool=MultiPool(pools), runtime=self.runtime
+        )
+
+
+def batch_of(images: Tensor, labels: Tensor | None = None, **more: Any) -> PoolBatch:
+    """A batch as the pool hands it out, augmented and normalised."""
+    slots = torch.arange(len(images))
+    labels = slots % INFO.num_classes if labels is None else labels
+    return PoolBatch(images, labels, slots, more.pop("extras", {}), **more)
+
+
+def arena(**more: Any) -> Arena:
+    """The same networks at each call, whose predictions agree on some images and not on others."""
+    torch.set_num_threads(1)
+    teacher, frozen, runtime = _teacher()
+    student = _network((4, 6, 8), seed=5)
+    with torch.no_grad():  # as if it had begun to learn
+        seen, wanted = look(state_of(student), views(60)).pooled, teacher(views(60))
+        fitted = torch.linalg.lstsq(torch.cat([seen, torch.ones(60, 1).double()], dim=1), wanted).solution
+        student.fc.weight.copy_(fitted[:-1].T)
+        student.fc.bias.copy_(fitted[-1])
+    embeddings = label_embeddings("orthogonal", INFO.num_classes, dim=8)
+    return Arena(teacher, student, Setup(frozen, frozen_twin(student), INFO, embeddings, **more), runtime)
+
+
+@functools.cache
+def _teacher() -> tuple[nn.Module, FrozenNet, Runtime]:
+    """Made once: nothing trains it."""
+    runtime = make_runtime(device="cpu", precision="fp64")
+    teacher = _network((6, 8, 10), seed=1)
+    return teacher, FrozenNet(teacher, INFO, runtime), runtime
+
+
+@torch.no_grad()
+def _network(widths: tuple[int, int, int], seed: int) -> nn.Module:
+    """Statistics of coloured images, but for some noise, and classes that come up about equally often among them."""
+    torch.manual_seed(seed)
+    net = ConvNet(widths, INFO.num_classes, 3).double().eval()
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, 0.0, 0.2)
+        norm.momentum = 1.0
+    net.train()(views(60))
+    net.eval()
+    for norm in norms:
+        norm.momentum = 0.1
+        norm.running_mean += 0.2 * torch.randn(norm.running_mean.shape)
+        norm.running_var *= 0.8 + 0.4 * torch.rand(norm.running_var.shape)
+    seen = views(60)
+    net.fc.weight *= 2 / net(seen).std(0).mean()
+    net.fc.bias -= net(seen).mean(0)
+    return net
+
+
+def state_of(module: nn.Module) -> State:
+    """A copy of its floating-point tensors, parameters ready for gradients."""
+    trained = {name for name, value in module.named_parameters() if value.requires_grad}
+    return {
+        name: value.detach().clone().requires_grad_(name in trained)
+        for name, value in module.state_dict().items()
+        if value.is_floating_point()
+    }
+
+
+def normalised(images: Tensor) -> Tensor:
+    """As the teacher sees them; the constants are stored in float32."""
+    mean, std = (torch.tensor(values).double().view(3, 1, 1) for values in (INFO.mean, INFO.std))
+    return (images - mean) / std
+
+
+def views(count: int, seed: int = 0, side: int = 16) -> Tensor:
+    """A normalised student batch of strong colours."""
+    generator = torch.Generator().manual_seed(seed)
+    colour = torch.randn(count, 3, 1, 1, generator=generator).double()
+    return torch.randn(count, 3, side, side, generator=generator).double() * 0.5 + colour
+
+
+class Drawn(TorchFunctionMode):
+    """Everything that is drawn while it is on, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: deque[Tensor] = deque()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in _DRAWS:
+            self.values.append(out.detach().clone())
+        return out
+
+
+class Start(NamedTuple):
+    """What a round starts from, its resets done, what its steps then drew, and what it left to the pool."""
+
+    state: State
+    labels: Tensor
+    drawn: deque[Tensor]
+    left: SynthBatch
+
+
+def follow_round(synthesizer: Synthesizer, epoch: int, index: int, trace: Trace, parts: Sequence[str] = ()) -> Start:
+    """One round of ours. `parts`: prefixes of the trained weights that are compared; by default all that the steps
+    train.
+    """
+    method, drawn = synthesizer.method, Drawn()
+    key, begin = f"round {epoch}.{index}", method.begin_round
+    starts: list[tuple[State, Tensor]] = []
+
+    def begin_round(*where: int) -> None:
+        begin(*where)
+        starts.append((state_of(method), method.labels.clone() if hasattr(method, "labels") else torch.empty(0)))
+        drawn.values.clear()
+
+    steps = 0
+
+    def on_step(terms: State, _images: int) -> None:
+        nonlocal steps
+        trace.update({f"{key} step {steps} {name}": value.clone() for name, value in terms.items()})
+        _note(trace, f"{key} step {steps}", trained(method, parts))
+        steps += 1
+
+    method.begin_round = begin_round  # type: ignore[method-assign]
+    with drawn:
+        batch = synthesizer.round(epoch, index, on_step)
+    del method.begin_round
+    trace[f"{key} images"] = batch.images.clone()
+    (state, labels) = starts[0]
+    return Start(state, labels, drawn.values, batch)
+
+
+def trained(method: nn.Module, parts: Sequence[str] = ()) -> dict[str, nn.Parameter]:
+    return {
+        name: value
+        for name, value in method.named_parameters()
+        if value.grad is not None and (not parts or name.startswith(tuple(parts)))
+    }
+
+
+def _note(trace: Trace, key: str, weights: dict[str, nn.Parameter]) -> None:
+    for name, value in weights.items():
+        assert value.grad is not None, name
+        trace[f"{key} gradient {name}"] = value.grad.clone()
+        trace[f"{key} weight {name}"] = value.detach().clone()
+
+
+def follow_student(
+    trainer: StudentSteps, epoch: int, batches: Sequence[PoolBatch], trace: Trace, first: int = 0
+) -> None:
+    """Student steps of ours on given batches: terms, gradients, weights and running statistics after each. `first`:
+    number of the first in the trace.
+    """
+    trainer.begin_epoch(epoch)
+    side = trainer.method.student_side()
+    for step, batch in enumerate(batches, start=first):
+        key = f"student {epoch} step {step}"
+        terms = trainer.run_step(trainer.method.student_variant(), {batch.images.shape[-1]: batch})
+        trace.update({f"{key} {name}": value.clone() for name, value in terms.items()})
+        _note(trace, key, dict(trainer.student.named_parameters()))
+        _note(trace, key, {f"side.{n}": p for n, p in side.named_parameters()} if side is not None else {})
+        note_statistics(trace, key, dict(trainer.student.named_buffers()))
+
+
+def descend(
+    trace: Trace,
+    key: str,
+    terms: State,
+    loss: Tensor,
+    net: State,
+    optimizer: Adam | Sgd,
+    lr: float | dict[str, float],
+    prefix: str = "",
+) -> State:
+    """One step of the independent statement: the gradients of the loss, what they make of the trained tensors of
+    `net`, and both in the trace under the names that ours have there (`prefix`).
+    """
+    grads = gradients(loss, net, [name for name, value in net.items() if value.requires_grad])
+    optimizer.step(net, grads, lr)
+    trace.update({f"{key} {name}": value.detach() for name, value in terms.items()})
+    trace.update({f"{key} gradient {prefix}{name}": value for name, value in grads.items()})
+    trace.update({f"{key} weight {prefix}{name}": net[name].detach().clone() for name in grads})
+    return grads
+
+
+def note_statistics(trace: Trace, key: str, student: State) -> None:
+    """The student's running statistics."""
+    trace.update({f"{key} {name}": value.clone() for name, value in student.items() if "running" in name})
+
+
+def check_same(ours: Trace, theirs: Trace, tolerance: float = 1e-9) -> None:
+    """Every number of both, to `tolerance`: see `distance`."""
+    assert ours.keys() == theirs.keys(), sorted(ours.keys() ^ theirs.keys())[:9]
+    worst = {name: distance(ours[name], theirs[name]) for name in ours}
+    wrong = {name: value for name, value in worst.items() if not value <= tolerance}
+    assert not wrong, f"{len(wrong)} of {len(worst)} differ, the first: {list(wrong.items())[:5]}"
+
+
+def distance(ours: Tensor, theirs: Tensor) -> float:
+    """Largest difference, relative to the tensor's largest number, or to 1e-3 where all are smaller: biases in front of
+    a BatchNorm have gradients that are 0 but for rounding.
+    """
+    assert ours.shape == theirs.shape
+    assert ours.dtype == torch.float64, ours.dtype
+    ours, theirs = ours.detach(), theirs.detach()
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-3))
+
+
+def check_at_work(trace: Trace, *terms: str) -> None:
+    """Each of these terms is there, and not 0 in most steps."""
+    for term in terms:
+        values = [float(value.abs()) for name, value in trace.items() if name.endswith(f" {term}")]
+        assert sum(value > 1e-6 for value in values) > len(values) / 2, (term, values)
+
+
+def check_mixed(shares: Sequence[float]) -> None:
+    """In most steps a mask lets some images through, and others not."""
+    assert sum(0 < share < 1 for share in shares) > len(shares) / 2, shares
+
+
+def check_seen(changed: Trace, expected: Trace, least: float = 1e-7) -> None:
+    """A changed recipe is not taken for the published one."""
+    apart = changed.keys() != expected.keys() or max(distance(changed[k], expected[k]) for k in changed) > least
+    assert apart, "the comparison does not see it"

@@ -1,0 +1,163 @@
+"""NAYER's whole steps in float64, from the paper (arXiv:2310.00258) and its release's description, not from the code.
+
+Three rounds: warming up, then the two of an epoch, in whose second the release has the student in train mode; then two
+student steps. Weights, temperature and rates are written out as published.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from follow import (
+    Start,
+    Trace,
+    arena,
+    batch_of,
+    check_at_work,
+    check_mixed,
+    check_same,
+    check_seen,
+    descend,
+    follow_round,
+    follow_student,
+    normalised,
+    note_statistics,
+    state_of,
+    views,
+)
+from plain import (
+    Adam,
+    Moments,
+    Sgd,
+    State,
+    agreement,
+    batch_norm,
+    bn_distance,
+    cosine_lr,
+    crop_flip,
+    cross_entropy,
+    decode,
+    kl,
+    look,
+    mixed,
+)
+from torch import Tensor
+
+from dfkd_fast.loops.synthesis import Synthesizer
+from dfkd_fast.methods.nayer import Nayer, NayerConfig
+
+CONFIG = NayerConfig(
+    epochs=5, warmup_epochs=1, synthesis_batch_size=10, synthesis_steps=3, noise_features=12, generator_width=8
+)
+ROUNDS = ((0, 0), (1, 0), (1, 1))
+
+
+def ours(config: NayerConfig) -> tuple[Trace, list[Start]]:
+    place, trace = arena(), Trace()
+    method = place.method(Nayer, config)
+    synthesizer = Synthesizer(method, place.runtime)
+    starts = [follow_round(synthesizer, *where, trace) for where in ROUNDS]
+    note_statistics(trace, "after synthesis", state_of(place.student))
+    follow_student(place.trainer(method), 2, [batch_of(views(12, seed)) for seed in range(2)], trace)
+    return trace, starts
+
+
+def published(starts: list[Start]) -> tuple[Trace, list[float]]:
+    """The same by hand, and the shares of images that the adversarial term counts."""
+    place, trace, pool, shares = arena(), Trace(), None, []
+    teacher, student = state_of(place.teacher), state_of(place.student)
+    embeddings = place.setup.label_embeddings.double()
+    net: State = {}
+    for (epoch, index), start in zip(ROUNDS, starts, strict=True):
+        new = {name.removeprefix("generator."): value for name, value in start.state.items()}
+        # a new generator in epoch 0 and when the warm-up ends, else new noisy layers alone
+        net = new if index == 0 else net | {name: new[name] for name in ("noise.weight", "noise.bias")}
+        e = embeddings[start.labels]
+        pool, counted = one_round((epoch, index), trace, net, start, (teacher, student), e, pool)
+        shares += counted
+    note_statistics(trace, "after synthesis", student)
+    optimizer, rate = Sgd(momentum=0.9, decay=1e-4), cosine_lr(2, first=1, last=5, high=0.2, low=2e-4)
+    for step in range(2):
+        key, view = f"student 2 step {step}", views(12, step)
+        # Eq. 6 at T = 20: the student in train mode
+        kd = kl(look(student, view, train=True).logits, look(teacher, view).logits, 20).mean()
+        descend(trace, key, {"kd": kd}, kd, student, optimizer, rate)
+        note_statistics(trace, key, student)
+    return trace, shares
+
+
+def one_round(
+    where: tuple[int, int],
+    trace: Trace,
+    net: State,
+    start: Start,
+    networks: tuple[State, State],
+    embeddings: Tensor,
+    pool: Moments | None,
+) -> tuple[Moments, list[float]]:
+    """Algorithm 1's inner loop: Adam anew, g steps on Eq. 5, the images of the lowest loss; then the running average of
+    the teacher's statistics. From an epoch's second round on the student is in train mode.
+    """
+    (teacher, student), (epoch, index) = networks, where
+    key, optimizer, drawn = f"round {epoch}.{index}", Adam((0.5, 0.999)), deque(start.drawn)
+    lowest, kept, shares = float("inf"), torch.empty(0), []
+    for step in range(3):
+        e = batch_norm(net, "norm", embeddings, train=True)  # Eq. 2
+        # K-to-1: each K = 4 images in turn have a noisy layer
+        noisy = [part @ net["noise.weight"][i] + net["noise.bias"][i] for i, part in enumerate(e.split(4))]
+        images = decode(net, torch.cat(noisy))  # Eq. 3
+        view = normalised(crop_flip(images, drawn.popleft(), drawn.popleft(), pad=4))
+        seen = look(teacher, view)
+        ce, bn = cross_entropy(seen.logits, start.labels).mean(), bn_distance(teacher, seen.moments, pool, 0.9)
+        terms, loss = {"ce": ce, "bn": bn}, 0.5 * ce + 10 * bn  # Eq. 5: alpha_cls, alpha_bn
+        if epoch >= 1:
+            logits = look(student, view, train=index > 0).logits
+            agree = agreement(logits, seen.logits)
+            terms["adv"] = -(agree * kl(logits, seen.logits)).mean()
+            loss = loss + 1.33 * terms["adv"]  # alpha_adv
+            shares.append(float(agree.mean()))
+        if loss.item() < lowest:
+            lowest, kept = loss.item(), images.detach()
+        descend(trace, f"{key} step {step}", terms, loss, net, optimizer, 4e-3, "generator.")
+    trace[f"{key} images"] = kept
+    return [(m.detach(), v.detach()) for m, v in mixed(seen.moments, pool, 0.9)], shares
+
+
+@pytest.fixture(scope="module")
+def statement() -> tuple[Trace, Trace]:
+    found, starts = ours(CONFIG)
+    expected, shares = published(starts)
+    check_mixed(shares)
+    return found, expected
+
+
+def test_steps_are_the_published_ones(statement: tuple[Trace, Trace]) -> None:
+    check_at_work(statement[1], "ce", "bn", "adv", "kd")
+    check_same(*statement)
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"ce_weight": 0.501},
+    {"bn_weight": 10.01},
+    {"adv_weight": 1.331},
+    {"adv_masked": False},
+    {"student_mode": "eval"},
+    {"bn_momentum": 0.901},
+    {"generator_lr": 4.001e-3},
+    {"reset_noise": False},
+    {"kd_weight": 1.001},
+    {"kd_temperature": 20.01},
+    {"student_lr": 0.2001},
+    {"student_momentum": 0.901},
+    {"student_weight_decay": 2e-4},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
+def test_the_comparison_sees_a_change(statement: tuple[Trace, Trace], change: dict[str, Any]) -> None:
+    changed, _ = ours(replace(CONFIG, **change))
+    check_seen(changed, statement[1])
