@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from dfkd_fast.data_sets import DATA_SETS
 from dfkd_fast.errors import UserError
+from dfkd_fast.models.torchvision_cpu import ensure_importable, imagenet_categories
+from dfkd_fast.wordnet import wordnet_words
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 
-WORDNET = {
-    # Imagenette
-    "n01440764": "tench",
-    "n02102040": "English springer",
-    "n02979186": "cassette player",
-    "n03000684": "chain saw",
-    "n03028079": "church",
-    "n03394916": "French horn",
-    "n03417042": "garbage truck",
-    "n03425413": "gas pump",
-    "n03445777": "golf ball",
-    "n03888257": "parachute",
-    # Imagewoof
-    "n02086240": "Shih-Tzu",
-    "n02087394": "Rhodesian ridgeback",
-    "n02088364": "beagle",
-    "n02089973": "English foxhound",
-    "n02093754": "Border terrier",
-    "n02096294": "Australian terrier",
-    "n02099601": "golden retriever",
-    "n02105641": "Old English sheepdog",
-    "n02111889": "Samoyed",
-    "n02115641": "dingo",
+_CODES = {
+    "akiec": "actinic keratosis, Bowen's disease",
+    "bcc": "basal cell carcinoma",
+    "bkl": "benign keratosis",
+    "df": "dermatofibroma",
+    "mel": "melanoma",
+    "nv": "melanocytic nevus",
+    "vasc": "vascular lesion",
 }
-"""names of the WordNet ids that Imagenette's and Imagewoof's folders are called"""
+"""what HAM10000's folders stand for"""
 
 
 def read_class_names(file: Path, num_classes: int, *, flag: str = "--class-names") -> tuple[str, ...]:
@@ -49,24 +39,52 @@ def read_class_names(file: Path, num_classes: int, *, flag: str = "--class-names
     return names
 
 
-def spoken_names(folders: Sequence[str]) -> tuple[str, ...] | None:
+def spoken_names(folders: Sequence[str], data_set: str = "") -> tuple[str, ...] | None:
     """Names for classes that a data set calls `folders`; None where those are codes that nobody here can read.
 
-    WordNet ids are looked up: those of Imagenette and Imagewoof here, all thousand of ImageNet-1k in torchvision.
+    WordNet ids are looked up: those of Tiny-ImageNet, Imagenette and Imagewoof in `wordnet.tsv`, all thousand of
+    ImageNet-1k in torchvision, others in timm where it is installed. Numbers (MedMNIST's) are the indices into the
+    names of `data_set`, a name of `DATA_SETS`, if there are as many. A name may have synonyms behind commas.
     """
+    if all(name in _CODES for name in folders):
+        return tuple(_CODES[name] for name in folders)
+    known = DATA_SETS[data_set].class_names if data_set else ()
+    if all(name.isdecimal() for name in folders) and sorted(map(int, folders)) == list(range(len(known))):
+        return tuple(known[int(name)] for name in folders)
     if not all(_WORDNET_ID.fullmatch(name) for name in folders):
         return tuple(folders)
     if len(folders) == 1000:
-        return _imagenet_names()
-    known = [WORDNET.get(name) for name in folders]
-    return None if None in known else tuple(name for name in known if name is not None)
+        return imagenet_categories()
+    words = {name: written for table in wordnet_words().values() for name, written in table.items()}
+    if not words.keys() >= set(folders):
+        words |= _timm_words("imagenet-22k")
+    return tuple(words[name] for name in folders) if words.keys() >= set(folders) else None
 
 
-def _imagenet_names() -> tuple[str, ...]:
-    """ImageNet-1k's names in the order of their sorted ids, as torchvision's published weights list them."""
-    from dfkd_fast.models.torchvision_cpu import ensure_importable
+def first_synonym(name: str) -> str:
+    """A name without its synonyms: "tench" of "tench, Tinca tinca"."""
+    return name.partition(",")[0].strip() or name
 
+
+def with_synonyms(names: tuple[str, ...], *, flag: str) -> tuple[str, ...]:
+    """`names`, but WordNet's words with their synonyms where they are torchvision's for ImageNet-1k, which has the
+    first alone. Raises UserError, naming `flag`, where timm, which lists them, is not installed.
+    """
+    if len(names) != 1000 or names != imagenet_categories():
+        return names
+    words = _timm_words("imagenet-1k")
+    if not words:
+        choices = 'pip install "dfkd-fast[timm]", or give --class-names FILE or --prompt P2'
+        raise UserError(f"{flag}: ImageNet-1k's names with their synonyms are listed by timm; {choices}")
+    return tuple(words.values())
+
+
+def _timm_words(subset: str) -> dict[str, str]:
+    """WordNet id -> words, for the classes of one of timm's subsets of ImageNet, in their order; empty without timm."""
     ensure_importable()
-    from torchvision.models import ResNet18_Weights
-
-    return tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+    try:
+        timm: Any = importlib.import_module("timm.data")
+    except ImportError:
+        return {}
+    found: dict[str, str] = timm.ImageNetInfo(subset).label_descriptions(as_dict=True)
+    return found

@@ -56,8 +56,9 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
     teacher_weights_key: str | None = None
     """which of several networks in that file: the key of a dict (state_dict_ema), or the prefix of the names in one"""
     teacher_data: str = ""
-    """data set that the teacher was trained on: cifar10, cifar100, tiny-imagenet, imagenet, imagenette, imagewoof; its
-    convention stands in for what neither flags nor file nor library say; without it the preset's
+    """data set that the teacher was trained on: cifar10, cifar100, cinic, tiny-imagenet, imagenet, imagenette,
+    imagewoof, ham10000, pathmnist, bloodmnist, pneumoniamnist, mnist, svhn; its convention and class names stand
+    in for what neither flags nor file nor library say; without it the preset's
     """
     teacher_precision: Literal["same", "bf16", "fp16"] = "same"
     """numeric mode of the frozen teacher in a run in fp32; another than the run's changes its results"""
@@ -86,7 +87,8 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
     """class vectors, for methods that take them: clip, sbert, class-index, orthogonal, one-hot, class-centre, or a
     .safetensors file (K, D); also written --label-embeddings"""
     prompt: str = "P2"
-    """sentence that a text encoder is given: P1, P2, P3, released, or one with {name} or {index}"""
+    """sentence that a text encoder is given: P1, P2, P3, released, or one with {name} or {index}; of a name with
+    synonyms (tench, Tinca tinca) released takes all, the others the first"""
     text_model: str = ""
     """name or folder of the text encoder; without it CLIP ViT-B/32, or SBERT's all-MiniLM-L6-v2"""
     class_names: Path | None = None

@@ -1,12 +1,14 @@
 """Facts about named data sets that teachers are trained on: classes, size, and what the field normalises them with.
 
 A teacher that says nothing of itself is taken by its data set's convention where `--teacher-data`, or a preset's name,
-says which that is. Real images are never asked. Literals only: `ls` and `--help` read this file without torch.
+says which that is. Real images are never asked. Literals and `wordnet.tsv`: `ls` and `--help` read this without torch.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+from dfkd_fast.wordnet import wordnet_words
 
 
 class DataSet(NamedTuple):
@@ -20,18 +22,12 @@ class DataSet(NamedTuple):
     std: tuple[float, ...] | None = None
     """of each channel, for pixels in [0, 1]"""
     class_names: tuple[str, ...] = ()
-    """in the order of a teacher's outputs; WordNet ids where its folders are called so"""
+    """in the order of a teacher's outputs, as its folders are called (WordNet ids, HAM10000's codes; `class_names` has
+    their words). Empty: ImageNet-1k, whose names torchvision lists, and what has none
+    """
 
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_IMAGENETTE = (
-    *("n01440764", "n02102040", "n02979186", "n03000684", "n03028079"),
-    *("n03394916", "n03417042", "n03425413", "n03445777", "n03888257"),
-)
-_IMAGEWOOF = (
-    *("n02086240", "n02087394", "n02088364", "n02089973", "n02093754"),
-    *("n02096294", "n02099601", "n02105641", "n02111889", "n02115641"),
-)
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _CIFAR100 = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
@@ -43,17 +39,33 @@ sunflower sweet_pepper table tank telephone television tiger tractor train trout
 willow_tree wolf woman worm
 """
 
+_DIGITS = tuple("0123456789")
+_HAM10000 = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+_PATHMNIST = (
+    *("adipose", "background", "debris", "lymphocytes", "mucus", "smooth muscle", "normal colon mucosa"),
+    *("cancer-associated stroma", "colorectal adenocarcinoma epithelium"),
+)
+_BLOODMNIST = (
+    *("basophil", "eosinophil", "erythroblast", "immature granulocyte", "lymphocyte"),
+    *("monocyte", "neutrophil", "platelet"),
+)
+
 DATA_SETS: dict[str, DataSet] = {
     # std as the field's teachers were trained (the mean of each image's own spread); that of all pixels is 0.2470 ...
     "cifar10": DataSet(10, 32, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), _CIFAR10),
     "cifar100": DataSet(100, 32, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), tuple(_CIFAR100.split())),
-    "tiny-imagenet": DataSet(200, 64, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "imagenette": DataSet(10, 224, *_IMAGENET, _IMAGENETTE),
-    "imagewoof": DataSet(10, 224, *_IMAGENET, _IMAGEWOOF),
+    "tiny-imagenet": DataSet(200, 64, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), tuple(wordnet_words()["tiny-imagenet"])),
+    "imagenette": DataSet(10, 224, *_IMAGENET, tuple(wordnet_words()["imagenette"])),
+    "imagewoof": DataSet(10, 224, *_IMAGENET, tuple(wordnet_words()["imagewoof"])),
     "imagenet": DataSet(1000, 224, *_IMAGENET),
-    "digits": DataSet(10, 32),
+    "digits": DataSet(10, 32, class_names=_DIGITS),
+    "mnist": DataSet(10, 28, class_names=_DIGITS),
+    "svhn": DataSet(10, 32, class_names=_DIGITS),
     "cinic": DataSet(10, 32, class_names=_CIFAR10),
-    "ham10000": DataSet(7, 224),
+    "ham10000": DataSet(7, 224, class_names=_HAM10000),
+    "pathmnist": DataSet(9, 28, class_names=_PATHMNIST),
+    "bloodmnist": DataSet(8, 28, class_names=_BLOODMNIST),
+    "pneumoniamnist": DataSet(2, 28, class_names=("normal", "pneumonia")),
 }
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dfkd_fast.class_names import first_synonym
 from dfkd_fast.errors import UserError, one_of
+from dfkd_fast.notes import note
 from dfkd_fast.rng import fold
 from dfkd_fast.text_encoders import encode
 
@@ -21,11 +23,15 @@ PROMPTS = {
     "P3": "a photo of a {index}",
     "released": "a image of {name}",
 }
-"""templates of NAYER's section 4.4 (its tables and MUSE's are made with P2), and the one in its released script"""
+"""templates of NAYER's section 4.4 (its tables and MUSE's are made with P2), and the one in its released script. Of a
+name with synonyms, "tench, Tinca tinca", the released one takes all, as the script does; others the first
+"""
 
+ENCODED = ("clip", "sbert")
+"""sources that need the classes' names"""
 MADE_UP = ("orthogonal", "one-hot")
 """sources that need no text"""
-SOURCES = ("clip", "sbert", "class-index", *MADE_UP, "file")
+SOURCES = (*ENCODED, "class-index", *MADE_UP, "file")
 """where class vectors can come from; `file` stands for a .safetensors file, which is named itself"""
 CENTRES = "class-centre"
 """the source for methods that can do without: classes are where the teacher puts the first images of them"""
@@ -71,7 +77,8 @@ def origin(source: str) -> str:
 def prompted(num_classes: int, names: Sequence[str] | None, prompt: str, *, flag: str = "--text") -> list[str]:
     """The template filled in for each class. Raises UserError for a template without a place, and for unknown names.
 
-    Underscores in names become spaces, in the released template hyphens too.
+    Underscores in names become spaces, in the released template hyphens too. That takes names whole; others leave out
+    synonyms behind a comma. What two classes share, a sentence and so a vector, is said.
     """
     template = PROMPTS.get(prompt, prompt)
     by_name = "{name}" in template
@@ -80,10 +87,31 @@ def prompted(num_classes: int, names: Sequence[str] | None, prompt: str, *, flag
         raise UserError(f"--prompt {prompt}: choose {choices}")
     if by_name and names is None:
         raise UserError(f"{flag}: what the classes are called is not known; give --class-names FILE or --prompt P3")
-    spoken = [name.replace("_", " ") for name in names] if names is not None else [""] * num_classes
-    if prompt == "released":
-        spoken = [name.replace("-", " ") for name in spoken]
-    return [template.replace("{name}", name).replace("{index}", str(index)) for index, name in enumerate(spoken)]
+    spoken = [""] * num_classes if names is None else [_spoken(name, whole=prompt == "released") for name in names]
+    sentences = [template.replace("{name}", name).replace("{index}", str(index)) for index, name in enumerate(spoken)]
+    _say_what_is_taken(sentences, names or (), prompt=prompt, flag=flag)
+    return sentences
+
+
+def _spoken(name: str, *, whole: bool) -> str:
+    return name.replace("_", " ").replace("-", " ") if whole else first_synonym(name).replace("_", " ")
+
+
+def _say_what_is_taken(sentences: Sequence[str], names: Sequence[str], *, prompt: str, flag: str) -> None:
+    """Print the first sentence, which part of a name with synonyms is in it, and which classes share one."""
+    several = next((name for name in names if first_synonym(name) != name), None)
+    parts = ""
+    if several is not None and prompt == "released":
+        parts = f"; names with all their synonyms ({several})"
+    elif several is not None:
+        parts = f"; of synonyms ({several}) the first; --prompt released takes all"
+    note(f'{flag}: {len(sentences)} sentences, "{sentences[0]}" and so on{parts}')
+    places: dict[str, list[int]] = {}
+    for place, sentence in enumerate(sentences):
+        places.setdefault(sentence, []).append(place)
+    for sentence, same in places.items():
+        if len(same) > 1:
+            note(f'{flag}: classes {", ".join(map(str, same))} share a sentence and so a vector, "{sentence}"')
 
 
 def _read(path: Path, num_classes: int) -> Tensor:

@@ -23,11 +23,6 @@ DEFAULT_MODELS = {"clip": "openai/clip-vit-base-patch32", "sbert": "sentence-tra
 """what `--text clip` and `--text sbert` take: CLIP ViT-B/32 is NAYER's and MUSE's; no paper names its SBERT"""
 OPEN_CLIP_DEFAULT = "ViT-B-32-quickgelu/openai"
 """the same CLIP weights for open_clip"""
-OFFLINE = (
-    "without a network give --text-model FOLDER with a copy of it, a .safetensors file of vectors (--text FILE), "
-    "or --text orthogonal or one-hot"
-)
-
 Encoder = Callable[[list[str]], Tensor]
 """texts -> embeddings (B, D)"""
 
@@ -102,6 +97,7 @@ def _keep(file: Path, embeddings: Tensor) -> None:
 
 def _load(encoder: str, model: str, flag: str) -> Encoder:
     """The encoder, from whichever library serves."""
+    without = _without(model)
     name = "sentence_transformers" if encoder == "sbert" else "transformers"
     if model.startswith("open_clip:"):
         name, model = "open_clip", model.removeprefix("open_clip:")
@@ -109,13 +105,22 @@ def _load(encoder: str, model: str, flag: str) -> Encoder:
     if library is None and model == DEFAULT_MODELS["clip"] and (library := _import("open_clip")) is not None:
         name, model = "open_clip", OPEN_CLIP_DEFAULT
     if library is None:
-        raise UserError(f'{flag}: needs {name}; pip install "dfkd-fast[text]", or {OFFLINE}')
+        raise UserError(f'{flag}: needs {name}; pip install "dfkd-fast[text]"; {without}')
     load = {"sentence_transformers": _sbert, "transformers": _clip, "open_clip": _open_clip}[name]
     try:
         return load(library, model)
     except Exception as error:  # hubs and libraries fail in as many ways as there are networks
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{flag}: {model} could not be loaded ({reason}); {OFFLINE}") from error
+        raise UserError(f"{flag}: {model} could not be loaded ({reason}); {without}") from error
+
+
+def _without(model: str) -> str:
+    """What can be done where a model cannot be had."""
+    fetch = "" if model.startswith("open_clip:") else f" (elsewhere: hf download {model} --local-dir FOLDER)"
+    return (
+        f"without a network give --text-model FOLDER with a copy of it{fetch}, a .safetensors file of vectors "
+        "(--text FILE), or, without label text, --text orthogonal or one-hot"
+    )
 
 
 def _import(name: str) -> Any | None:

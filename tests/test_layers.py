@@ -14,7 +14,7 @@ PACKAGE = ROOT / "dfkd_fast"
 # floor.
 LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "catalog", "rng", "notes", "terminal", "refusals", "limits", "allocator"], 0),
-    **dict.fromkeys(["files", "digests", "data_sets", "own_networks"], 0),
+    **dict.fromkeys(["files", "digests", "data_sets", "own_networks", "wordnet"], 0),
     **dict.fromkeys(
         [
             "config",
@@ -55,6 +55,7 @@ LAYERS: dict[str, int] = {
 # Within one layer a package may use these neighbours; the arrows must not close a circle (checked below).
 NEIGHBOURS: dict[str, set[str]] = {
     "own_networks": {"errors"},
+    "data_sets": {"wordnet"},
     "compilation": {"cache"},
     "notes": {"terminal"},
     "config": {"config_limits", "config_sections", "flags", "recipes"},
@@ -66,7 +67,7 @@ NEIGHBOURS: dict[str, set[str]] = {
     "pool": {"augment", "models"},
     "augment": {"models"},
     "generators": {"models"},
-    "text": {"text_encoders"},
+    "text": {"class_names", "text_encoders"},
     "text_encoders": {"models"},
     "class_names": {"models"},
     "loggers": {"console", "meters"},

@@ -14,11 +14,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dfkd_fast.class_names import WORDNET, read_class_names, spoken_names
+from dfkd_fast.catalog import METHODS, presets
+from dfkd_fast.class_names import first_synonym, read_class_names, spoken_names, with_synonyms
+from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.data_sets import DATA_SETS
 from dfkd_fast.errors import UserError
-from dfkd_fast.models.torchvision_cpu import ensure_importable
+from dfkd_fast.loops.class_vectors import class_vectors
+from dfkd_fast.loops.networks import load_method
+from dfkd_fast.models.info import data_set_source
+from dfkd_fast.models.torchvision_cpu import ensure_importable, imagenet_categories
+from dfkd_fast.notes import note
 from dfkd_fast.text import CENTRES, PROMPTS, label_embeddings, origin, prompted
 from dfkd_fast.text_encoders import cache_folder, encode
+from dfkd_fast.wordnet import wordnet_words
 
 NAMES = ("ice_cream", "T-shirt", "cat")
 
@@ -26,6 +34,7 @@ NAMES = ("ice_cream", "T-shirt", "cat")
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DFKD_FAST_CACHE", str(tmp_path / "cache"))
+    note.cache_clear()  # another test may have said the same
 
 
 @pytest.fixture
@@ -160,25 +169,28 @@ def test_a_changed_local_model_is_encoded_anew(hub: list[str], tmp_path: Path) -
     assert len(hub) == 2
 
 
-OFFLINE = (
-    "without a network give --text-model FOLDER with a copy of it, a .safetensors file of vectors (--text FILE), "
-    "or --text orthogonal or one-hot"
-)
+def offline(model: str) -> str:
+    return (
+        "without a network give --text-model FOLDER with a copy of it "
+        f"(elsewhere: hf download {model} --local-dir FOLDER), a .safetensors file of vectors (--text FILE), or, "
+        "without label text, --text orthogonal or one-hot"
+    )
 
 
 @pytest.mark.usefixtures("hub")
 def test_without_a_network_the_ways_out_are_named() -> None:
     line = complaint(lambda: encode("clip", ["a"], model="no/such"))
-    assert line == f"--text clip: no/such could not be loaded (We couldn't connect to the hub.); {OFFLINE}"
+    assert line == f"--text clip: no/such could not be loaded (We couldn't connect to the hub.); {offline('no/such')}"
     assert not cache_folder().exists()
 
 
 @pytest.mark.parametrize(("encoder", "library"), [("clip", "transformers"), ("sbert", "sentence_transformers")])
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, encoder: str, library: str) -> None:
+    models = {"clip": "openai/clip-vit-base-patch32", "sbert": "sentence-transformers/all-MiniLM-L6-v2"}
     for name in ("transformers", "open_clip", "sentence_transformers"):
         monkeypatch.setitem(sys.modules, name, None)  # import then raises ImportError
     line = complaint(lambda: encode(encoder, ["a"]))
-    assert line == f'--text {encoder}: needs {library}; pip install "dfkd-fast[text]", or {OFFLINE}'
+    assert line == f'--text {encoder}: needs {library}; pip install "dfkd-fast[text]"; {offline(models[encoder])}'
     assert complaint(lambda: label_embeddings("class-index", 2)).startswith("--text class-index: needs transformers; ")
 
 
@@ -290,9 +302,120 @@ def test_class_names_from_a_file(tmp_path: Path) -> None:
 
 def test_names_of_a_data_sets_folders() -> None:
     assert spoken_names(("cat", "dog")) == ("cat", "dog")
-    assert spoken_names(("n01440764", "n03888257")) == ("tench", "parachute")
+    assert spoken_names(("n01440764", "n03888257")) == ("tench, Tinca tinca", "parachute, chute")
     assert spoken_names(("n01440764", "n99999999")) is None
+    assert spoken_names(("nv", "mel")) == ("melanocytic nevus", "melanoma")
     thousand = spoken_names(tuple(f"n{number:08}" for number in range(1000)))
     assert thousand is not None
     assert (len(thousand), thousand[0], thousand[701], thousand[999]) == (1000, "tench", "parachute", "toilet tissue")
-    assert len(set(WORDNET.values())) == 20
+
+
+def test_numbers_are_indices_into_the_names_of_the_teachers_data_set() -> None:
+    assert spoken_names(("1", "0"), "pneumoniamnist") == ("pneumonia", "normal")
+    assert spoken_names(("1", "0")) == ("1", "0")
+    assert spoken_names(("0", "1"), "cifar10") == ("0", "1"), "another number of classes"
+    ten = tuple(sorted(map(str, range(9))))
+    assert spoken_names(ten, "pathmnist") == DATA_SETS["pathmnist"].class_names
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_every_data_sets_classes_have_names(name: str) -> None:
+    """As many as it has classes, in words, each with a first synonym of its own."""
+    folders = data_set_source(name).values["class_names"]
+    words = spoken_names(folders, name)
+    assert words is not None
+    assert len(words) == len(folders) == DATA_SETS[name].num_classes
+    assert len({first_synonym(word) for word in words}) == len(words)
+    assert not [word for word in words if word.startswith("n0") or not word.strip(" ,") or not word.isascii()]
+
+
+def test_wordnets_words_are_those_that_timm_lists() -> None:
+    """Tiny-ImageNet's 200 classes and the twenty of Imagenette and Imagewoof, in the order that folders sort in."""
+    ensure_importable()
+    timm = pytest.importorskip("timm.data", reason='needs pip install "dfkd-fast[timm]"')
+    listed = timm.ImageNetInfo("imagenet-1k").label_descriptions(as_dict=True)
+    sizes = {"tiny-imagenet": 200, "imagenette": 10, "imagewoof": 10}
+    assert {name: len(words) for name, words in wordnet_words().items()} == sizes
+    for words in wordnet_words().values():
+        assert list(words) == sorted(words)
+        assert words == {name: listed[name] for name in words}
+
+
+def test_synonyms_of_imagenet_are_timms(monkeypatch: pytest.MonkeyPatch) -> None:
+    ensure_importable()
+    pytest.importorskip("timm.data", reason='needs pip install "dfkd-fast[timm]"')
+    names = imagenet_categories()
+    words = with_synonyms(names, flag="--prompt released")
+    assert (words[0], words[517], len(words)) == ("tench, Tinca tinca", "crane", 1000)
+    assert with_synonyms(("cat", "dog"), flag="--prompt released") == ("cat", "dog")
+    assert spoken_names(("n02981792", "n01440764")) == ("catamaran", "tench, Tinca tinca"), "an id of neither subset"
+    monkeypatch.setitem(sys.modules, "timm.data", None)
+    assert complaint(lambda: with_synonyms(names, flag="--prompt released")) == (
+        "--prompt released: ImageNet-1k's names with their synonyms are listed by timm; "
+        'pip install "dfkd-fast[timm]", or give --class-names FILE or --prompt P2'
+    )
+    assert spoken_names(("n02981792", "n01440764")) is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sentence", "said"),
+    [
+        ("P2", "a photo of a tench", "of synonyms (tench, Tinca tinca) the first; --prompt released takes all"),
+        ("the {name}", "the tench", "of synonyms (tench, Tinca tinca) the first; --prompt released takes all"),
+        ("released", "a image of tench, Tinca tinca", "names with all their synonyms (tench, Tinca tinca)"),
+    ],
+)
+def test_which_part_of_a_name_is_taken_is_said(
+    prompt: str, sentence: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentences = prompted(2, ("tench, Tinca tinca", "cat"), prompt, flag="--text clip")
+    assert sentences[0] == sentence
+    assert capsys.readouterr().out == f'--text clip: 2 sentences, "{sentence}" and so on; {said}\n'
+
+
+def test_classes_that_share_a_sentence_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    prompted(3, ("crane, wader", "cat", "crane, machine"), "P2", flag="--text clip")
+    assert (
+        '--text clip: classes 0, 2 share a sentence and so a vector, "a photo of a crane"\n' in capsys.readouterr().out
+    )
+
+
+TEXTS = [
+    (method, preset)
+    for method in METHODS
+    for preset in presets(method)
+    if load_method(method).text_sources and preset != "digits"
+]
+
+
+@pytest.mark.parametrize(("method", "preset"), TEXTS)
+def test_published_presets_know_their_sentences(hub: list[str], method: str, preset: str) -> None:
+    """By the name of the data set alone: no file of names, no real images; a file of names still comes first."""
+    config = load_config(default_config(method), preset=preset)
+    known = data_set_source(config.teacher_data).values
+    vectors, source = class_vectors(config, load_method(method), known["num_classes"], known["class_names"])
+    assert (source, len(vectors), len(hub)) == ("clip", known["num_classes"], known["num_classes"])
+    assert len(set(hub)) == len(hub)
+    assert all(sentence.startswith("a photo of a ") and "," not in sentence for sentence in hub)
+
+
+def test_a_file_of_names_comes_first(hub: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "names.txt"
+    file.write_text("\n".join(f"thing {number}" for number in range(10)))
+    config = load_config(default_config("nayer"), preset="cifar10", flags=["--class-names", str(file)])
+    class_vectors(config, load_method("nayer"), 10, DATA_SETS["cifar10"].class_names)
+    assert hub[:2] == ["a photo of a thing 0", "a photo of a thing 1"]
+
+
+def test_nayers_presets_stop_without_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They ask for label text and take nothing else in its place; the digits preset asks for none."""
+    for name in ("transformers", "open_clip"):
+        monkeypatch.setitem(sys.modules, name, None)
+    config = load_config(default_config("nayer"), preset="cifar10")
+    names = DATA_SETS["cifar10"].class_names
+    line = complaint(lambda: class_vectors(config, load_method("nayer"), 10, names))
+    assert line.startswith('--text clip: needs transformers; pip install "dfkd-fast[text]"; ')
+    assert line.endswith("--text orthogonal or one-hot")
+    digits = load_config(default_config("nayer"), preset="digits")
+    vectors, source = class_vectors(digits, load_method("nayer"), 10, DATA_SETS["digits"].class_names)
+    assert (source, vectors.shape) == ("orthogonal", (10, 512))

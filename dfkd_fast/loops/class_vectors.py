@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dfkd_fast.class_names import read_class_names, spoken_names
+from dfkd_fast.class_names import read_class_names, spoken_names, with_synonyms
 from dfkd_fast.config import TrainConfig
 from dfkd_fast.errors import UserError, one_of
 from dfkd_fast.methods.base import Method
-from dfkd_fast.text import label_embeddings, origin
+from dfkd_fast.text import ENCODED, label_embeddings, origin
 
 
 def class_vectors(
@@ -34,6 +34,8 @@ def class_vectors(
     if config.class_names is not None:
         names = read_class_names(config.class_names, num_classes)
     elif class_names:
-        names = spoken_names(class_names)
+        names = spoken_names(class_names, config.teacher_data)
+        if names is not None and config.prompt == "released" and source in ENCODED:
+            names = with_synonyms(names, flag="--prompt released")
     embeddings = label_embeddings(config.text, num_classes, names=names, prompt=config.prompt, model=config.text_model)
     return embeddings, source

@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dfkd_fast.class_names import spoken_names
+from dfkd_fast.class_names import first_synonym, spoken_names
 from dfkd_fast.class_order import ClassOrder, number_hint, stated_order
 from dfkd_fast.config import NetworkInput, TrainConfig
 from dfkd_fast.data import IN_MEMORY, open_test
@@ -109,7 +109,7 @@ def as_expected(images: S, info: ModelInfo, order: ClassOrder | None, *, flag: s
         if info.class_names != own:
             images = images.in_order(info.class_names)
             notes.append(f"{source}: classes in the order of the network's: {_first(info.class_names)}")
-    elif info.class_names and info.class_names != spoken_names(own):
+    elif info.class_names and info.class_names != tuple(map(first_synonym, spoken_names(own) or ())):
         ours, theirs = _first(own), _first(info.class_names)
         notes.append(f"{source}: classes {ours} are taken in this order for the network's {theirs}; --class-order")
     elif (hint := number_hint(own, source)) is not None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dfkd_fast.data_sets import DATA_SETS
 from dfkd_fast.errors import UserError
+from dfkd_fast.models.torchvision_cpu import imagenet_categories
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,10 @@ _ASKED = ("num_classes", "image_size", "mean", "std")
 
 def data_set_source(name: str) -> Source:
     """What the convention of a data set (a name of `DATA_SETS`, or "") says."""
-    return Source(f"as for {name}", DATA_SETS[name]._asdict() if name else {})
+    if not name:
+        return Source("", {})
+    values = DATA_SETS[name]._asdict()
+    return Source(f"as for {name}", values | ({"class_names": imagenet_categories()} if name == "imagenet" else {}))
 
 
 def resolve(spec: str, *, flag: str, flags: Source, file: Source, library: Source, data_set: Source) -> ModelInfo:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from dfkd_fast.models.info import INTERPOLATIONS, Source
-from dfkd_fast.models.torchvision_cpu import ensure_importable
+from dfkd_fast.models.torchvision_cpu import ensure_importable, imagenet_categories
 from dfkd_fast.notes import note
 
 _PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}  # numbers of Pillow's filters
@@ -18,10 +18,8 @@ _PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}  #
 
 def timm_values(config: Mapping[str, Any]) -> dict[str, Any]:
     """What timm's configuration of a network says; what we do not know, or a size that is not square, is left out."""
-    from torchvision.models import ResNet18_Weights
-
     classes, interpolation = config["num_classes"], config.get("interpolation")
-    imagenet = tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])  # timm keeps the names of few networks
+    imagenet = imagenet_categories()  # timm keeps the names of few networks
     height, width = config["input_size"][-2:]
     return {
         "num_classes": classes,

@@ -35,3 +35,11 @@ def ensure_importable() -> None:
             library.define(schema)
         _DECLARED.append(library)
         importlib.import_module("torchvision")
+
+
+def imagenet_categories() -> tuple[str, ...]:
+    """ImageNet-1k's names in the order of their sorted WordNet ids, as torchvision's published weights list them."""
+    ensure_importable()
+    from torchvision.models import ResNet18_Weights
+
+    return tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
