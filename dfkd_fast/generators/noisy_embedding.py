@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dfkd_fast.generators.decoder import make_decoder
+from dfkd_fast.generators.decoder import Decoder, make_decoder
 from dfkd_fast.generators.noisy_layer import NoisyLayer
+from dfkd_fast.generators.printed_decoder import PrintedDecoder
 from dfkd_fast.joined import ALONE, JoinedBatch
 from dfkd_fast.joined_norm import join_norms
 
@@ -13,9 +14,10 @@ from dfkd_fast.joined_norm import join_norms
 class NoisyEmbeddingGenerator(nn.Module):
     """Label embedding -> BN -> noisy layers -> decoder (Tran et al., CVPR 2024, arXiv:2310.00258, Eq. 3).
 
-    Embeddings (B, embedding_dim) -> images (B, in_chans, H, W) in [0, 1]. `batch_size` is the B that it is made for:
-    every `num_classes` images in turn share one noisy layer of `noise_features` outputs. `width`: channels of the
-    decoder's first blocks. Of a `joined` batch it takes all embeddings and makes this rank's images.
+    Embeddings (B, embedding_dim) -> images (B, in_chans, H, W) in [0, 1], or without bounds where a `decoder` is given
+    in place of the released one. `batch_size` is the B that it is made for: every `num_classes` images in turn share
+    one noisy layer of `noise_features` outputs. `width`: channels of the decoder's first blocks. Of a `joined` batch it
+    takes all embeddings and makes this rank's images.
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class NoisyEmbeddingGenerator(nn.Module):
         noise_features: int = 1000,
         width: int = 128,
         in_chans: int = 3,
+        decoder: PrintedDecoder | None = None,
         joined: JoinedBatch = ALONE,
     ) -> None:
         super().__init__()
@@ -35,8 +38,10 @@ class NoisyEmbeddingGenerator(nn.Module):
         self.norm = nn.BatchNorm1d(embedding_dim)
         groups = {"batch_size": batch_size, "group_size": num_classes}
         self.noise = NoisyLayer(embedding_dim, noise_features, **groups, joined=joined)
-        decoder = make_decoder(noise_features, image_size, width=width, in_chans=in_chans)
-        self.decoder = join_norms(decoder, joined, "--bn.scope global")
+        made: Decoder | PrintedDecoder = decoder or make_decoder(
+            noise_features, image_size, width=width, in_chans=in_chans
+        )
+        self.decoder = join_norms(made, joined, "--bn.scope global")
 
     def reset_parameters(self) -> None:
         """Re-initialise every layer in place."""

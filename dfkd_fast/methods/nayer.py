@@ -20,10 +20,12 @@ from torch import Tensor
 
 from dfkd_fast.augment import Augment, jitter
 from dfkd_fast.generators.noisy_embedding import NoisyEmbeddingGenerator
+from dfkd_fast.generators.printed_decoder import PrintedDecoder
 from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.losses.label import label_ce
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
+from dfkd_fast.models.info import ModelInfo
 from dfkd_fast.models.statistics import PoolStatistics
 from dfkd_fast.models.teacher import NetOutput, frozen_twin
 from dfkd_fast.optim import OptimizerSpec
@@ -56,6 +58,10 @@ class NayerConfig(MethodConfig):
     """output width of a noisy layer (paper: r)"""
     generator_width: int = 128
     """channels of the generator's first blocks; the last have half"""
+    generator_form: Literal["released", "printed"] = "released"
+    """layers of the generator: those of the release, or tables 8 and 9 as printed, with spectral norm, BatchNorm1d
+    behind the stem, convolutions before upsampling, BatchNorm behind the sigmoid
+    """
     bn_momentum: float = 0.9
     """share of the pool in the BN statistics that are matched (release: bn_mmt)"""
     ce_weight: float = 0.5
@@ -98,6 +104,7 @@ class Nayer(Method):
             noise_features=config.noise_features,
             width=config.generator_width,
             in_chans=setup.info.in_chans,
+            decoder=printed_decoder(config, setup.info) if config.generator_form == "printed" else None,
             joined=setup.joined,
         )
         self.augment = Augment(
@@ -165,3 +172,9 @@ class Nayer(Method):
     def student(self, view: Tensor) -> Tensor:
         """Logits of the student, whose weights are frozen: in eval mode, or in train mode (`student_mode`)."""
         return self._student[self.student_trains](view)
+
+
+def printed_decoder(config: NayerConfig, info: ModelInfo) -> PrintedDecoder:
+    """Tables 8 and 9 of the supplement, for the images that the teacher expects."""
+    size, width = info.image_size, config.generator_width
+    return PrintedDecoder(config.noise_features, size, width=width, mean=info.mean, std=info.std)
