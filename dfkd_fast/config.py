@@ -143,7 +143,9 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
         """Raise UserError for what no run can be made of."""
         for flag, name in (("--teacher", self.teacher), ("--student", self.student)):
             if not name:
-                raise UserError(f"{flag}: missing; choose a name of `dfkd-fast ls models`, tv:NAME or timm:NAME")
+                raise UserError(
+                    f"{flag}: missing; choose a name of `dfkd-fast ls models`, tv:NAME, timm:NAME or FILE.py:NAME"
+                )
         check_values(self)
         check_teacher_data(self.teacher_data)
         values = dict(flatten(self))

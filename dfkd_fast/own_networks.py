@@ -71,6 +71,24 @@ def settled(spec: str, arguments: Sequence[str], flag: str) -> str:
     return str(OwnNetwork(place, own.name, tuple(merged.items()))) + spec.removeprefix(spec.partition("+shared")[0])
 
 
+def unplaced(spec: str) -> str:
+    """A spec without where its code lies, `Net?depth=20`: what stays when the code moves."""
+    own = own_network(spec)
+    if own is None:
+        return spec
+    return str(own)[len(own.place) + 1 :] + spec.removeprefix(spec.partition("+shared")[0])
+
+
+def moved(before: str, spec: str) -> str:
+    """Where a resumed run's network lies by now, of a spec given anew: with the arguments that it was begun with,
+    unless others are given.
+    """
+    old, new = own_network(before), own_network(spec)
+    if old is None or new is None or new.arguments:
+        return spec
+    return str(new._replace(arguments=old.arguments)) + spec.removeprefix(spec.partition("+shared")[0])
+
+
 def folder_name(spec: str) -> str:
     """What a run folder calls a network."""
     own = own_network(spec)

@@ -168,8 +168,11 @@ def test_unknown_names() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("", "--teacher: missing; choose a name of `dfkd-fast ls models`, tv:NAME or timm:NAME"),
-        ("--teacher cnn", "--student: missing; choose a name of `dfkd-fast ls models`, tv:NAME or timm:NAME"),
+        ("", "--teacher: missing; choose a name of `dfkd-fast ls models`, tv:NAME, timm:NAME or FILE.py:NAME"),
+        (
+            "--teacher cnn",
+            "--student: missing; choose a name of `dfkd-fast ls models`, tv:NAME, timm:NAME or FILE.py:NAME",
+        ),
         ("--epochs 0", "--method.epochs 0: choose 1 or more"),
         ("--epochs 2 --warmup-epochs 2", "--method.warmup-epochs 2: choose fewer than --method.epochs 2"),
         ("--bn-weight nan", "--method.bn-weight nan: choose a finite number"),

@@ -4,18 +4,22 @@ said, and another code is refused.
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
 import textwrap
+from hashlib import sha256
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dfkd_fast.cli.main import main
+from dfkd_fast.config_sources import load_run
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.torchvision_cpu import ensure_importable
@@ -121,6 +125,59 @@ def test_a_run_goes_on_with_the_same_code_only(code: Path, capsys: pytest.Captur
     file.write_text(file.read_text() + "\n# another\n")
     assert main(["eval", "run", "--data", images(code / "data")]) == 2
     assert file.name in line_of(capsys)
+
+
+def test_the_same_code_elsewhere_is_taken_given_anew(code: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Renamed, too; the arguments stay, the student is the same, and the run says by then where its code lies. Another
+    code, other arguments or no code at all are refused, and nothing is touched.
+    """
+    named = ("--teacher-args", "width=8", "--teacher-weights", f"{code}/net.safetensors")
+    assert train(*named) == 0
+    whole = load_file("run/student.safetensors")
+    shutil.rmtree("run")
+    assert train(*named, "--stop-after-epoch", "1") == 0
+    away = Path("away").absolute()
+    away.mkdir()
+    for file in code.glob("*.py"):
+        file.rename(away / file.name.replace("net.py", "mine.py"))
+    parts = next(away.glob("parts*.py"))
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    anew = ("train", "--resume", "run", "--teacher", "away/mine.py:Net", "--student", "away/mine.py:small")
+    capsys.readouterr()
+    assert main(["train", "--resume", "run"]) == 2
+    hint = "where it has moved, give --teacher anew, as FILE.py:NAME"
+    assert line_of(capsys) == f"--resume run: --teacher {code}/net.py:Net?width=8: no such file; {hint}"
+    for file in (parts, away / "mine.py"):
+        kept = file.read_text()
+        file.write_text(kept + "\n# another\n")
+        assert main([*anew]) == 2
+        now, then = (sha256(text.encode()).hexdigest()[:12] for text in (kept + "\n# another\n", kept))
+        assert f"{file.name} is {now}..., was {then}... (--teacher {away}/mine.py:Net?width=8)" in line_of(capsys)
+        file.write_text(kept)
+    assert main([*anew, "--teacher-args", "width=9"]) == 2
+    assert "a resumed run keeps its config" in line_of(capsys)
+    assert main([*anew[:4], "away/mine.py:small"]) == 2
+    assert "a resumed run keeps its config" in line_of(capsys)
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+    assert main([*anew]) == 0
+    done = load_file("run/student.safetensors")
+    assert all(torch.equal(done[name], value) for name, value in whole.items())
+    assert load_run(Path("run")).teacher == f"{away}/mine.py:Net?width=8"
+    assert main(["eval", "run", "--data", images(code / "data")]) == 0
+
+
+def test_eval_asks_for_the_students_code_alone(code: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The teacher's is not run, so it may change or go."""
+    Path("other.py").write_text(Path("net.py").read_text())
+    assert train(student="other.py:small") == 0
+    Path("net.py").unlink()
+    data = images(code / "data")
+    assert main(["eval", "run", "--data", data]) == 0
+    Path("other.py").rename("third.py")
+    capsys.readouterr()
+    assert main(["eval", "run", "--data", data]) == 2
+    assert "give --student anew, as FILE.py:NAME" in line_of(capsys)
+    assert main(["eval", "run", "--data", data, "--student", "third.py:small"]) == 0
 
 
 def test_that_code_is_run_is_said_before_it_is(code: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -291,6 +348,18 @@ def test_a_transformers_network_brings_its_processors_values(code: Path, monkeyp
     of_transformers(monkeypatch, KEPT | {"do_normalize": False, "do_center_crop": True, "crop_size": 9})
     plain = load_model("hugging.py:Net")[1]
     assert (plain.mean, plain.std, plain.image_size) == ((0.0,) * 3, (1.0,) * 3, 9)
+
+
+def test_the_pages_file_for_transformers_works(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "networks.md").read_text()
+    (text,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    of_transformers(monkeypatch, KEPT, "me/net")
+    (code / "hf.py").write_text(text)
+    hugging = load_model("hugging.py:Net")[0]
+    auto = SimpleNamespace(from_pretrained=lambda place: hugging if place == "me/net" else None)
+    monkeypatch.setattr(sys.modules["transformers"], "AutoModelForImageClassification", auto, raising=False)
+    info = load_model(settled("hf.py:teacher", ["place=me/net"], "--teacher"))[1]
+    assert info.sources["mean"] == "the processor of me/net"
 
 
 def test_a_processor_that_cannot_be_read_is_said(

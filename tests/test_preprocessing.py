@@ -18,8 +18,11 @@ from dfkd_fast.checkpoint import load_network, save_network
 from dfkd_fast.class_order import natural, number_hint
 from dfkd_fast.cli.main import main
 from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.data import load_split
 from dfkd_fast.data_sets import DATA_SETS, data_set_of
 from dfkd_fast.errors import UserError
+from dfkd_fast.loops.evaluate import Expected
+from dfkd_fast.loops.judge import accuracy_lines
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.info import ModelInfo
 from dfkd_fast.models.probe import suspicions
@@ -170,6 +173,22 @@ def test_statistics_that_are_no_numbers(
         assert f"{file}: bn2.running_var holds {what}" in error
         assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_claim_that_is_not_kept_is_warned_of() -> None:
+    """And only that: chance has a warning of its own, and a few points may be another image library's."""
+    test = Expected(load_split("digits", "test"), [])
+    info = load_model("cnn", num_classes=10, image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3)[1]
+    for top1, claimed, by, words in (
+        (0.8, 0.9, "best_acc1", "warning: that is far below the 0.9000 that its file says (best_acc1); check"),
+        (0.8, 0.9, "", "warning: that is far below the 0.9000 that its file says; check"),
+        (0.86, 0.9, "best_acc1", ""),
+        (0.1, 0.9, "best_acc1", "warning: that is near chance, 0.1000 for 10 classes; check"),
+        (0.8, None, "", ""),
+    ):
+        lines = accuracy_lines(top1, replace(info, claimed_top1=claimed, claimed_by=by), test)
+        assert "".join(lines).startswith(words)
+        assert len(lines) == bool(words)
 
 
 @pytest.mark.parametrize(

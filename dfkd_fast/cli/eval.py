@@ -115,7 +115,7 @@ def check_trusted(file: Path, run: Path | None) -> None:
     ask = f"give --student {quoted(name)}"
     if run is None:
         raise UserError(f"eval {file}: its network is code, {name}; to run it {ask}")
-    check_sources(run, load_run(run, "eval"), "eval", f"to run it as it is now, name the file and {ask}")
+    check_sources(run, load_run(run, "eval"), "eval", f"to run it as it is now, {ask}", roles=["student"])
 
 
 def load(

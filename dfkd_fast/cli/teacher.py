@@ -210,6 +210,8 @@ def describe_file(file: Path, options: InfoOptions) -> Iterator[tuple[str, objec
         yield from input_rows(*known_values(dict.fromkeys(INPUT_ROWS, sources)))
     if saved.get("top1") is not None:
         yield "top-1", f"{saved['top1']:.4f} (held-out images, says its file)"
+    elif weights.claim is not None:
+        yield "top-1", f"{weights.claim.top1:.4f} (says {weights.claim.entry} in its file)"
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     yield "parameters", sum(value.numel() for key, value in tensors.items() if not key.endswith(buffers))
     yield "BatchNorm layers", sum(key.endswith("running_mean") for key in tensors)

@@ -12,10 +12,11 @@ from typing import Any
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.cli.report import REPORTS, say
 from dfkd_fast.config import CONFIG_FILE, TrainConfig
-from dfkd_fast.config_record import FREE, MOVABLE, differences
+from dfkd_fast.config_record import FREE, MOVABLE, NETWORKS, differences
 from dfkd_fast.config_sources import default_config, load_config, load_run, named_method, settle
 from dfkd_fast.errors import UserError, refused
 from dfkd_fast.flags import take
+from dfkd_fast.own_networks import moved, unplaced
 from dfkd_fast.terminal import command, page, show
 
 USAGE = """usage: dfkd-fast train METHOD [--preset P] [--config FILE] [--run-dir DIR] [--resume [DIR]] [flags]
@@ -83,6 +84,9 @@ def read_arguments(arguments: Sequence[str]) -> tuple[TrainConfig[Any], bool]:
         base, folder = default_config(method or named_method(file or Path())), None
     config = load_config(base, preset=preset, file=file, flags=flags)
     config = settle(config)
+    if resumed:
+        teacher, student = moved(base.teacher, config.teacher), moved(base.student, config.student)
+        config = replace(config, teacher=teacher, student=student)
     config.check()
     with refused("--run-dir", config.run_folder):  # a name too long is found here, before anything looks into it
         goes_on, free = _goes_on(config), _free_folder(config.run_folder)
@@ -128,7 +132,8 @@ def _check_same(saved: TrainConfig[Any], config: TrainConfig[Any], folder: Path)
     if saved.method_name != config.method_name:
         raise UserError(f"--resume {folder}: that is a run of {saved.method_name}, not of {config.method_name}")
     for key, old, new in differences(saved, config):
-        if not key.startswith(FREE) and key not in MOVABLE:
+        same_elsewhere = key in MOVABLE or (key in NETWORKS and unplaced(old) == unplaced(new))
+        if not key.startswith(FREE) and not same_elsewhere:
             flag = f"--{key.replace('_', '-')}"
             raise UserError(f"{flag} {new}: the run in {folder} has {old}; a resumed run keeps its config")
 

@@ -22,6 +22,7 @@ from dfkd_fast.digests import of_file, of_json, of_tensors
 from dfkd_fast.errors import UserError
 from dfkd_fast.loops.ranks import Resumed
 from dfkd_fast.models.factory import ModelInfo
+from dfkd_fast.own_networks import unplaced
 
 Identity = dict[str, dict[str, Any]]
 """by section: names with values or digests, as JSON"""
@@ -44,7 +45,8 @@ def content_identity(
 ) -> Identity:
     """The sections of what was loaded. `teacher` as it was read; `vectors`: what `class_vectors` gave."""
     file = None if config.teacher_weights is None else of_file(config.teacher_weights)
-    known = {"tensors": of_tensors(teacher.state_dict()), "info": of_json(info.header()), "file": file}
+    said = {**info.header(), "name": unplaced(info.name)}
+    known = {"tensors": of_tensors(teacher.state_dict()), "info": of_json(said), "file": file}
     embeddings, source = vectors
     return {
         "teacher": known,

@@ -57,5 +57,6 @@ def accuracy_lines(top1: float, info: ModelInfo, test: Expected[LabelledImages])
     if top1 <= max(chance + 2 * spread, min(2.5 * chance, chance + 0.1 * (1 - chance))):
         lines.append(f"warning: that is near chance, {chance:.4f} for {info.num_classes} classes; {CHECK}")
     elif info.claimed_top1 is not None and top1 < info.claimed_top1 - _FAR:
-        lines.append(f"warning: that is far below the {info.claimed_top1:.4f} that its file says; {CHECK}")
+        entry = f" ({info.claimed_by})" if info.claimed_by else ""
+        lines.append(f"warning: that is far below the {info.claimed_top1:.4f} that its file says{entry}; {CHECK}")
     return lines

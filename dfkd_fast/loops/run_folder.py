@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dfkd_fast.config import CONFIG_FILE, TrainConfig
-from dfkd_fast.config_record import MOVABLE, write_config
+from dfkd_fast.config_record import MOVABLE, NETWORKS, write_config
 from dfkd_fast.config_sources import load_run
 from dfkd_fast.errors import UserError, refused
 from dfkd_fast.files import make_folder, sweep
@@ -114,7 +114,7 @@ def taken_back_on_failure(folder: Path) -> Iterator[None]:
 
 def follow_moves(folder: Path, config: TrainConfig) -> None:
     """Note in the run's config where its files lie by now, if elsewhere."""
-    now = {key: getattr(config, key) for key in MOVABLE}
+    now = {key: getattr(config, key) for key in (*MOVABLE, *NETWORKS)}
     written: dict[str, object] = {}
     with suppress(OSError, ValueError):  # `load_run` says what is wrong with it
         written = tomllib.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))

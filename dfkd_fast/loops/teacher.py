@@ -28,7 +28,7 @@ from dfkd_fast.models.answers import check_training
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.own_code import source_files
 from dfkd_fast.optim import OptimizerSpec, cosine, set_lr
-from dfkd_fast.own_networks import own_network
+from dfkd_fast.own_networks import own_network, unplaced
 from dfkd_fast.recipes import TeacherRecipe
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.runtime import Runtime
@@ -202,7 +202,8 @@ def made_from(
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
     return {
         "recipe": {key: value for key, value in asdict(recipe).items() if key != "precision"},
-        "network": {key: getattr(info, key) for key in _NETWORK},  # the pixels and class names are in `data`
+        # the pixels and class names are in `data`, and code of the user's own counts by content
+        "network": {key: getattr(info, key) for key in _NETWORK} | {"name": unplaced(info.name)},
         **({} if code is None else {"code": source_files(code, "--teacher")}),
         "shapes": sha256(json.dumps(shapes).encode()).hexdigest(),
         "data": train.digest,

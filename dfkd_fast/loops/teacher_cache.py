@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from dfkd_fast import __version__, cache, digests
-from dfkd_fast.checkpoint import disk_error, load_network, save_network
+from dfkd_fast.checkpoint import disk_error, save_network
 from dfkd_fast.config import NetworkInput
 from dfkd_fast.console import ConsoleKind, make_console
 from dfkd_fast.data import ImageSet
@@ -29,7 +29,7 @@ from dfkd_fast.loops import teacher
 from dfkd_fast.loops.evaluate import Evaluation
 from dfkd_fast.loops.interrupt import Interrupted
 from dfkd_fast.loops.teacher_state import ENDING, TrainingState, only_one
-from dfkd_fast.models.factory import ModelInfo
+from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.own_networks import folder_name
 from dfkd_fast.recipes import TeacherRecipe
 from dfkd_fast.runtime import Runtime
@@ -59,7 +59,7 @@ def cached_teacher(
     made_from = teacher.made_from(recipe, model_name, train, runtime, stated)
     digest = sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     stem = f"{folder_name(model_name)}-{train.name}-{digest[:16]}"
-    entry = _Entry(cache_folder() / stem, digest, show)
+    entry = _Entry(cache_folder() / stem, model_name, digest, show)
     arguments = (recipe, model_name, train, test)
     settings: dict[str, Any] = {"runtime": runtime, "stated": stated, "console": console, "on_step": on_step}
     found = entry.read(runtime)
@@ -81,6 +81,8 @@ class _Entry:
     """One teacher of the cache: `stem`.safetensors and `stem`.json, which is written last."""
 
     stem: Path
+    network: str
+    """as the run names it: code of the user's own may lie elsewhere by now than where it was trained"""
     digest: str
     """of what it is made from"""
     show: Callable[[str], None]
@@ -116,7 +118,8 @@ class _Entry:
             return None
         if owner != os.geteuid():
             self.show(f"teacher {self.weights}: trained by {_user(owner)}, who can change it")
-        model, info = load_network(self.weights, flag="--train-teacher")
+        flag = "--train-teacher"
+        model, info = load_model(self.network, weights=self.weights, flag=flag, weights_flag=flag)
         return runtime.place(model).eval(), info
 
     def make(

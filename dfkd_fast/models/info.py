@@ -42,6 +42,9 @@ class ModelInfo:
     claimed_top1: float | None = field(default=None, compare=False)
     """share of held-out images that its file says it names rightly; of this reading, so no part of a file"""
 
+    claimed_by: str = field(default="", compare=False)
+    """the entry of a file of others that says so, `best_acc1`"""
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of one image, (C, H, W)."""
@@ -52,8 +55,8 @@ class ModelInfo:
         return like.new_zeros(1, *self.shape)
 
     def header(self) -> dict[str, Any]:
-        """What a file says of its network, as JSON: every field but `sources` and `claimed_top1`."""
-        return {key: value for key, value in asdict(self).items() if key not in ("sources", "claimed_top1")}
+        """What a file says of its network, as JSON: every field but those of one reading."""
+        return {key: value for key, value in asdict(self).items() if key not in _OF_A_READING}
 
     def described(self) -> str:
         """Input and classes in one line, each value with who said it."""
@@ -83,6 +86,7 @@ FIELDS = ("num_classes", "image_size", "mean", "std", "in_chans", "interpolation
 """fields of `ModelInfo` that somebody must state"""
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "box", "nearest")
 """filters that real images can be scaled with"""
+_OF_A_READING = ("sources", "claimed_top1", "claimed_by")
 _SHAPE = ("num_classes", "image_size")
 _ASKED = ("num_classes", "image_size", "mean", "std")
 
@@ -95,14 +99,23 @@ def data_set_source(name: str) -> Source:
     return Source(f"as for {name}", values | ({"class_names": imagenet_categories()} if name == "imagenet" else {}))
 
 
-def resolve(spec: str, *, flag: str, flags: Source, file: Source, library: Source, data_set: Source) -> ModelInfo:
+def resolve(
+    spec: str,
+    *,
+    flag: str,
+    flags: Source,
+    file: Source,
+    library: Source,
+    data_set: Source,
+    last: Source,
+) -> ModelInfo:
     """The values of network `spec`, each from the first source that knows it: flags, the file, the library, the data
-    set. A library knows nothing of how many classes and pixels a user's own file is for, so there the data set comes
-    before it.
+    set, `last`. A library knows nothing of how many classes and pixels a user's own file is for, so there the data set
+    comes before it.
 
     Raises UserError, naming `flag`, for what nobody says, and for channels that do not fit each other.
     """
-    shape, rest = (flags, file, data_set, library), (flags, file, library, data_set)
+    shape, rest = (flags, file, data_set, library, last), (flags, file, library, data_set, last)
     known, sources = known_values({key: shape if key in _SHAPE else rest for key in FIELDS})
     absent = [key for key in _ASKED if key not in known]
     if absent:

@@ -47,8 +47,8 @@ def build_own(own: OwnNetwork, flag: str) -> nn.Module:
 
 
 def source_files(own: OwnNetwork, flag: str) -> dict[str, str]:
-    """The files that a network's code is in, with the SHA-256 of each: its own, and those beside it, or in its package,
-    that they import. Of an installed package its own alone. Runs none of it but a package's `__init__`.
+    """The files that a network's code is in, with the SHA-256 of each: first its own, then those beside it, or in its
+    package, that they import. Of an installed package its own alone. Runs none of it but a package's `__init__`.
     """
     file = Path(own.place) if own.is_file else _module_file(own, f"{flag} {own}")
     if not file.is_file():
@@ -62,7 +62,7 @@ def source_files(own: OwnNetwork, flag: str) -> dict[str, str]:
             if other not in found and base in other.parents and len(found) < _MOST_FILES:
                 found[other] = None
                 todo.append(other)
-    return {path.relative_to(base).as_posix(): of_file(path) for path in sorted(found)}
+    return {path.relative_to(base).as_posix(): of_file(path) for path in (file, *sorted(set(found) - {file}))}
 
 
 def _import_file(own: OwnNetwork, called: str) -> ModuleType:

@@ -7,42 +7,21 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dfkd_fast.errors import UserError, one_of, unknown
+from dfkd_fast.models.claims import Claim, find_claim
 from dfkd_fast.models.entries import WHOLE, Entry, find_entries, is_averaged
 from dfkd_fast.models.file_kinds import is_safetensors, is_torch, not_weights
 from dfkd_fast.models.fitting import difference, listed
 from dfkd_fast.models.sealed import check_seal
+from dfkd_fast.models.shells import SHELLS
 
+_DAMAGED = "the file is damaged, or its training diverged: take another"
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's
-# What scripts put beside the weights and is never looked at: an empty shell stands for it, so that nothing of it runs.
-_SHELLS = (
-    "argparse.Namespace",
-    "types.SimpleNamespace",
-    "numpy.dtype",
-    "numpy.ndarray",
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-    *(f"pathlib.{name}" for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")),
-    *(f"pathlib._local.{name}" for name in ("PosixPath", "WindowsPath")),
-)
-
-
-class _Shell:
-    """Stands for a harmless object that no one needs: takes everything, keeps nothing."""
-
-    def __new__(cls, *_: Any, **__: Any) -> _Shell:
-        return super().__new__(cls)
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def __setstate__(self, _: Any) -> None:
-        pass
 
 
 @dataclass(frozen=True)
@@ -56,6 +35,8 @@ class Weights:
     """every dict of tensors in it, the largest first"""
     metadata: Mapping[str, str]
     """the header's text entries; only safetensors files have any"""
+    claim: Claim | None = None
+    """the accuracy that a file of others states"""
 
     @property
     def key_flag(self) -> str:
@@ -89,9 +70,9 @@ class Weights:
         )
 
 
-def check_numbers(tensors: Mapping[str, Tensor], what: str) -> None:
+def check_numbers(tensors: Mapping[str, Tensor], what: str, *, why: str = _DAMAGED) -> None:
     """Raise UserError, which begins with `what`, for the first tensor that no network computes with: numbers that are
-    not finite, a negative variance.
+    not finite, a negative variance. `why` says how that comes, and what to do.
     """
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
@@ -100,12 +81,9 @@ def check_numbers(tensors: Mapping[str, Tensor], what: str) -> None:
             (~(tensor.float() if tensor.element_size() == 1 else tensor).isfinite()).sum()
         )  # float8 has no test
         if wrong:
-            raise UserError(
-                f"{what}: {name} holds {wrong} of {tensor.numel()} numbers that are not finite; the file is damaged, "
-                "or its training diverged: take another"
-            )
+            raise UserError(f"{what}: {name} holds {wrong} of {tensor.numel()} numbers that are not finite; {why}")
         if name.endswith("running_var") and bool((tensor < 0).any()):
-            raise UserError(f"{what}: {name} holds a negative variance; the file is damaged: take another")
+            raise UserError(f"{what}: {name} holds a negative variance; {why}")
 
 
 def read_weights(path: Path, *, flag: str) -> Weights:
@@ -132,7 +110,7 @@ def read_weights(path: Path, *, flag: str) -> Weights:
     if not entries:
         strangers = listed([str(key) for key in content])
         raise UserError(f"{flag} {path}: not a state dict: {strangers or 'it is empty'} hold no tensor")
-    return Weights(path, flag, tuple(entries), {})
+    return Weights(path, flag, tuple(entries), {}, find_claim(content))
 
 
 def _read_safetensors(path: Path, flag: str) -> Weights:
@@ -143,13 +121,13 @@ def _read_safetensors(path: Path, flag: str) -> Weights:
     except SafetensorError as error:
         raise UserError(f"{flag} {path}: not a readable safetensors file ({error})") from error
     check_seal(tensors, metadata, what=f"{flag} {path}")
-    return Weights(path, flag, (Entry(WHOLE, tensors, ()),), metadata)
+    return Weights(path, flag, (Entry(WHOLE, tensors, ()),), metadata, find_claim(metadata))
 
 
 def _read_torch(path: Path, flag: str) -> object:
     try:
         # an open file, since torch would go by the suffix of a path
-        with torch.serialization.safe_globals([(_Shell, name) for name in _SHELLS]), path.open("rb") as file:
+        with torch.serialization.safe_globals([*SHELLS]), path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no checkpoint can make the unpickler fail in any way
         found = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None

@@ -154,6 +154,37 @@ def test_published_weights_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(model.state_dict()["fc.weight"], published["fc.weight"])
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "what"), [("fc.weight", float("nan"), "1 of 512000"), ("bn1.running_var", -1.0, "a negative")]
+)
+def test_published_weights_that_are_no_numbers(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: float, what: str
+) -> None:
+    """By the tensor's name, as in files."""
+    published = fetched_state()
+    published[name].view(-1)[0] = value
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: published)
+    message = message_of("tv:resnet18", pretrained=True)
+    assert message.startswith(f"--teacher tv:resnet18: {name} holds {what}")
+    assert message.endswith("; its published weights are of no use: give --teacher-weights")
+
+
+def test_code_that_returns_what_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of a hub, say, that somebody's own code fetches."""
+    monkeypatch.chdir(tmp_path)
+    lines = (
+        "from torch import nn",
+        "def net():",
+        "    made = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))",
+        "    nn.init.constant_(made[1].bias, float('inf'))",
+        "    return made",
+    )
+    (tmp_path / "hub.py").write_text("\n".join(lines))
+    message = message_of("hub.py:net", image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    expected = "--teacher hub.py:net: 1.bias holds 4 of 4 numbers that are not finite; its code made it so: "
+    assert message.startswith(expected)
+
+
 def test_published_weights_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     ensure_importable()
 
