@@ -56,6 +56,8 @@ BENCH_steady     := $(PYTEST) tests/benchmark/test_steady.py --steady-steps 1000
 # Kernels that each captured step launches, and the bytes that they move, counted on a card that is not there: the bounds
 # of tests/fake_cuda. Minutes of processor time; needs a torch without CUDA.
 BENCH_launches   := $(RUN) -W ignore tests/fake_cuda/scan.py --table bench/results/launches.json
+# What each Triton kernel takes of an sm_80, sm_90 and sm_100, in the same table.
+BENCH_registers  := $(RUN) bench/kernels/triton_resources.py --out bench/results/launches.json
 
 choices  = $(patsubst $(1)_%,%,$(filter $(1)_%,$(.VARIABLES)))
 chosen   = $(or $($(1)_$(2)),$(error SUITE=$(2): choose one of $(sort $(call choices,$(1)))))

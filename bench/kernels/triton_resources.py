@@ -2,9 +2,10 @@
 
     python bench/kernels/triton_resources.py [--arch 80 90 100] [--out FILE | --check FILE] [--corners] [--every N]
 
-One JSON line per kernel, specialisation and architecture: registers a thread, spilled bytes, shared memory. Exit
-status 1 if a kernel does not compile, spills, does not fit, or takes more than --check FILE says (the committed table
-is bench/results/triton-resources.jsonl; with another Triton than that of its lines nothing is compared, which is said).
+One JSON line per kernel, specialisation and architecture: registers a thread, spilled bytes, shared memory; with --out
+a table beside what else FILE holds. Exit status 1 if a kernel does not compile, spills, does not fit, or takes more
+than --check FILE says (the committed table is bench/results/launches.json; with another Triton than that of its rows
+nothing is compared, which is said).
 The kernels say themselves which specialisations matter: `aot_cases`, and with --corners `aot_corners`, which are not
 measured. --every N takes one case in N of each kernel, at least one.
 """
@@ -26,6 +27,7 @@ from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)  # the interpreter compiles nothing; it is chosen when a kernel is loaded
 
+import launch_table
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -151,7 +153,7 @@ def complaints(row: dict[str, Any], table: dict[tuple[str, str], dict[str, Any]]
 
 def read_table(file: Path) -> dict[tuple[str, str], dict[str, Any]] | None:
     """The committed rows by kernel and architecture; None, which is said, if another Triton made them."""
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = launch_table.kernel_rows(file)
     made_by = {row["triton"] for row in rows}
     if made_by != {triton.__version__}:
         print(f"{file.name} is of Triton {', '.join(made_by)}, not {triton.__version__}: not compared", file=sys.stderr)
@@ -163,14 +165,14 @@ def main() -> int:
     """Compile what the command line asks for; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", choices=sorted(SHARED_MEMORY), default=sorted(SHARED_MEMORY))
-    parser.add_argument("--out", type=Path, help="write the lines there instead of printing them")
+    parser.add_argument("--out", type=Path, help="write them into that table instead of printing them")
     parser.add_argument("--check", type=Path, help="a table that no line may exceed")
     parser.add_argument("--corners", action="store_true", help="the corner cases: compiled, not measured")
     parser.add_argument("--every", type=int, default=1, help="of each kernel one case in so many")
     options = parser.parse_args()
     table = read_table(options.check) if options.check else None
     cases = sample(find_cases("aot_corners" if options.corners else "aot_cases"), options.every)
-    lines, bad, compiled = [], 0, 0
+    rows, bad, compiled = [], 0, 0
     for case in cases:
         for arch in options.arch:
             try:
@@ -183,14 +185,14 @@ def main() -> int:
             else:
                 compiled += 1
                 found = list(complaints(row, table)) if row else []
-                lines += [json.dumps(row)] if row else []
+                rows += [row] if row else []
             bad += bool(found)
             for complaint in found:
                 print(complaint, file=sys.stderr)
-    if options.out:
-        options.out.write_text("\n".join(lines) + "\n")
-    elif lines:
-        print("\n".join(lines))
+    if options.out and rows:
+        launch_table.write_kernel_rows(options.out, rows)
+    else:
+        print("".join(json.dumps(row) + "\n" for row in rows), end="")
     print(f"triton {triton.__version__}: {compiled} compiled, {bad} bad", file=sys.stderr)
     return 1 if bad or not compiled else 0
 
