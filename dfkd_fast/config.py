@@ -27,7 +27,7 @@ from dfkd_fast.config_sections import (
 )
 from dfkd_fast.data_sets import DATA_SETS
 from dfkd_fast.errors import UserError, unknown
-from dfkd_fast.own_networks import folder_name
+from dfkd_fast.own_networks import check_untrained, folder_name
 from dfkd_fast.recipes import TeacherRecipe
 
 M = TypeVar("M")
@@ -46,8 +46,9 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
     dataset: str = ""
     """name of the data in the run folder's name; without it taken from --data"""
     teacher: str = ""
-    """network to distil from: a name of `dfkd-fast ls models`, tv:NAME, timm:NAME, or your own as FILE.py:NAME or
-    package.module:NAME, a class or function whose code is run
+    """network to distil from: a name of `dfkd-fast ls models`, tv:NAME (its first published weights, or others as
+    tv:resnet50@IMAGENET1K_V2), timm:NAME, or your own as FILE.py:NAME or package.module:NAME, a class or function whose
+    code is run
     """
     teacher_args: tuple[str, ...] = ()
     """arguments that your own teacher is built with, NAME=VALUE"""
@@ -146,6 +147,9 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
                 raise UserError(
                     f"{flag}: missing; choose a name of `dfkd-fast ls models`, tv:NAME, timm:NAME or FILE.py:NAME"
                 )
+        check_untrained(self.student, "--student")
+        if self.train_teacher:
+            check_untrained(self.teacher, "--teacher")
         check_values(self)
         check_teacher_data(self.teacher_data)
         values = dict(flatten(self))
@@ -154,6 +158,14 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
             raise UserError(
                 f"--method.warmup-epochs {warmup}: choose fewer than --method.epochs {epochs}, or no student is trained"
             )
+        if values.get("method.student_ramp_share"):
+            share = values["method.student_ramp_share"]
+            if share >= 1:
+                raise UserError(f"--method.student-ramp-share {share}: choose a share from 0 to below 1")
+            if values["method.student_ramp_epochs"]:
+                raise UserError(
+                    f"--method.student-ramp-share {share}: give it or --method.student-ramp-epochs, not both"
+                )
         if self.collected_share > 1:
             raise UserError(f"--collected-share {self.collected_share}: choose a share above 0 and up to 1")
         if self.train_teacher and self.teacher_weights is not None:

@@ -50,6 +50,13 @@ def own_network(spec: str) -> OwnNetwork | None:
     return OwnNetwork(place, name, tuple(parse_qsl(query, keep_blank_values=True)))
 
 
+def check_untrained(spec: str, flag: str) -> None:
+    """Raise UserError where a network that starts untrained is asked for with published weights (`tv:NAME@WEIGHTS`)."""
+    name, at, _ = spec.partition("@")
+    if at and name.startswith("tv:"):
+        raise UserError(f"{flag} {spec}: starts untrained, without published weights; choose {name}")
+
+
 def settled(spec: str, arguments: Sequence[str], flag: str) -> str:
     """A spec with its file's absolute path and the `NAME=VALUE` arguments of `flag`-args in it.
 

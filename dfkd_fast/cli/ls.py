@@ -81,7 +81,7 @@ def list_presets(methods: Sequence[str] = tuple(METHODS)) -> None:
 def list_models() -> None:
     """Networks of our own, and how others are named."""
     others = [
-        ("tv:NAME", "torchvision's network of that name"),
+        ("tv:NAME", "torchvision's network of that name; of its published weights the first, or tv:NAME@WEIGHTS"),
         ("timm:NAME", "timm's network of that name"),
         ("FILE.py:NAME", "your own: a class or function in a file that returns an nn.Module; its code is run"),
         ("package.module:NAME", "the same in a module that Python finds"),

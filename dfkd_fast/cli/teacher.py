@@ -14,7 +14,7 @@ from dfkd_fast.cli.report import say
 from dfkd_fast.config import Hardware, NetworkInput, check_teacher_data, check_values
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.flags import from_flags, parse
-from dfkd_fast.own_networks import settled
+from dfkd_fast.own_networks import check_untrained, settled
 from dfkd_fast.recipes import TeacherRecipe
 from dfkd_fast.terminal import command, page, show
 
@@ -73,6 +73,7 @@ def train(model: str, arguments: Sequence[str]) -> int:
     flags, prog = from_flags(arguments), "dfkd-fast teacher train MODEL"
     options = parse(TeacherOptions, TeacherOptions(), flags, short="recipe", prog=prog, description=about)
     check_values(options)
+    check_untrained(model, "teacher train")
     model = settled(model, options.teacher_args, "--teacher")
     if options.data is None:
         raise UserError("--data: missing; choose digits or the path of real images")

@@ -56,7 +56,7 @@ class PrintedDecoder(nn.Module):
     def reset_parameters(self) -> None:
         """Re-initialise every layer in place (torch's defaults), and where the power iterations start."""
         for layer in (self.stem, self.stem_norm, *self.convs, *self.norms, self.to_rgb, self.image_norm):
-            layer.reset_parameters()  # type: ignore[operator]
+            layer.reset_parameters()
             if isinstance(layer, SpectralConv2d):
                 layer.left.copy_(F.normalize(torch.randn_like(layer.left), dim=0))
 

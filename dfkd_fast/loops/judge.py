@@ -35,6 +35,8 @@ def judge_teacher(
     """Evaluate a teacher on the test images, or without any look at how it answers noise; all ranks call this."""
     info = teacher.info
     lines = [f"teacher {info.name}: {info.described()}"]
+    if info.published:
+        lines.append(f"teacher {info.name}: published weights, {info.published}")
     if teacher.unmatched:
         lines.append(f"teacher {info.name}: {len(teacher.unmatched)} layers unmatched: {listed(teacher.unmatched)}")
     if test is None:

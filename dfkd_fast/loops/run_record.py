@@ -34,12 +34,14 @@ def write_run_record(
     progress: Progress,
     *,
     teacher_top1: float | None,
+    published_weights: str,
     complete: bool,
     collected: int,
     costs: Mapping[str, float],
 ) -> dict[str, Any]:
     """Write run.json and return it. Seconds are wall time by phase; what was not evaluated is null, not 0.
-    `collected`: how many real images took part. `costs`: what `run_costs` found.
+    `published_weights`: which the teacher has (`ModelInfo.published`). `collected`: how many real images took part.
+    `costs`: what `run_costs` found.
     """
     seconds, counts = progress.seconds, progress.counts
     last = progress.last_evaluation
@@ -49,6 +51,7 @@ def write_run_record(
         "method": config.method_name,
         "dataset": config.dataset_name,
         "teacher": config.teacher,
+        "published_weights": published_weights or None,
         "student": config.student,
         "seed": config.seed,
         "text": config.text if label_text(config) is not None else None,

@@ -44,6 +44,8 @@ class ModelInfo:
 
     claimed_by: str = field(default="", compare=False)
     """the entry of a file of others that says so, `best_acc1`"""
+    published: str = field(default="", compare=False)
+    """which published weights were loaded, in words; empty where it was a file, or none; of this reading"""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -86,7 +88,7 @@ FIELDS = ("num_classes", "image_size", "mean", "std", "in_chans", "interpolation
 """fields of `ModelInfo` that somebody must state"""
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "box", "nearest")
 """filters that real images can be scaled with"""
-_OF_A_READING = ("sources", "claimed_top1", "claimed_by")
+_OF_A_READING = ("sources", "claimed_top1", "claimed_by", "published")
 _SHAPE = ("num_classes", "image_size")
 _ASKED = ("num_classes", "image_size", "mean", "std")
 

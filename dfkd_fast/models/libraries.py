@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -14,6 +14,7 @@ from dfkd_fast.errors import UserError, one_of
 from dfkd_fast.models.info import ModelInfo, Source, resolve
 from dfkd_fast.models.library_values import timm_values
 from dfkd_fast.models.torchvision_cpu import ensure_importable
+from dfkd_fast.models.torchvision_weights import chosen_weights, described_weights
 from dfkd_fast.models.vit import check_size, is_vit
 
 NOBODY = Source("", {})
@@ -35,8 +36,8 @@ class Order:
 
     @property
     def name(self) -> str:
-        """The name within its library."""
-        return self.spec.partition(":")[2] or self.spec
+        """The name within its library, without published weights that it may ask for."""
+        return (self.spec.partition(":")[2] or self.spec).partition("@")[0]
 
     @property
     def num_classes(self) -> int | None:
@@ -59,7 +60,10 @@ class Order:
 
 
 def torchvision_network(order: Order) -> tuple[nn.Module, ModelInfo]:
-    """A network `tv:NAME`, at random or with its published weights. Raises UserError where it is not to be had."""
+    """A network `tv:NAME` or `tv:NAME@WEIGHTS`, at random or with its published weights.
+
+    Raises UserError where it is not to be had.
+    """
     ensure_importable()
     from torchvision import models
 
@@ -67,10 +71,9 @@ def torchvision_network(order: Order) -> tuple[nn.Module, ModelInfo]:
     if order.name not in names:
         raise _no_such(order, names, "torchvision")
     published = models.get_model_weights(order.name)
-    # The first published weights are those that the papers distil from; a later recipe is another teacher.
-    first = next(iter(published))
-    preset = first.transforms()
-    categories = tuple(first.meta["categories"])
+    chosen = chosen_weights(published, order.spec.partition("@")[2], f"{order.flag} {order.spec}")
+    preset = chosen.transforms()
+    categories = tuple(chosen.meta["categories"])
     values = {
         "num_classes": len(categories),
         "image_size": preset.crop_size[0],
@@ -84,7 +87,8 @@ def torchvision_network(order: Order) -> tuple[nn.Module, ModelInfo]:
         raise UserError(f"{order.flag} {order.spec}: takes images of 3 channels, not {info.in_chans}")
     if order.pretrained:
         _check_classes(order, len(categories))
-    weights = first if order.pretrained else None
+        info = replace(info, published=described_weights(published, chosen))
+    weights = chosen if order.pretrained else None
     try:
         model = models.get_model(order.name, weights=weights, num_classes=info.num_classes)
     except OSError as error:
@@ -109,6 +113,7 @@ def timm_network(order: Order) -> tuple[nn.Module, ModelInfo]:
     info = order.info(Source("timm's configuration", timm_values(config)))
     if order.pretrained:
         _check_classes(order, config["num_classes"])
+        info = replace(info, published=f"timm's {'.'.join(filter(None, (config['architecture'], config['tag'])))}")
     sizes = {"num_classes": info.num_classes, "in_chans": info.in_chans}
     if config.get("fixed_input_size") and info.image_size != config["input_size"][-1]:
         sizes["img_size"] = info.image_size  # a transformer's grid; published position embeddings are resized to it

@@ -27,6 +27,7 @@ CIFAR_PAIRS = {
     ("wrn40_2", "wrn16_2"),
 }
 LARGE_PAIRS = {("tv:resnet34", "tv:resnet18"), ("tv:resnet50", "tv:mobilenet_v2")}
+IMAGENET_PAIRS = {("tv:resnet34", "tv:resnet18"), ("tv:resnet50@IMAGENET1K_V2", "tv:mobilenet_v2")}  # of 80.86 %
 RATIOS = 4  # 1, 5, 10 and 20 %
 CIFAR, LARGE = ("cifar10", "cifar100"), ("imagenette", "imagewoof", "imagenet")
 # Preset -> networks that results are published for, and how many results.
@@ -35,11 +36,13 @@ PUBLISHED: dict[tuple[str, str], tuple[set[tuple[str, str]], int]] = {
     ("nayer", "tiny-imagenet"): ({("resnet34", "resnet18")}, 3),
     ("nayer", "imagenet"): ({("tv:resnet50", "tv:resnet50")}, 1),
     **{(method, name): (CIFAR_PAIRS, 5) for method in ("muse-s", "muse") for name in CIFAR},
-    **{(method, name): (LARGE_PAIRS, 2 * RATIOS) for method in ("muse-s", "muse") for name in LARGE},
+    **{(method, name): (LARGE_PAIRS, 2 * RATIOS) for method in ("muse-s", "muse") for name in LARGE[:2]},
+    **{(method, "imagenet"): (IMAGENET_PAIRS, 2 * RATIOS) for method in ("muse-s", "muse")},
     ("muse-s", "imagenet-deit"): ({("timm:deit_base_patch16_224", "timm:deit_tiny_patch16_224")}, 2),
     **{("ssdkd", f"{name}{size}"): (CIFAR_PAIRS, 5) for name in CIFAR for size in ("", "-full")},
     **{("fast", f"{name}-fast{steps}"): (CIFAR_PAIRS, 5) for name in CIFAR for steps in (2, 5, 10)},
-    **{("fast", f"{name}-fast100"): (LARGE_PAIRS, 2 * RATIOS) for name in LARGE},
+    **{("fast", f"{name}-fast100"): (LARGE_PAIRS, 2 * RATIOS) for name in LARGE[:2]},
+    ("fast", "imagenet-fast100"): (IMAGENET_PAIRS, 2 * RATIOS),
     ("fast", "imagenet-fast50"): (
         {("tv:resnet50", f"tv:{name}") for name in ("resnet50", "resnet18", "mobilenet_v2")},
         3,
@@ -161,8 +164,8 @@ def test_ls_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert "cifar10 wrn40_2 -> wrn16_2 94.07 % 6.77 h [1] --preset cifar10" in lines
     assert lines[0] == "dfkd-fast train nayer FLAGS"
     assert "[1] NAYER tables 1 and 2, A100" in lines
-    pair = "--teacher tv:resnet50 --student tv:mobilenet_v2 --data-ratio 1"
-    assert f"imagenet tv:resnet50 -> tv:mobilenet_v2 24.25 % 9.30 h [3] --preset imagenet {pair}" in lines
+    pair = "--teacher tv:resnet50@IMAGENET1K_V2 --student tv:mobilenet_v2 --data-ratio 1"
+    assert f"imagenet tv:resnet50@IMAGENET1K_V2 -> tv:mobilenet_v2 24.25 % 9.30 h [3] --preset imagenet {pair}" in lines
     assert "[3] MUSE table 1, A100" in lines
     assert not [line for line in lines if "train fast" in line]
     assert main(["ls", "presets", "hidfd"]) == 0

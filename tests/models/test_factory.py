@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dfkd_fast.catalog import MODELS
+from dfkd_fast.config_sources import default_config
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.sealed import HEADER
@@ -183,6 +184,56 @@ def test_code_that_returns_what_is_no_number(tmp_path: Path, monkeypatch: pytest
     message = message_of("hub.py:net", image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
     expected = "--teacher hub.py:net: 1.bias holds 4 of 4 numbers that are not finite; its code made it so: "
     assert message.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("spec", "file", "said"),
+    [
+        (
+            "tv:resnet50",
+            "resnet50-0676ba61.pth",
+            "torchvision's IMAGENET1K_V1 (76.13 %, test images scaled to 256); there is @IMAGENET1K_V2 (80.86 %), too",
+        ),
+        (
+            "tv:resnet50@IMAGENET1K_V2",
+            "resnet50-11ad3fa6.pth",
+            "torchvision's IMAGENET1K_V2 (80.86 %, test images scaled to 232); there is @IMAGENET1K_V1 (76.13 %), too",
+        ),
+        ("tv:resnet18", "resnet18-f37072fd.pth", "torchvision's IMAGENET1K_V1 (69.76 %, test images scaled to 256)"),
+    ],
+)
+def test_which_of_the_published_weights_is_chosen_and_said(
+    spec: str, file: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensure_importable()
+    asked: list[str] = []
+
+    def download(url: str, **_: Any) -> dict[str, Any]:
+        asked.append(url)
+        return {}
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    monkeypatch.setattr(nn.Module, "load_state_dict", lambda *_args, **_kwargs: None)
+    info = load_model(spec, pretrained=True)[1]
+    assert [url.rpartition("/")[2] for url in asked] == [file]
+    assert (info.published, info.name) == (said, spec)
+    assert "published" not in info.header()
+
+
+def test_weights_that_cannot_be_had() -> None:
+    assert message_of("tv:resnet50@V2", pretrained=True) == (
+        "--teacher tv:resnet50@V2: torchvision has no such weights; choose @IMAGENET1K_V1 or @IMAGENET1K_V2"
+    )
+    _, info = load_model("tv:resnet18@IMAGENET1K_V1", num_classes=7, image_size=64)
+    assert (info.num_classes, info.image_size, info.published) == (7, 64, ""), "its configuration alone"
+    spec = "tv:resnet50@IMAGENET1K_V2"
+    config = replace(default_config("fast"), teacher=spec, student=spec)
+    with pytest.raises(
+        UserError, match=r"^--student tv:resnet50@IMAGENET1K_V2: starts untrained, .*; choose tv:resnet50$"
+    ):
+        config.check()
+    with pytest.raises(UserError, match=r"^--teacher tv:resnet50@IMAGENET1K_V2: starts untrained"):
+        replace(config, student="cnn", train_teacher=True).check()
 
 
 def test_published_weights_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
