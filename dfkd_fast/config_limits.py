@@ -18,6 +18,7 @@ LEAST = {
     **dict.fromkeys(("method.warmup_epochs", "method.warmup_rounds", "method.rounds", "method.generator_life"), 0),
     **dict.fromkeys(("method.student_lr", "method.student_lr_min", "method.generator_lr", "method.crop_padding"), 0),
     **dict.fromkeys(("method.student_momentum", "method.student_weight_decay"), 0),
+    **dict.fromkeys(("method.student_ramp_epochs", "method.student_ramp_share"), 0),
     "method.synthesis_batch_size": 2,  # one image has no batch statistics
     **{f"{section}.{key}": least for section in ("recipe", "teacher_recipe") for key, least in _RECIPE_LEAST.items()},
     **dict.fromkeys(

@@ -196,10 +196,10 @@ def student_optimizer(
 def student_lr(config: MethodConfig, epoch: int) -> float:
     """The student's learning rate in an epoch (0-based): one value per epoch, from the end of the warm-up on.
 
-    Linear over `student_ramp_epochs`, then a cosine from `student_lr` to `student_lr_min` over the rest, or a tenth
+    Linear over `ramp_epochs`, then a cosine from `student_lr` to `student_lr_min` over the rest, or a tenth
     of it for each of `student_lr_steps` that has passed.
     """
-    ramp = config.student_ramp_epochs
+    ramp = config.ramp_epochs
     distilled = epoch - config.warmup_epochs
     if distilled < ramp:
         return config.student_lr * (distilled + 1) / ramp

@@ -14,10 +14,9 @@ from typing import Literal
 
 from torch import nn
 
-from dfkd_fast.errors import UserError
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup
-from dfkd_fast.methods.muse_scale import MuseScale, parts
+from dfkd_fast.methods.muse_scale import MuseScale, check_centres, parts
 from dfkd_fast.models.class_embedding import ClassEmbedding
 from dfkd_fast.models.taps import TappedNet
 from dfkd_fast.models.teacher import NetOutput
@@ -85,6 +84,10 @@ class MuseSConfig(MethodConfig):
     """distance from its class up to which new images are driven (paper: r_o)"""
     rescale: Literal["auto", "always", "never"] = "auto"
     """bring embeddings to the scale that the radii are given for, CLIP's; auto: unless they are CLIP's or a file's"""
+    aed_network: Literal["student", "teacher"] = "student"
+    """whose embedding of new images L_aed looks at: the student's (Eq. 12), or the teacher's (the sentence above it),
+    which needs class centres, --text class-centre
+    """
     hinge_per_sample: bool = False
     """compare distance and radius for each image, not for the mean of the batch"""
     window_decay: float = DECAY
@@ -143,8 +146,7 @@ class Muse(Method):
             flag=f"--text {setup.text}",
         )
         self.scales = nn.ModuleList(MuseScale(part, setup, student, self.embedding) for part in parts(config))
-        if learnt:
-            self._check_warmup()
+        check_centres(config, setup, self.scales[0])  # type: ignore[arg-type]
 
     def sources(self) -> Sequence[Method]:
         return tuple(self.scales)  # type: ignore[arg-type]
@@ -164,16 +166,6 @@ class Muse(Method):
             whole = map(self.joined.gather, (student.pooled(), batch.labels))
             terms["ed"] = self.embedding.attraction(*whole)  # Eq. 10
         return terms
-
-    def _check_warmup(self) -> None:
-        """Class centres are learnt from the first images of each class, and the student needs them all."""
-        first: MuseScale = self.scales[0]  # type: ignore[assignment]
-        made = first.plan.before(self.config.warmup_epochs) * first.config.synthesis_batch_size
-        if made < self.info.num_classes:
-            raise UserError(
-                f"--text {CENTRES}: the warm-up shows {made} of {self.info.num_classes} classes; "
-                "give more --method.warmup-epochs, or another --text"
-            )
 
 
 class MuseS(Muse):

@@ -21,6 +21,7 @@ from dfkd_fast.models.taps import TappedNet
 from dfkd_fast.optim import OptimizerSpec
 from dfkd_fast.pool.budget import RoundPlan, data_ratio_capacity
 from dfkd_fast.rng import labels_in_turn
+from dfkd_fast.text import CENTRES
 
 if TYPE_CHECKING:
     from dfkd_fast.methods.muse import MuseSConfig
@@ -99,8 +100,11 @@ class MuseScale(Method):
             seen = student(view)
             terms["adv"] = disagreement(seen.logits, teacher.logits)  # Eq. 3, alpha_adv
             if self.config.aed_weight:
-                gather, whole = self.joined.gather, self.joined.whole
-                terms["aed"] = embedding.repulsion(gather(seen.pooled()), whole(self.labels))  # Eq. 12
+                gather, whole = self.joined.gather, self.joined.whole(self.labels)
+                if self.config.aed_network == "teacher":  # the sentence above Eq. 11
+                    terms["aed"] = embedding.repulsion_in_teacher(gather(teacher.pooled()), whole)
+                else:
+                    terms["aed"] = embedding.repulsion(gather(seen.pooled()), whole)  # Eq. 12
         return images, terms
 
     def end_round(self, best_images: Tensor) -> SynthBatch:
@@ -142,3 +146,22 @@ def round_plan(config: MuseSConfig, full_size: int) -> RoundPlan:
         most=config.rounds,
         endless=config.fifo,
     )
+
+
+def check_centres(config: MuseSConfig, setup: Setup, first: MuseScale) -> None:
+    """Raise UserError where class centres are needed and not learnt, or not all of them before the student starts:
+    they are the features of the first images of each class, which `first` makes.
+    """
+    if setup.text != CENTRES:
+        if config.aed_network == "teacher":
+            raise UserError(
+                f"--aed-network teacher: --text {setup.text} gives vectors in another space than the teacher's "
+                f"features, and no map between them is published; choose --text {CENTRES} or --aed-network student"
+            )
+        return
+    made = first.plan.before(config.warmup_epochs) * first.config.synthesis_batch_size
+    if made < setup.info.num_classes:
+        raise UserError(
+            f"--text {CENTRES}: the warm-up shows {made} of {setup.info.num_classes} classes; "
+            "give more --method.warmup-epochs, or another --text"
+        )

@@ -49,6 +49,8 @@ class MethodConfig:
     """learning rate at the end of the cosine (paper: eta_min)"""
     student_ramp_epochs: int = 0
     """first distilled epochs, over which the learning rate rises linearly to its peak; the cosine follows"""
+    student_ramp_share: float = 0.0
+    """the same as a share of the distilled epochs, which follows `epochs` (MUSE's growing rate: 0.1)"""
     student_lr_steps: tuple[int, ...] = ()
     """distilled epochs after which the learning rate is divided by 10; with any of them there is no cosine"""
     student_momentum: float = 0.9
@@ -69,6 +71,11 @@ class MethodConfig:
     """random horizontal flips, for synthesis and for the student; off for images with a side (digits)"""
     student_flip: Literal["same", "on", "off"] = "same"
     """the same for the student alone; same: as in synthesis"""
+
+    @property
+    def ramp_epochs(self) -> int:
+        """First distilled epochs of a growing learning rate, however they are given."""
+        return self.student_ramp_epochs or round(self.student_ramp_share * (self.epochs - self.warmup_epochs))
 
     @property
     def student_crops(self) -> Crops:

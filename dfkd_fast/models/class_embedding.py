@@ -65,6 +65,11 @@ class ClassEmbedding(nn.Module):
         embedded = F.linear(features, self.side.weight.detach(), self.side.bias.detach())
         return repelling(embedded, self._of(labels), self.radii[1], per_sample=self.per_sample)
 
+    def repulsion_in_teacher(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Eq. 12 of the teacher's own pooled features (B, D), the space that learnt centres lie in -> scalar."""
+        assert self.learnt, "other centres lie in another space"
+        return repelling(features * self.scale, self._of(labels), self.radii[1], per_sample=self.per_sample)
+
     @torch.no_grad()
     def learn(self, features: Tensor, labels: Tensor) -> None:
         """Take the classes' centres from the teacher's pooled features (B, D), each once: when it is first seen.

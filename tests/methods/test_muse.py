@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from toy_networks import INFO, lived_in
 from dfkd_fast.catalog import presets
 from dfkd_fast.config_sources import default_config, load_config
 from dfkd_fast.errors import UserError
+from dfkd_fast.loops.student import student_lr
 from dfkd_fast.losses.embedding import separation
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.muse import Muse, MuseConfig, MuseS, MuseSConfig
@@ -328,6 +330,76 @@ def test_class_centres_come_class_by_class(setup: Setup, runtime: Any) -> None:
         embedding.centres, torch.stack([features[0], 2 * features[0], features[1], 2 * features[1]])
     )
     assert embedding.scale > 0
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_the_generators_embedding_term_on_the_teacher(
+    setup: Setup, teacher: nn.Module, runtime: Any, per_sample: bool
+) -> None:
+    """max(0, r_o - MSE(f_T, f_y)) by hand, in the space of the class centres; value and gradient in float64."""
+    config = replace(CONFIG, aed_network="teacher", outer_radius=2.0, hinge_per_sample=per_sample)
+    method = runtime.place(MuseS(config, setup._replace(text=CENTRES))).train()
+    part, embedding = scale(method), method.embedding
+    torch.manual_seed(1)
+    part.begin_round(2, 0)
+    with torch.no_grad():
+        part.end_round(torch.rand(10, 3, 12, 12, dtype=torch.float64))
+    view = torch.rand(10, 3, 12, 12, dtype=torch.float64, requires_grad=True)
+    part.augment = nn.Identity()
+    part.generator.forward = lambda _embeddings: view
+    _, terms = part.synthesis_step()
+    seen = last_map(teacher, view).mean((2, 3))
+    squares = ((seen - embedding.centres[part.labels]) ** 2).mean(1) * embedding.scale**2
+    wanted = (2.0 - (squares if per_sample else squares.mean())).clamp_min(0).mean()
+    torch.testing.assert_close(terms["aed"], wanted, rtol=1e-9, atol=1e-9)
+    assert 0 < wanted < 2
+    (found,) = torch.autograd.grad(terms["aed"], view, retain_graph=True)
+    (expected,) = torch.autograd.grad(wanted, view)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-12)
+    assert found.abs().max() > 0
+
+
+def test_text_vectors_are_in_another_space_than_the_teachers_features(setup: Setup) -> None:
+    with pytest.raises(UserError, match=r"^--aed-network teacher: --text clip gives vectors in another space than "):
+        MuseS(replace(CONFIG, aed_network="teacher"), setup._replace(text="clip"))
+
+
+@pytest.mark.parametrize("epochs", [400, 100, 30])
+def test_a_growing_learning_rate_follows_the_epochs(epochs: int) -> None:
+    """Linear over the first tenth of all epochs, whatever their number, then a cosine to 0."""
+    flags = ["--epochs", str(epochs), "--warmup-epochs", "0", "--student-ramp-share", "0.1"]
+    config = load_config(default_config("muse-s"), preset="cifar10", flags=flags)
+    config.check()
+    ramp, peak = epochs // 10, config.method.student_lr
+    rates = [student_lr(config.method, epoch) for epoch in range(epochs)]
+    assert rates[:ramp] == pytest.approx([peak * (epoch + 1) / ramp for epoch in range(ramp)], rel=1e-12)
+    falling = [peak * (1 + math.cos(math.pi * step / (epochs - ramp))) / 2 for step in range(epochs - ramp)]
+    assert rates[ramp:] == pytest.approx(falling, rel=1e-9, abs=1e-15)
+    assert scheduled(epochs, ramp=ramp) == rates
+
+
+def scheduled(epochs: int, *, ramp: int) -> list[float]:
+    """The same by a number of epochs."""
+    flags = ["--epochs", str(epochs), "--warmup-epochs", "0", "--student-ramp-epochs", str(ramp)]
+    recipe = load_config(default_config("muse-s"), preset="cifar10", flags=flags).method
+    return [student_lr(recipe, epoch) for epoch in range(epochs)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--student-ramp-share", "1"], "--method.student-ramp-share 1.0: choose a share from 0 to below 1"),
+        (
+            ["--student-ramp-share", "0.1", "--student-ramp-epochs", "4"],
+            "--method.student-ramp-share 0.1: give it or --method.student-ramp-epochs, not both",
+        ),
+        (["--student-ramp-share", "-0.1"], "--method.student-ramp-share -0.1: choose 0 or more"),
+    ],
+)
+def test_shares_that_are_none(flags: list[str], line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(default_config("muse-s"), preset="cifar10", flags=flags).check()
+    assert str(caught.value) == line
 
 
 def test_mistakes_are_named(setup: Setup) -> None:
