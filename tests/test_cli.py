@@ -207,6 +207,20 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainConfig, bool]]:
     return calls
 
 
+def test_a_setting_is_shown_as_its_flag_is_given(
+    runs: list[tuple[TrainConfig, bool]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And what it was before only where it was anything."""
+    monkeypatch.chdir(tmp_path)
+    flags = ("--mean", "0.5", "0.4", "0.3", "--std", "0.2", "0.2", "0.2", "--student", "cnn")
+    assert main(["train", "nayer", "--preset", "cifar10", *flags]) == 0
+    _, *shown = capsys.readouterr().out.splitlines()
+    assert shown == ["  mean = 0.5 0.4 0.3", "  std = 0.2 0.2 0.2", "  student = cnn (not wrn16_2)"]
+
+
 def test_train(
     runs: list[tuple[TrainConfig, bool]],
     tmp_path: Path,

@@ -286,6 +286,10 @@ def test_info_of_a_file_builds_the_network_that_is_named(code: Path, capsys: pyt
     named = ("teacher", "info", "wide.safetensors", *PIXELS)
     assert main([*named, "--network", "net.py:Net", "--teacher-args", "width=12"]) == 0
     assert "its answer (num classes)" in capsys.readouterr().out
+    Path("fresh.py").write_text(Path("net.py").read_text() + "# fresh\n")
+    assert main([*named, "--network", "fresh.py:Net", "--teacher-args", "width=12"]) == 0
+    said, first, *_ = capsys.readouterr().out.splitlines()
+    assert (said.startswith("--network "), first.startswith("network ")) == (True, True), "not between the table's rows"
     assert main([*named, "--network", "net.py:Net"]) == 2
     assert "does not fit" in line_of(capsys)
     assert main([*named, "--teacher-args", "width=12"]) == 2

@@ -180,7 +180,7 @@ def info(target: str, arguments: Sequence[str]) -> None:
     elif options.teacher_args:
         raise UserError(f"--teacher-args {options.teacher_args[0]}: say by --network whose they are")
     rows = describe_file(Path(target), options) if Path(target).is_file() else describe_model(target, options)
-    for name, value in rows:
+    for name, value in list(rows):  # what is said while they are found stands above them
         show(f"{name:18}{value}")
 
 

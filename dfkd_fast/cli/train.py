@@ -142,4 +142,10 @@ def _announce(before: TrainConfig[Any], config: TrainConfig[Any], preset: str | 
     """Print what the run is and how it differs from its preset, or from the method's defaults."""
     show(f"{config.method_name}, {f'preset {preset}' if preset else 'defaults'} -> {config.run_folder}")
     for key, old, new in differences(before, config):
-        show(f"  {key} = {new} (not {old})")
+        unset = old is None or old == "" or old == ()
+        show(f"  {key} = {_written(new)}" + ("" if unset else f" (not {_written(old)})"))
+
+
+def _written(value: Any) -> str:
+    """A setting as its flag is given."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
