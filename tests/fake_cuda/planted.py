@@ -1,27 +1,22 @@
-"""Mistakes planted in captured steps: `python tests/fake_cuda/planted.py` prints what the scan says of each."""
+"""Mistakes planted in captured steps, and what the scan says of each."""
 
 from __future__ import annotations
 
-import guard
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-guard.load_guard()  # before torch, which the others import
+import torch
+from card import fake_card
+from scan import scan
+from torch import Tensor
+from watch import Watch
+from whole_runs import Case, without_values
 
-import json  # noqa: E402
-import tempfile  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
-
-import torch  # noqa: E402
-from card import fake_card  # noqa: E402
-from scan import scan  # noqa: E402
-from torch import Tensor  # noqa: E402
-from watch import Watch  # noqa: E402
-from whole_runs import Case, without_values  # noqa: E402
-
-from dfkd_fast.loops import steps  # noqa: E402
-from dfkd_fast.methods.base import LossTerms  # noqa: E402
-from dfkd_fast.runtime import make_runtime  # noqa: E402
+from dfkd_fast.loops import steps
+from dfkd_fast.methods.base import LossTerms
+from dfkd_fast.runtime import make_runtime
 
 KEPT: list[Tensor] = []
 MISTAKES: dict[str, tuple[str, Callable[[Tensor], Any]]] = {
@@ -85,14 +80,10 @@ def spoil(method: Any) -> None:
         source.synthesis_step = planted
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def caught() -> dict[str, dict[str, Any]]:
+    """What the scan says of each mistake, and what it must say."""
     found = {name: found_in(mistake) for name, (_, mistake) in MISTAKES.items()}
     with tempfile.TemporaryDirectory() as folder:
         run = scan(Case(method="dafl", teacher="cnn", student="cnn_s"), Path(folder), plant=spoil)
     found["in a method"] = sorted({line[0] for line in run["findings"] if line[1]})
-    print(json.dumps({"found": found, "expected": {name: kind for name, (kind, _) in MISTAKES.items()}}))
-
-
-if __name__ == "__main__":
-    main()
+    return {"found": found, "expected": {name: kind for name, (kind, _) in MISTAKES.items()}}

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from dfkd_fast.catalog import METHODS
 
 HERE = Path(__file__).parent
 TABLE = HERE.parent.parent / "bench/results/launches.json"
-SMALL = ("--teacher", "cnn", "--student", "cnn_s")
 NAMES = list(METHODS)
 PARTS = [NAMES[start::4] for start in range(4)]
-"""of the methods: a process runs several, the workers of a test run share the processes"""
+"""of the methods: a process of the nightly scans runs several"""
+APART = {"test_each_planted_mistake_is_caught": "planted", "test_evaluation_of_images_on_a_card": "evaluation"}
+TABLED = "nayer"
+"""the method whose launches on WRN-40-2 and WRN-16-2 every change counts; the others' every night"""
 
 pytestmark = [
     pytest.mark.skipif(torch.version.cuda is not None, reason="for a torch without CUDA"),
@@ -33,53 +35,105 @@ pytestmark = [
 ]
 
 
-def printed(script: str, *arguments: str) -> list[dict[str, Any]]:
-    """What a script of this folder prints, in a process of its own: torch must be imported after the guard."""
+def started(script: str, *arguments: str) -> subprocess.Popen[str]:
+    """A script of this folder, in a process of its own: torch must be imported after the guard."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-W", "ignore", str(HERE / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment | {"OMP_NUM_THREADS": "1"})
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert lines, done.stderr[-3000:]
-    return lines
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment | {"OMP_NUM_THREADS": "1"})
+
+
+def printed(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
+    """The JSON lines that it prints, as they come."""
+    assert process.stdout is not None
+    yield from (json.loads(line) for line in process.stdout if line.startswith("{"))
+
+
+@pytest.fixture(scope="module")
+def said(request: pytest.FixtureRequest) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """What one process says of a scan by its name; it runs those of the tests that were chosen, in their order."""
+    here = [item for item in request.session.items if isinstance(item, pytest.Function) and item.path == request.path]
+    names = [
+        item.callspec.params["scan"] if hasattr(item, "callspec") else APART[item.name]
+        for item in here
+        if "said" in item.fixturenames
+    ]
+    process = started("in_ci.py", *names)
+    lines, known = zip(names, printed(process), strict=False), {}
+
+    def find(name: str) -> dict[str, Any]:
+        while name not in known:
+            found = next(lines, None)
+            assert found is not None, f"the scans ended, with what stands in the captured output, before {name}"
+            known[found[0]] = found[1]
+        return known[name]
+
+    yield find
+    process.terminate()
+    process.communicate()
+
+
+def check(name: str, run: dict[str, Any]) -> None:
+    """Nothing was found, and both of a method's steps were captured."""
+    assert not run["error"], f"{name}: {run['error']}"
+    assert not run["findings"], f"{name}: {run['findings']}"
+    kinds = {step.partition(" ")[0].rstrip(",") for step in run["kernels"]}
+    assert kinds == {"synthesis", "student"}, f"{name}: captured {list(run['kernels'])}"
+
+
+def check_bounds(name: str, run: dict[str, Any], part: str | None = None) -> None:
+    """No step launches more than the table, or this part of it, allows."""
+    table = json.loads(TABLE.read_text())
+    if table["torch"] != torch.__version__.partition("+")[0]:
+        return  # another torch has other operators: nothing is to be learnt from how many
+    bounds = {step: row["bound"] for step, row in (table[part] if part else table)["steps"][name].items()}
+    found = {step: sum(kernels.values()) for step, kernels in run["kernels"].items()}
+    assert bounds.keys() == found.keys(), f"{name}: run `make bench SUITE=launches`"
+    grown = {step: (count, bounds[step]) for step, count in found.items() if count > bounds[step]}
+    assert not grown, f"{name}: more launches than the table allows: {grown}"
 
 
 def scanned(methods: Sequence[str], *arguments: str) -> dict[str, dict[str, Any]]:
     """The scan of each method, in which nothing was found."""
-    runs = {run["case"]["method"]: run for run in printed("scan.py", *methods, *arguments)}
+    runs = {run["case"]["method"]: run for run in printed(started("scan.py", *methods, *arguments))}
     assert list(runs) == list(methods)
     for name, run in runs.items():
-        assert not run["error"], f"{name}: {run['error']}"
-        assert not run["findings"], f"{name}: {run['findings']}"
-        kinds = {step.partition(" ")[0].rstrip(",") for step in run["kernels"]}
-        assert kinds == {"synthesis", "student"}, f"{name}: captured {list(run['kernels'])}"
+        check(name, run)
     return runs
 
 
-def test_each_planted_mistake_is_caught() -> None:
-    (said,) = printed("planted.py")
-    assert said["found"].pop("in a method") == ["host sync", "outlives its graph"]
-    for name, kind in said["expected"].items():
-        found = said["found"][name]
-        assert [line for line in found if line.startswith(kind)] if kind else not found, f"{name}: {found}"
+def test_each_planted_mistake_is_caught(said: Callable[[str], dict[str, Any]]) -> None:
+    found = dict(said("planted")["found"])
+    assert found.pop("in a method") == ["host sync", "outlives its graph"]
+    for name, kind in said("planted")["expected"].items():
+        assert [line for line in found[name] if line.startswith(kind)] if kind else not found[name], f"{name}: {found}"
 
 
+def test_evaluation_of_images_on_a_card(said: Callable[[str], dict[str, Any]]) -> None:
+    """Those on the card itself and those on another: neither can be pinned. And a card has its number."""
+    assert said("evaluation") == {"cuda:0": [], "cuda:1": [], "cpu": [], "devices": ["cuda:0"] * 3}
+
+
+@pytest.mark.parametrize("scan", [f"{TABLED}-table", *(f"{name}-bf16" for name in NAMES if name != TABLED)])
+def test_bf16(scan: str, said: Callable[[str], dict[str, Any]]) -> None:
+    run = said(scan)
+    check(scan, run)
+    if scan == f"{TABLED}-table":
+        check_bounds(TABLED, run)
+
+
+@pytest.mark.parametrize("scan", [f"{name}-fp16" for name in NAMES])
+def test_fp16_on_one_of_two_ranks_and_its_launches(scan: str, said: Callable[[str], dict[str, Any]]) -> None:
+    run = said(scan)
+    check(scan, run)
+    check_bounds(run["case"]["method"], run, "small")
+
+
+@pytest.mark.nightly
 @pytest.mark.parametrize("methods", PARTS, ids=" ".join)
-def test_bf16_and_its_launches(methods: list[str]) -> None:
-    """On WRN-40-2 and WRN-16-2, whose launches are bounded."""
-    table = json.loads(TABLE.read_text())
+def test_launches(methods: list[str]) -> None:
+    """On WRN-40-2 and WRN-16-2, for which there are goals."""
     for name, run in scanned(methods).items():
-        if table["torch"] != torch.__version__.partition("+")[0]:
-            continue  # another torch has other operators: nothing is to be learnt from how many
-        bounds = {step: row["bound"] for step, row in table["steps"][name].items()}
-        found = {step: sum(kernels.values()) for step, kernels in run["kernels"].items()}
-        assert bounds.keys() == found.keys(), f"{name}: run `make bench SUITE=launches`"
-        grown = {step: (count, bounds[step]) for step, count in found.items() if count > bounds[step]}
-        assert not grown, f"{name}: more launches than the table allows: {grown}"
-
-
-@pytest.mark.parametrize("methods", [NAMES[::2], NAMES[1::2]], ids=" ".join)
-def test_fp16_on_one_of_two_ranks(methods: list[str]) -> None:
-    scanned(methods, "--precision", "fp16", "--rank", "1", "--ranks", "2", *SMALL)
+        check_bounds(name, run)
 
 
 @pytest.mark.nightly

@@ -7,14 +7,13 @@ import gc
 import sys
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from launches import is_launch, launches, moved
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 SYNCS = frozenset(
     f"aten::{name}"
@@ -101,11 +100,12 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if any(tensor.is_cuda for tensor in given) or torch.device(kwargs.get("device") or "cpu").type == "cuda":
+        given = _tensors([args, *kwargs.values()])
+        on_gpu = any(tensor.is_cuda for tensor in given)
+        if on_gpu or torch.device(kwargs.get("device") or "cpu").type == "cuda":
             for tensor in given:  # a number that a fake tensor remembers would be computed with, on the device
                 tensor.constant = None  # type: ignore[attr-defined]
-        self._check_before(name, args, given)
+        self._check_before(name, args, given, on_gpu)
         if name == "aten::_local_scalar_dense":
             dtype = given[0].dtype
             return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
@@ -114,15 +114,16 @@ class Watch(TorchDispatchMode):
         if kwargs.get("pin_memory"):  # page-locked memory is the driver's; what it holds has no values anyway
             kwargs = kwargs | {"pin_memory": False}
         results = None if name.startswith(WITHOUT_FAKE) else func(*args, **kwargs)
-        made = [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)]
+        if not self.capturing and name not in COPIES:
+            return results
+        made = _tensors([results])
         self._check_copy(name, given, made)
         if self.capturing:
             self._check_captured(name, given, made)
             self._count(name, func._schema, args, given, made)
         return results
 
-    def _check_before(self, name: str, args: Any, given: Sequence[Tensor]) -> None:
-        on_gpu = any(tensor.is_cuda for tensor in given)
+    def _check_before(self, name: str, args: Any, given: Sequence[Tensor], on_gpu: bool) -> None:
         if name in SYNCS and (on_gpu or self.capturing):
             self._add("host sync" if on_gpu else "value of a CPU tensor", name, site())
         if name in INDEXING and args[0].is_cuda:
@@ -162,6 +163,17 @@ class Watch(TorchDispatchMode):
         if is_launch(name, schema, made, fresh):
             self.kernels[self.step][name.partition("::")[2]] += launches(name, args, given)
             self.bytes[self.step] += moved(given, made)
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among arguments or results of an operator, which are they or lists of them."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(value)
+    return found
 
 
 def _memory(tensor: Tensor) -> int:
