@@ -69,13 +69,14 @@ def list_presets(methods: Sequence[str] = tuple(METHODS)) -> None:
     """Each preset's published results: data set, networks, top-1, hours, source, and the flags that train them."""
     head = ("data", "teacher -> student", "top-1", "time", "source", "flags")
     for method in methods:
-        rows = list(_preset_rows(method))
-        sources = list(dict.fromkeys(row[4] for row in rows))
+        entries = list(_entries(method))
+        sources = list(dict.fromkeys(source for _, entry in entries for source in _sources(entry)))
+        number = {source: f" [{place}]" for place, source in enumerate(sources, 1)}
         real = " --collected DATA" if FACTS[method].real_images else ""
         show(f"dfkd-fast train {method} FLAGS{real}")
-        print_table([head, *((*row[:4], f"[{sources.index(row[4]) + 1}]", row[5]) for row in rows)])
-        for number, source in enumerate(sources, 1):
-            show(f"  [{number}] {source}")
+        print_table([head, *(_preset_row(name, entry, number) for name, entry in entries)])
+        for source in sources:
+            show(f" {number[source]} {source}")
 
 
 def list_models() -> None:
@@ -118,7 +119,8 @@ def _method_row(name: str, facts: MethodFacts) -> tuple[str, ...]:
 
 def published(method: str, preset: str) -> list[dict[str, Any]]:
     """What a preset's source reports, its own pair first: teacher, student, top1, hours, source and the flags behind
-    `--preset` that lead there; what is not published is absent.
+    `--preset` that lead there; what is not published is absent. `hours_source`: where the hours are from, if from
+    elsewhere; `runs`: top1, std and source of several runs.
     """
     table = tomllib.loads(presets(method)[preset].read_text(encoding="utf-8"))
     pair, about = {key: table[key] for key in ("teacher", "student")}, table["preset"]
@@ -127,15 +129,28 @@ def published(method: str, preset: str) -> list[dict[str, Any]]:
     for entry in others:
         networks = [f"--{key} {entry[key]}" for key in pair if entry[key] != pair[key]]
         flags = " ".join([*networks, *filter(None, [entry.get("flags")])])
-        found.append({"source": about["source"], **entry, "flags": flags})
+        shared = {key: about[key] for key in ("source", "hours_source") if key in about}
+        found.append({**shared, **entry, "flags": flags})
     return found
 
 
-def _preset_rows(method: str) -> Iterable[tuple[str, ...]]:
-    for name in presets(method):
-        dataset = data_set_of(name) or name
-        for entry in published(method, name):
-            top1 = f"{entry['top1']:.2f} %" if "top1" in entry else ""
-            hours = f"{entry['hours']:.2f} h" if "hours" in entry else ""
-            flags = " ".join(filter(None, ("--preset", name, entry.get("flags"))))
-            yield dataset, f"{entry['teacher']} -> {entry['student']}", top1, hours, entry["source"], flags
+def _entries(method: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Every published result of a method: its preset and what `published` says of it."""
+    return ((name, entry) for name in presets(method) for entry in published(method, name))
+
+
+def _sources(entry: dict[str, Any]) -> list[str]:
+    """Of the top-1, then of hours and of several runs where those are from elsewhere."""
+    runs = entry.get("runs", {})
+    return [entry["source"], *filter(None, (entry.get("hours_source"), runs.get("source")))]
+
+
+def _preset_row(name: str, entry: dict[str, Any], number: dict[str, str]) -> tuple[str, ...]:
+    """Columns of `ls presets`; a number from elsewhere than the row's source has the number of its own behind it."""
+    top1 = f"{entry['top1']:.2f} %" if "top1" in entry else ""
+    hours = f"{entry['hours']:.2f} h{number.get(entry.get('hours_source', ''), '')}" if "hours" in entry else ""
+    if runs := entry.get("runs"):
+        top1 += f" ({runs['top1']} +- {runs['std']}{number[runs['source']]})"
+    flags = " ".join(filter(None, ("--preset", name, entry.get("flags"))))
+    networks = f"{entry['teacher']} -> {entry['student']}"
+    return data_set_of(name) or name, networks, top1, hours, number[entry["source"]].strip(), flags

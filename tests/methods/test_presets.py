@@ -161,7 +161,8 @@ def test_images_made(method: str, name: str) -> None:
 def test_ls_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls", "presets", "nayer", "muse"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "cifar10 wrn40_2 -> wrn16_2 94.07 % 6.77 h [1] --preset cifar10" in lines
+    assert "cifar10 wrn40_2 -> wrn16_2 94.07 % (94.11 +- 0.18 [2]) 6.77 h [1] --preset cifar10" in lines
+    assert "[2] NAYER table 14, three runs" in lines
     assert lines[0] == "dfkd-fast train nayer FLAGS"
     assert "[1] NAYER tables 1 and 2, A100" in lines
     pair = "--teacher tv:resnet50@IMAGENET1K_V2 --student tv:mobilenet_v2 --data-ratio 1"
@@ -172,6 +173,63 @@ def test_ls_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("dfkd-fast train hidfd FLAGS --collected DATA\n")
     assert main(["ls", "presets", "mouse"]) == 2
     assert capsys.readouterr().err == "dfkd-fast: ls presets mouse: did you mean muse? choose " + METHODS_LISTED
+
+
+NAYER_T14 = {  # mean and spread of three runs, E = 300
+    "cifar10": {"resnet34 resnet18": (95.24, 0.15), "wrn40_2 wrn16_2": (94.11, 0.18), "wrn40_2 wrn16_1": (91.94, 0.15)},
+    "cifar100": {
+        "resnet34 resnet18": (77.56, 0.12),
+        "wrn40_2 wrn16_2": (71.72, 0.14),
+        "wrn40_2 wrn16_1": (62.23, 0.21),
+    },
+}
+MUSE_T11 = {  # IPC 10 and 50: data ratios of 1 and 5 %
+    "muse-s": {"imagenette": ((34.5, 1.3), (80.3, 0.2)), "imagewoof": ((20.5, 0.2), (36.2, 0.4))},
+    "muse": {"imagenette": ((35.2, 1.6), (82.2, 0.2)), "imagewoof": ((21.1, 0.2), (37.3, 0.3))},
+}
+MUSE_T11["muse-s"]["imagenet"] = ((22.3, 0.7), (40.8, 0.3))
+MUSE_T11["muse"]["imagenet"] = ((24.1, 0.5), (42.8, 0.5))
+
+
+def test_published_spreads() -> None:
+    """All 18 that the papers print, and no others; each beside the single number of the same pair and settings."""
+    found: dict[Any, tuple[float, float]] = {}
+    for method, name in EVERY:
+        for entry in published(method, name):
+            if runs := entry.get("runs"):
+                found[method, name, f"{entry['teacher']} {entry['student']}", loaded(method, name, entry).method] = (
+                    runs["top1"],
+                    runs["std"],
+                )
+                assert abs(runs["top1"] - entry["top1"]) < 0.2
+                assert runs["source"].startswith(("NAYER table 14", "MUSE table 11"))
+    wanted = {}
+    for name, pairs in NAYER_T14.items():
+        recipe = load_config(default_config("nayer"), preset=name).method
+        wanted |= {("nayer", name, pair, recipe): value for pair, value in pairs.items()}
+    for method, cells in MUSE_T11.items():
+        for name, values in cells.items():
+            for ratio, value in zip((1, 5), values, strict=True):
+                flags = ["--data-ratio", str(ratio)]
+                recipe = load_config(default_config(method), preset=name, flags=flags).method
+                wanted[method, name, "tv:resnet34 tv:resnet18", recipe] = value
+    assert found == wanted
+    assert len(found) == 18
+
+
+@pytest.mark.parametrize("method", ["dafl", "zskt", "dfq"])
+def test_a_row_says_that_its_hours_are_of_other_runs(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """CIFAR-100's accuracies are CMI's, SSD-KD's table has the hours and other accuracies; on CIFAR-10 they agree."""
+    assert main(["ls", "presets", method]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    (mark,) = [
+        line.split()[0] for line in lines if line.endswith(" SSD-KD table 2, V100, of other runs than the top-1's")
+    ]
+    (own,) = [line.split()[0] for line in lines if line.endswith(" CMI README")]
+    rows = [line for line in lines if line.startswith("cifar100 ")]
+    assert len(rows) == 5
+    assert all(f" h {mark} {own} --preset cifar100" in row for row in rows)
+    assert not [line for line in lines if line.startswith("cifar10 ") and mark in line]
 
 
 METHODS_LISTED = f"{', '.join(list(METHODS)[:-1])} or {list(METHODS)[-1]}\n"
