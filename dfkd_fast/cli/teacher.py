@@ -131,7 +131,7 @@ def train_into(
                 recipe, model, images, test, runtime=runtime, stated=options, on_step=signals.check, state=state
             )
             save_network(out, network, found, top1=None if measured is None else measured.top1)
-            state.drop()
+            state.drop(show)
     except Interrupted as stop:
         kept = f"; to go on: {again}" if state.epochs else " before anything was written"
         return say(f"stopped by {stop}{kept}", kind="stopped", status=128 + stop.signum)

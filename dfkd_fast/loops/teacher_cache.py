@@ -144,7 +144,7 @@ class _Entry:
                     model, info, evaluation = teacher.train_teacher(*arguments, **settings, state=state)
                     self._write(model, info, evaluation, made_from, settings["runtime"], arguments[3])
                     found = model, info
-                state.drop()
+                state.drop(self.show)
         except Interrupted as stop:
             if state.epochs:
                 stop.note = f"the teacher's training goes on after epoch {state.epochs} with {_GO_ON}"

@@ -78,9 +78,12 @@ class TrainingState:
         checkpoint = Checkpoint(epoch=epoch, phase=TRAINING, tensors=tensors, record=record)
         save_checkpoint(self.folder, checkpoint, keep=_KEPT, flag=self.flag, go_on=self.go_on)
 
-    def drop(self) -> None:
-        """The training is over, and what it was for is on the disk."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def drop(self, show: Callable[[str], None]) -> None:
+        """The training is over, and what it was for is on the disk; says so where its checkpoints cannot be deleted."""
+        try:
+            shutil.rmtree(self.folder)
+        except OSError as error:
+            show(f"{self.folder}: could not be deleted ({error.strerror}); the training is over, nothing needs it")
 
     def _check_same(self, before: Mapping[str, Any]) -> None:
         changed = [f"{key} {new} (not {old})" for key, old, new in _differences(before, self.made_from) if old != new]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -146,7 +147,7 @@ def attempt(server: Server, recorded: Recorded, trial: Trial, folder: Path, seed
     fault = {"how": FAIL_READ if reads else FAIL, "at": trial.at, "code": error}
     ended = server.run(recorded.case.command(folder), folder, **fault)
     if ended.status == 0:
-        found = compare(recorded.outcome, outcome(folder))
+        found = compare(recorded.outcome, without_left(outcome(folder), ended))
         return "survived" if found == "same" else found
     if ended.refusal is None:
         return f"WRONG {ended}"
@@ -170,6 +171,13 @@ def verdict(server: Server, case: Case, folder: Path, expected: dict[str, Any]) 
     if ended.refusal is not None:
         return f"refused: {ended.refusal}"
     return f"WRONG {ended}" if ended.status != 0 else compare(expected, outcome(folder))
+
+
+def without_left(found: dict[str, Any], ended: Ended) -> dict[str, Any]:
+    """An outcome without the checkpoints of a teacher's training that the command said it could not delete."""
+    if re.search(r"^(dfkd-fast: )?\S*teacher\.training: could not be deleted", ended.text, re.MULTILINE) is None:
+        return found
+    return {name: value for name, value in found.items() if not name.startswith("teacher.training/")}
 
 
 def compare(expected: dict[str, Any], found: dict[str, Any]) -> str:
