@@ -219,7 +219,7 @@ def checkpoint(rng: random.Random, source: Path) -> list[str]:
     wrong: list[Callable[[torch.Tensor], Any]] = [
         *(
             lambda value: value * float("nan"),
-            lambda value: value[..., :1].contiguous(),
+            lambda value: value[..., :1].contiguous() if value.dim() else value[None],
             lambda value: value.to(torch.int8),
         ),
         *(lambda value: value.to(torch.complex64), lambda value: value.half(), lambda value: value * 1e38),

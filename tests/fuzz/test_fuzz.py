@@ -66,6 +66,8 @@ def fuzz(kind: str, seeds: range, ground: Path) -> list[int]:
     """Hand every input to its command; returns the exit statuses."""
     wrong, statuses = [], []
     for seed in seeds:
+        for name in ("in", "out"):  # of a seed that could not be made
+            shutil.rmtree(ground / name, ignore_errors=True)
         arguments = make(kind, seed, ground)
         before = listing(ground)
         outcome = run(arguments, ground)
