@@ -132,7 +132,7 @@ class Ssdkd(Method):
         self.generator.draw_latents()  # line 5
         self.labels.random_(self.info.num_classes)
         if self.config.diversity:
-            torch.div(self.pool.class_counts, self.pool.size.clamp(min=1), out=self.class_shares)
+            self.class_shares.copy_(self.pool.class_counts).div_(self.pool.size.clamp(min=1))  # integers' / is float32
         self.adversarial = epoch + 1 >= self.config.warmup_epochs  # as in Fast's release
 
     def synthesis_step(self) -> tuple[Tensor, LossTerms]:

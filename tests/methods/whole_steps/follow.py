@@ -73,7 +73,7 @@ def arena(**more: Any) -> Arena:
         fitted = torch.linalg.lstsq(torch.cat([seen, torch.ones(60, 1).double()], dim=1), wanted).solution
         student.fc.weight.copy_(fitted[:-1].T)
         student.fc.bias.copy_(fitted[-1])
-    embeddings = label_embeddings("orthogonal", INFO.num_classes, dim=8)
+    embeddings = label_embeddings("orthogonal", INFO.num_classes, dim=8).double()
     return Arena(teacher, student, Setup(frozen, frozen_twin(student), INFO, embeddings, **more), runtime)
 
 
@@ -153,12 +153,14 @@ class Start(NamedTuple):
     left: SynthBatch
 
 
-def follow_round(synthesizer: Synthesizer, epoch: int, index: int, trace: Trace, parts: Sequence[str] = ()) -> Start:
-    """One round of ours. `parts`: prefixes of the trained weights that are compared; by default all that the steps
-    train.
+def follow_round(
+    synthesizer: Synthesizer, epoch: int, index: int, trace: Trace, parts: Sequence[str] = (), name: str = "round"
+) -> Start:
+    """One round of ours, called `name` in the trace. `parts`: prefixes of the trained weights that are compared; by
+    default all that the steps train.
     """
     method, drawn = synthesizer.method, Drawn()
-    key, begin = f"round {epoch}.{index}", method.begin_round
+    key, begin = f"{name} {epoch}.{index}", method.begin_round
     starts: list[tuple[State, Tensor]] = []
 
     def begin_round(*where: int) -> None:
@@ -199,16 +201,17 @@ def _note(trace: Trace, key: str, weights: dict[str, nn.Parameter]) -> None:
 
 
 def follow_student(
-    trainer: StudentSteps, epoch: int, batches: Sequence[PoolBatch], trace: Trace, first: int = 0
+    trainer: StudentSteps, epoch: int, batches: Sequence[PoolBatch | list[PoolBatch]], trace: Trace, first: int = 0
 ) -> None:
-    """Student steps of ours on given batches: terms, gradients, weights and running statistics after each. `first`:
-    number of the first in the trace.
+    """Student steps of ours on given batches, several at once for several image sizes: terms, gradients, weights and
+    running statistics after each. `first`: number of the first in the trace.
     """
     trainer.begin_epoch(epoch)
     side = trainer.method.student_side()
     for step, batch in enumerate(batches, start=first):
         key = f"student {epoch} step {step}"
-        terms = trainer.run_step(trainer.method.student_variant(), {batch.images.shape[-1]: batch})
+        inputs = {part.images.shape[-1]: part for part in (batch if isinstance(batch, list) else [batch])}
+        terms = trainer.run_step(trainer.method.student_variant(), inputs)
         trace.update({f"{key} {name}": value.clone() for name, value in terms.items()})
         _note(trace, key, dict(trainer.student.named_parameters()))
         _note(trace, key, {f"side.{n}": p for n, p in side.named_parameters()} if side is not None else {})

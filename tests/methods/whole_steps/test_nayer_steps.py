@@ -70,7 +70,7 @@ def published(starts: list[Start]) -> tuple[Trace, list[float]]:
     """The same by hand, and the shares of images that the adversarial term counts."""
     place, trace, pool, shares = arena(), Trace(), None, []
     teacher, student = state_of(place.teacher), state_of(place.student)
-    embeddings = place.setup.label_embeddings.double()
+    embeddings = place.setup.label_embeddings
     net: State = {}
     for (epoch, index), start in zip(ROUNDS, starts, strict=True):
         new = {name.removeprefix("generator."): value for name, value in start.state.items()}
