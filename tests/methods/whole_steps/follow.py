@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from toy_networks import INFO
 
-from dfkd_fast.loops.student import StudentSteps, StudentTrainer
+from dfkd_fast.loops.student import StudentSteps
 from dfkd_fast.loops.synthesis import Synthesizer
+from dfkd_fast.loops.trainers import make_trainer
 from dfkd_fast.methods.base import Method, MethodConfig, Setup, SynthBatch
 from dfkd_fast.models.small import ConvNet
 from dfkd_fast.models.teacher import FrozenNet, frozen_twin
@@ -45,15 +46,14 @@ class Arena(NamedTuple):
         torch.manual_seed(3)
         return self.runtime.place(cls(config, self.setup)).train()
 
-    def trainer(self, method: Method, capacity: int = 40) -> StudentTrainer:
+    def trainer(self, method: Method, capacity: int = 40) -> Any:
         """What trains the student, with an empty pool for each image size."""
         pools = {}
         for source in method.sources():
             side, policy = source.info.image_size, source.pool_policy
             pools[side] = Pool(capacity, (3, side, side), runtime=self.runtime, num_classes=4, policy=policy)
-        return StudentTrainer(
-            self.student, method=method, teacher=self.setup.teacher, pool=MultiPool(pools), runtime=self.runtime
-        )
+        frozen, pool = self.setup.teacher, MultiPool(pools)
+        return make_trainer(self.student, method=method, teacher=frozen, pool=pool, runtime=self.runtime)
 
 
 def batch_of(images: Tensor, labels: Tensor | None = None, **more: Any) -> PoolBatch:
@@ -108,11 +108,11 @@ def _network(widths: tuple[int, int, int], seed: int) -> nn.Module:
 
 
 def state_of(module: nn.Module) -> State:
-    """A copy of its floating-point tensors, parameters ready for gradients."""
-    trained = {name for name, value in module.named_parameters() if value.requires_grad}
+    """A copy of its floating-point tensors, those that are trained ready for gradients."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return {
-        name: value.detach().clone().requires_grad_(name in trained)
-        for name, value in module.state_dict().items()
+        name: value.detach().clone().requires_grad_(value.requires_grad)
+        for name, value in tensors.items()
         if value.is_floating_point()
     }
 
@@ -185,15 +185,14 @@ def follow_round(
     return Start(state, labels, drawn.values, batch)
 
 
-def trained(method: nn.Module, parts: Sequence[str] = ()) -> dict[str, nn.Parameter]:
-    return {
-        name: value
-        for name, value in method.named_parameters()
-        if value.grad is not None and (not parts or name.startswith(tuple(parts)))
-    }
+def trained(method: nn.Module, parts: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Its tensors that have got a gradient: weights, and pixels that are no parameters."""
+    tensors = {**dict(method.named_parameters()), **dict(method.named_buffers())}
+    wanted = {name: value for name, value in tensors.items() if not parts or name.startswith(tuple(parts))}
+    return {name: value for name, value in wanted.items() if value.requires_grad and value.grad is not None}
 
 
-def _note(trace: Trace, key: str, weights: dict[str, nn.Parameter]) -> None:
+def _note(trace: Trace, key: str, weights: Mapping[str, Tensor]) -> None:
     for name, value in weights.items():
         assert value.grad is not None, name
         trace[f"{key} gradient {name}"] = value.grad.clone()
@@ -207,15 +206,19 @@ def follow_student(
     running statistics after each. `first`: number of the first in the trace.
     """
     trainer.begin_epoch(epoch)
-    side = trainer.method.student_side()
     for step, batch in enumerate(batches, start=first):
-        key = f"student {epoch} step {step}"
         inputs = {part.images.shape[-1]: part for part in (batch if isinstance(batch, list) else [batch])}
         terms = trainer.run_step(trainer.method.student_variant(), inputs)
-        trace.update({f"{key} {name}": value.clone() for name, value in terms.items()})
-        _note(trace, key, dict(trainer.student.named_parameters()))
-        _note(trace, key, {f"side.{n}": p for n, p in side.named_parameters()} if side is not None else {})
-        note_statistics(trace, key, dict(trainer.student.named_buffers()))
+        note_student(trace, f"student {epoch} step {step}", trainer, terms)
+
+
+def note_student(trace: Trace, key: str, trainer: StudentSteps, terms: State) -> None:
+    """What one of our student steps has left."""
+    side = trainer.method.student_side()
+    trace.update({f"{key} {name}": value.clone() for name, value in terms.items()})
+    _note(trace, key, dict(trainer.student.named_parameters()))
+    _note(trace, key, {f"side.{n}": p for n, p in side.named_parameters()} if side is not None else {})
+    note_statistics(trace, key, dict(trainer.student.named_buffers()))
 
 
 def descend(

@@ -125,6 +125,30 @@ def mixed(moments: Moments, pool: Moments | None, momentum: float) -> Moments:
     ]
 
 
+def class_map_distance(student: State, own: Seen, teacher: State, other: Seen) -> Tensor:
+    """Mean squared difference of all classes' activation maps, without biases; classifiers are constants."""
+    mine, wanted = (
+        torch.einsum("kd,bdhw->bkhw", net["fc.weight"].detach(), seen.maps[2])
+        for net, seen in ((student, own), (teacher, other))
+    )
+    return (mine - wanted.detach()).square().mean()
+
+
+def grad_cam_distance(own: Seen, other: Seen, stage: int, *, times_map: bool = False, relu: bool = False) -> Tensor:
+    """Mean squared difference of a stage's Grad-CAMs for the class that the teacher predicts. Weights of channels: the
+    mean over pixels of the logit's gradient (`times_map`: of gradient x map), constants.
+    """
+    rows, classes = torch.arange(len(own.logits)), other.logits.argmax(1)
+    cams = []
+    for seen in (own, other):
+        maps = seen.maps[stage]
+        (slope,) = torch.autograd.grad(seen.logits[rows, classes].sum(), maps, retain_graph=True)
+        share = (slope * maps.detach() if times_map else slope).mean((2, 3))
+        cam = (share[:, :, None, None] * maps).sum(1)
+        cams.append(cam.clamp(min=0) if relu else cam)
+    return (cams[0] - cams[1].detach()).square().mean()
+
+
 def crop_flip(images: Tensor, shifts: Tensor, flips: Tensor, pad: int) -> Tensor:
     """Each image padded by zeros, cut out at its own place, and mirrored where asked for."""
     side = images.shape[-1]
