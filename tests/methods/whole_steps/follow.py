@@ -256,13 +256,13 @@ def check_same(ours: Trace, theirs: Trace, tolerance: float = 1e-9) -> None:
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:
-    """Largest difference, relative to the tensor's largest number, or to 1e-3 where all are smaller: biases in front of
-    a BatchNorm have gradients that are 0 but for rounding.
+    """Largest difference, relative to the tensor's largest number, or to 1e-2 where all are smaller: biases in front of
+    a BatchNorm have gradients that are 0 but for rounding, which Adam makes larger.
     """
     assert ours.shape == theirs.shape
     assert ours.dtype == torch.float64, ours.dtype
     ours, theirs = ours.detach(), theirs.detach()
-    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-3))
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-2))
 
 
 def check_at_work(trace: Trace, *terms: str) -> None:
