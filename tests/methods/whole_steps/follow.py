@@ -63,11 +63,11 @@ def batch_of(images: Tensor, labels: Tensor | None = None, **more: Any) -> PoolB
     return PoolBatch(images, labels, slots, more.pop("extras", {}), **more)
 
 
-def arena(**more: Any) -> Arena:
+def arena(student_width: int = 8, **more: Any) -> Arena:
     """The same networks at each call, whose predictions agree on some images and not on others."""
     torch.set_num_threads(1)
     teacher, frozen, runtime = _teacher()
-    student = _network((4, 6, 8), seed=5)
+    student = _network((4, 6, student_width), seed=5)
     with torch.no_grad():  # as if it had begun to learn
         seen, wanted = look(state_of(student), views(60)).pooled, teacher(views(60))
         fitted = torch.linalg.lstsq(torch.cat([seen, torch.ones(60, 1).double()], dim=1), wanted).solution
@@ -216,8 +216,10 @@ def note_student(trace: Trace, key: str, trainer: StudentSteps, terms: State) ->
     """What one of our student steps has left."""
     side = trainer.method.student_side()
     trace.update({f"{key} {name}": value.clone() for name, value in terms.items()})
-    _note(trace, key, dict(trainer.student.named_parameters()))
-    _note(trace, key, {f"side.{n}": p for n, p in side.named_parameters()} if side is not None else {})
+    _note(trace, key, trained(trainer.student))
+    _note(trace, key, {f"side.{name}": value for name, value in (trained(side) if side is not None else {}).items()})
+    if side is not None:
+        note_statistics(trace, f"{key} side", dict(side.named_buffers()))
     note_statistics(trace, key, dict(trainer.student.named_buffers()))
 
 

@@ -213,10 +213,8 @@ CHANGES: list[dict[str, Any]] = [
     {"adv_weight": 0.501},
     {"contrastive_weight": 0.801},
     {"contrastive_temperature": 0.1001},
-    {"num_negatives": 11},
     {"local_scale": 0.3},
     {"generator_lr": 1.001e-3},
-    {"kd_temperature": 20.01},
 ]
 
 

@@ -58,7 +58,7 @@ class Values:
 
 
 ORIGINAL = DeepInversionConfig(
-    **SMALL,
+    **SMALL | {"synthesis_steps": 5},
     bn_weight=0.01,
     first_bn_weight=10.0,
     adv_weight=0.2,
@@ -74,7 +74,7 @@ ORIGINAL = DeepInversionConfig(
 CASES = {
     "benchmark": Values(DeepInversionConfig(**SMALL)),
     "original": Values(
-        ORIGINAL, {"tv_l2": 1e-4, "tv_l1": 1e-3, "l2": 1e-5}, 0.01, 10.0, 0.2, 5, (2, 2), 0.25, (0.5, 0.9), 1
+        ORIGINAL, {"tv_l2": 1e-4, "tv_l1": 1e-3, "l2": 1e-5}, 0.01, 10.0, 0.2, 5, (2, 3), 0.25, (0.5, 0.9), 1
     ),
 }
 

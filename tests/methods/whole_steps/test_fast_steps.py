@@ -149,10 +149,8 @@ CHANGES: list[dict[str, Any]] = [
     {"generator_lr": 3.001e-3},
     {"latent_lr": 1.001e-2},
     {"meta_lr": 1.501e-2},
-    {"start": "reptile"},
     {"kd_temperature": 20.01},
     {"student_lr_min": 3e-4},
-    {"student_weight_decay": 2e-4},
 ]
 
 

@@ -197,8 +197,6 @@ CHANGES: list[dict[str, Any]] = [
     {"aed_weight": 5.01},
     {"ed_weight": 10.01},
     {"cam_peak": 1.01},
-    {"inner_radius": 0.0151},
-    {"outer_radius": 0.0301},
     {"kd_temperature": 20.01},
     {"student_optimizer": "sgd"},
     {"student_weight_decay": 0.02},

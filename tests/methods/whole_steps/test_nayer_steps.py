@@ -149,9 +149,7 @@ CHANGES: list[dict[str, Any]] = [
     {"bn_momentum": 0.901},
     {"generator_lr": 4.001e-3},
     {"reset_noise": False},
-    {"kd_weight": 1.001},
     {"kd_temperature": 20.01},
-    {"student_lr": 0.2001},
     {"student_momentum": 0.901},
     {"student_weight_decay": 2e-4},
 ]

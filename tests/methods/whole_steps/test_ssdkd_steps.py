@@ -202,8 +202,6 @@ CHANGES: list[dict[str, Any]] = [
     {"label_source": "teacher"},
     {"diversity": False},
     {"focus": 2.01},
-    {"bn_momentum": 0.901},
-    {"latent_lr": 1.501e-2},
     {"priority_temperature": 1.0},
     {"is_weighted_loss": False},
     {"kd_temperature": 20.01},
