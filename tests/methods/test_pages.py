@@ -81,3 +81,12 @@ def test_every_method_has_a_golden_trajectory() -> None:
         module = target.partition(":")[0].rpartition(".")[2]
         assert (ROOT / "tests" / "golden" / f"{module}.safetensors").exists()
         assert "golden" in (ROOT / "tests" / "methods" / f"test_{module}.py").read_text()
+
+
+def test_every_methods_whole_steps_are_stated_apart() -> None:
+    """From the paper, in float64: see tests/methods/whole_steps."""
+    folder = Path(__file__).parent / "whole_steps"
+    stated = "".join(file.read_text() for file in sorted(folder.glob("test_*_steps.py")))
+    for target in METHODS.values():
+        module, _, name = target.partition(":")
+        assert re.search(rf"^from {module} import .*\b{name}\b", stated, re.MULTILINE), name

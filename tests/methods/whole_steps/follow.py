@@ -250,21 +250,22 @@ def note_statistics(trace: Trace, key: str, student: State) -> None:
 
 
 def check_same(ours: Trace, theirs: Trace, tolerance: float = 1e-9) -> None:
-    """Every number of both, to `tolerance`: see `distance`."""
+    """Every number of both, to `tolerance`, and the weights behind a step to ten times that. A bias in front of a
+    BatchNorm has a gradient that is 0 but for rounding, of which Adam makes a step a million times as large.
+    """
     assert ours.keys() == theirs.keys(), sorted(ours.keys() ^ theirs.keys())[:9]
-    worst = {name: distance(ours[name], theirs[name]) for name in ours}
-    wrong = {name: value for name, value in worst.items() if not value <= tolerance}
-    assert not wrong, f"{len(wrong)} of {len(worst)} differ, the first: {list(wrong.items())[:5]}"
+    allowed = {name: 10 * tolerance if " weight " in name or " start." in name else tolerance for name in ours}
+    apart = {name: distance(ours[name], theirs[name]) for name in ours}
+    wrong = {name: value for name, value in apart.items() if not value <= allowed[name]}
+    assert not wrong, f"{len(wrong)} of {len(apart)} differ, the first: {list(wrong.items())[:5]}"
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:
-    """Largest difference, relative to the tensor's largest number, or to 1e-2 where all are smaller: biases in front of
-    a BatchNorm have gradients that are 0 but for rounding, which Adam makes larger.
-    """
+    """Largest difference, relative to the tensor's largest number, or to 0.1 where all are smaller."""
     assert ours.shape == theirs.shape
     assert ours.dtype == torch.float64, ours.dtype
     ours, theirs = ours.detach(), theirs.detach()
-    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-2))
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=0.1))
 
 
 def check_at_work(trace: Trace, *terms: str) -> None:
