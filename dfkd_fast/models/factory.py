@@ -84,7 +84,7 @@ def load_model(
         claim = stored.claim
         found = (saved.get("top1"), "") if saved or claim is None else claim
         info = replace(info, claimed_top1=found[0], claimed_by=found[1])
-    else:
+    elif order.pretrained or own_network(spec) is not None:  # elsewhere weights are at random
         why = "its published weights are of no use" if order.pretrained else "its code made it so"
         check_numbers(model.state_dict(), f"{flag} {full}", why=f"{why}: give {flag}-weights")
     return model, info
