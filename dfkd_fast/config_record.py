@@ -74,6 +74,7 @@ _LATER = {
     "method.student_mode": "eval",
     "method.label_source": "random",
     "method.priority_temperature": "None",
+    "method.reg_mean_one": "False",
 }
 """settings that are younger than recorded runs, with the value that those had: that one is left out of the hash"""
 

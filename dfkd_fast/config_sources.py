@@ -15,6 +15,7 @@ from dfkd_fast.config_record import FORMAT, config_hash
 from dfkd_fast.data_sets import data_set_of
 from dfkd_fast.errors import UserError, refused, unknown
 from dfkd_fast.flags import Setting, from_flags, from_toml, parse
+from dfkd_fast.notes import note
 from dfkd_fast.own_networks import settled
 
 MAX_BYTES = 2**20
@@ -45,8 +46,23 @@ def load_config(
             config = replace(config, teacher_data=data_set_of(preset))
     if file is not None:
         table = _without_metadata(read_toml(file, "--config"), method, str(file))
-        config = _apply(config, from_toml(table, str(file)))
-    return _apply(config, from_flags(flags))
+        config = _changed(config, from_toml(table, str(file)), follow=preset is not None)
+    return _changed(config, from_flags(flags), follow=preset is not None or file is not None)
+
+
+def _changed(config: TrainConfig[M], settings: Sequence[Setting], *, follow: bool) -> TrainConfig[M]:
+    """The settings over a config. Of a recipe that somebody has written, counts `follow` what is changed, unless they
+    are given, too; each is said.
+    """
+    after = _apply(config, settings)
+    given = {setting.flag.rpartition(".")[2].removeprefix("--") for setting in settings}
+    share = after.collected_share / config.collected_share if config.collected_share else 1.0
+    known: dict[str, int] = after.method.following(config.method, share) if follow else {}
+    known = {key: count for key, count in known.items() if key.replace("_", "-") not in given}
+    for key, count in known.items():
+        flag = f"--{key.replace('_', '-')}"
+        note(f"{flag} {count} (not {getattr(config.method, key)}) follows what else is changed; {flag} N sets it")
+    return replace(after, method=replace(after.method, **known)) if known else after
 
 
 def settle(config: TrainConfig[M]) -> TrainConfig[M]:

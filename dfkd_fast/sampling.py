@@ -69,16 +69,23 @@ class EpochShuffle(_Seeded):
     """Uniform sampling without replacement, epoch after epoch, over the slots 0..size-1.
 
     Batches are cut from one random permutation after another; a batch that reaches the end of one goes on in the next,
-    so every batch is full (static shapes) and every image comes once before any comes again. `seed`: by default the
-    one that the phase was seeded with.
+    so every batch is full (static shapes) and every image comes once before any comes again; with `repeats` (size,)
+    int64 as often as that says. `seed`: by default the one that the phase was seeded with.
     """
 
     def __init__(
-        self, size: int, batch_size: int, *, device: torch.device | str = "cpu", seed: int | None = None
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int | None = None,
+        repeats: Tensor | None = None,
     ) -> None:
         _check_filled(size)
         super().__init__(batch_size, device, seed)
-        self.size = size
+        self._slots = None if repeats is None else torch.repeat_interleave(repeats)
+        self.size = size if self._slots is None else len(self._slots)
         self._made: tuple[int, int] | None = None
         self._permutation = torch.empty(0)
 
@@ -89,7 +96,8 @@ class EpochShuffle(_Seeded):
             part = self._epoch(number)[start : start + end - self.drawn]
             parts.append(part)
             self.drawn += len(part)
-        return Draw(torch.cat(parts) if len(parts) > 1 else parts[0])
+        places = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return Draw(places if self._slots is None else self._slots[places])
 
     def _epoch(self, number: int) -> Tensor:
         if self._made != (self.seed, number):

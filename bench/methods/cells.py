@@ -49,6 +49,7 @@ ABLATIONS: dict[str, Variants] = {
     "hidfd": {
         "without feature integration": ("--method.blend-weight", "0", "--method.trans-weight", "0"),
         "without category frequency smoothing": ("--method.reg-weight", "0"),
+        "with class weights of mean 1": ("--method.reg-mean-one",),
         "without data inflation": ("--method.inflation", "1"),
         "without the teacher's classifier": ("--method.alignment", "kd"),
     },

@@ -46,9 +46,9 @@ def recipe_work(method: Method, epochs: int | None = None) -> Work:
             for kind, steps in stage_kinds(source, warmup=epoch < config.warmup_epochs):
                 work.synthesis_steps[kind] += rounds * steps
             work.rounds[kind] += rounds
-            batches = rounds + (source.fill_batches() if epoch + 1 == config.warmup_epochs else 0)
+            filled = source.fill_images() if epoch + 1 == config.warmup_epochs else 0
             if method.loop == "alternating":
-                work.images += batches * source.config.synthesis_batch_size
+                work.images += rounds * source.config.synthesis_batch_size + filled
         if epoch >= config.warmup_epochs:
             work.student_steps += method.student_steps(epoch)
             work.student_epochs += 1

@@ -31,7 +31,7 @@ _DISCRIMINATOR = {
     5: ((1, True), (2, True), (4, True), (8, True), (16, True), (16, False)),
     6: ((1, True), (2, True), (4, True), (8, True), (8, True), (16, True), (16, False)),
 }
-_HEAD_UNITS = 4  # hidden units of the feature head for each of its inputs: 1024 for 256
+_HEAD_WIDTH = 1024  # hidden units of the feature head, at every size
 
 
 class Judgement(NamedTuple):
@@ -42,7 +42,7 @@ class Judgement(NamedTuple):
     classes: Tensor
     """(B, 2K): logits of "real of class y" at 2y, of "generated of class y" at 2y + 1"""
     features: Tensor | None
-    """(B, D), in the shape of the teacher's features; None without that head"""
+    """(B, D), in the shape of the teacher's features; None without that head, two spectrally normalised layers"""
 
 
 class ClassNorm(nn.Module):
@@ -135,9 +135,8 @@ class BigDiscriminator(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.score = SpectralLinear(channels, 1)
         self.classes = SpectralLinear(channels, 2 * num_classes)
-        hidden = _HEAD_UNITS * channels
-        head = nn.Sequential(nn.Linear(channels, hidden), nn.Linear(hidden, feature_dim)) if feature_dim else None
-        self.features = head
+        head = (SpectralLinear(channels, _HEAD_WIDTH), SpectralLinear(_HEAD_WIDTH, feature_dim)) if feature_dim else ()
+        self.features = nn.Sequential(*head) if head else None
         _draw_weights(self)
 
     def forward(self, images: Tensor) -> Judgement:

@@ -174,8 +174,9 @@ class StudentTrainer(StudentSteps):
                 samplers[size] = ByPriority(self.priorities[size], batch_size)
             else:
                 seed = torch.initial_seed() + index  # another order for each pool
-                held = len(self.pool[size])
-                samplers[size] = EpochShuffle(held, batch_size, device=self.runtime.device, seed=seed)
+                held, repeats = len(self.pool[size]), self.pool[size].repeats
+                repeats = None if repeats is None else repeats[:held]
+                samplers[size] = EpochShuffle(held, batch_size, device=self.runtime.device, seed=seed, repeats=repeats)
         return samplers
 
 

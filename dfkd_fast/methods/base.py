@@ -163,8 +163,12 @@ class Method(nn.Module):
         return 0
 
     def fill(self, index: int) -> SynthBatch:
-        """Batch `index` (0-based) of them, of `synthesis_batch_size` images. Without gradients."""
+        """Batch `index` (0-based) of them, of up to `synthesis_batch_size` images. Without gradients."""
         raise NotImplementedError
+
+    def fill_images(self) -> int:
+        """Images in all of them."""
+        return self.fill_batches() * self.config.synthesis_batch_size
 
     def student_steps(self, epoch: int) -> int:
         """Student steps in this epoch."""

@@ -10,8 +10,9 @@ Distributed: one GAN (gradients averaged), collected images shared out, pool sha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 from dfkd_fast.losses.kd import kd_kl
@@ -20,7 +21,7 @@ from dfkd_fast.methods.hidfd_gan import TeacherGuidedGan
 from dfkd_fast.models.shared_classifier import ClassifierSharing
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.optim import OptimizerSpec
-from dfkd_fast.pool.pool import Policy, PoolBatch
+from dfkd_fast.pool.pool import REPEATS, Policy, PoolBatch
 
 DISCRIMINATOR = 0  # whose turn a step is; the other is the generator's
 
@@ -42,11 +43,13 @@ class HidfdConfig(MethodConfig):
     synthetic_images: int = 50_000
     """images that the trained generator makes for the student (paper: |D_s|)"""
     inflation: int | None = None
-    """how often each collected image is in the pool (paper: N); without it |D_s| / |D_c|; 1: no inflation"""
+    """how often the student sees each collected image in one pass (paper: N); without it |D_s| / |D_c|; 1: once, as
+    the generated ones
+    """
     batch_size: int = 64
     """images in one student step"""
     student_steps: int = 1562
-    """student steps in one epoch: one pass over the pool"""
+    """student steps in one epoch: one pass over |D_s| + N |D_c| images"""
     student_lr: float = 0.05
     """the student's first learning rate (release: 0.01 for mobile networks)"""
     student_lr_steps: tuple[int, ...] = (150, 180, 210)
@@ -73,6 +76,8 @@ class HidfdConfig(MethodConfig):
     """features are blended in a step whose uniform draw is above it (paper: q)"""
     frequency_momentum: float = 0.5
     """share of a batch in the running class frequencies (paper: gamma)"""
+    reg_mean_one: bool = False
+    """class weights in L_reg have mean 1, as the authors' regulariser scales them; off: Eq. 12, mean of K or more"""
     alignment: Literal["simkd", "pooled", "kd"] = "simkd"
     """what the student learns: simkd, feature maps through a projector (release); pooled, Eq. 14 as written; both share
     the teacher's classifier. kd: logits, with a classifier of its own (ablation)
@@ -95,6 +100,25 @@ class HidfdConfig(MethodConfig):
     """weight of L_reg (paper: lambda_g); 0 for the ablation: no category frequency smoothing"""
     align_weight: float = 1.0
     """weight of L_align"""
+
+    def following(self, before: Self, share: float) -> dict[str, int]:
+        """The GAN's epoch goes over the collected images as often as it did; the student's is one pass if it was."""
+        collected = before.synthesis_steps // Hidfd.turns * before.synthesis_batch_size
+        old, new = before.images_in_a_pass(collected), self.images_in_a_pass(round(collected * share))
+        found = {}
+        if share != 1:
+            found["synthesis_steps"] = max(1, round(before.synthesis_steps / Hidfd.turns * share)) * Hidfd.turns
+        if new != old and abs(before.student_steps * before.batch_size / old - 1) < 0.01:
+            found["student_steps"] = max(1, round(before.student_steps * new / old))
+        return found
+
+    def images_in_a_pass(self, collected: int) -> int:
+        """|D_s| + N |D_c|, of which the student sees each once."""
+        return self.synthetic_images + self.inflation_of(collected) * collected
+
+    def inflation_of(self, collected: int) -> int:
+        """N: each of so many collected images counts as N in the hybrid data D."""
+        return self.inflation or max(1, self.synthetic_images // max(1, collected))
 
 
 class Hidfd(Method):
@@ -142,24 +166,32 @@ class Hidfd(Method):
         return self.gan.discriminator_step() if self.turn == DISCRIMINATOR else self.gan.generator_step()
 
     def end_round(self, best_images: Tensor) -> SynthBatch:
-        return SynthBatch(best_images, self.gan.labels)
+        shown = self.pool_capacity()  # where it is less than a batch
+        return self._repeated(best_images[:shown], self.gan.labels[:shown], 1)
 
     def fill_batches(self) -> int:
-        return sum(self._hybrid())
+        return self._generated_batches() - (-self.gan.count // self.config.synthesis_batch_size)
+
+    def fill_images(self) -> int:
+        return self.config.synthetic_images + self.gan.count
 
     def fill(self, index: int) -> SynthBatch:
-        generated, _ = self._hybrid()
-        return SynthBatch(*(self.gan.generate() if index < generated else self.gan.collected_batch(index - generated)))
+        before, size = self._generated_batches(), self.config.synthesis_batch_size
+        if index < before:
+            left = self.config.synthetic_images - index * size
+            images, labels = self.gan.generate()
+            return self._repeated(images[:left], labels[:left], 1)
+        return self._repeated(*self.gan.collected_batch(index - before), self.config.inflation_of(self.gan.count))
 
     def pool_capacity(self) -> int:
-        return self.fill_batches() * self.config.synthesis_batch_size
+        return self.fill_images()
 
-    def _hybrid(self) -> tuple[int, int]:
-        """Batches of generated and of collected images, each rounded up: the hybrid data D."""
-        config, collected = self.config, len(self.gan.pixels)
-        repeats = config.inflation or max(1, config.synthetic_images // collected)
-        size = config.synthesis_batch_size
-        return -(-config.synthetic_images // size), -(-repeats * collected // size)
+    def _generated_batches(self) -> int:
+        return -(-self.config.synthetic_images // self.config.synthesis_batch_size)
+
+    def _repeated(self, images: Tensor, labels: Tensor, times: int) -> SynthBatch:
+        """Each image lies in the pool once, and comes `times` times in a pass over it."""
+        return SynthBatch(images, labels, {REPEATS: torch.full_like(labels, times)})
 
     def student_maps(self) -> tuple[str, ...] | None:
         return None if self.sharing is None else ()

@@ -42,7 +42,9 @@ class TeacherGuidedGan(nn.Module):
         guided = setup.teacher.classifier.in_features if self.is_guided else 0
         self.generator = BigGenerator(config.latent_dim, *size, width=width, in_chans=info.in_chans)
         self.discriminator = BigDiscriminator(*size, width=width, feature_dim=guided, in_chans=info.in_chans)
-        self.frequency = ClassFrequency(info.num_classes, batch_size, momentum=config.frequency_momentum)
+        self.count = len(labels)
+        momentum, mean_one = config.frequency_momentum, config.reg_mean_one
+        self.frequency = ClassFrequency(info.num_classes, batch_size, momentum=momentum, mean_one=mean_one)
         self.augment = Augment(info, pad=0, flip=False)
         self._twin: tuple[nn.Module, ...] = ()  # in a tuple: seen through, never registered, saved or trained
         for name, value in {
@@ -130,11 +132,10 @@ class TeacherGuidedGan(nn.Module):
         return self.pixels[slots].to(self.latents.dtype) / 255, self.pixel_labels[slots]
 
     def collected_batch(self, number: int) -> tuple[Tensor, Tensor]:
-        """Batch `number` (0-based) of the collected images in their order, over and over."""
+        """Batch `number` (0-based) of the collected images in their order; the last may be smaller."""
         first = number * len(self.labels)
-        return self.collected(
-            torch.arange(first, first + len(self.labels), device=self.labels.device) % len(self.pixels)
-        )
+        end = min(first + len(self.labels), self.count)
+        return self.collected(torch.arange(first, end, device=self.labels.device))
 
     def generate(self) -> tuple[Tensor, Tensor]:
         """New images of classes drawn uniformly, by the generator in evaluation mode; as the release saves them, each

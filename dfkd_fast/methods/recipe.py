@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -71,6 +71,12 @@ class MethodConfig:
     """random horizontal flips, for synthesis and for the student; off for images with a side (digits)"""
     student_flip: Literal["same", "on", "off"] = "same"
     """the same for the student alone; same: as in synthesis"""
+
+    def following(self, before: Self, share: float) -> dict[str, int]:
+        """Counts that go with settings which a user has changed, for those that the user leaves as they are: field and
+        new value. `before` is the recipe that was changed, `share` the new share of the collected images over its own.
+        """
+        return {}
 
     @property
     def ramp_epochs(self) -> int:

@@ -11,19 +11,24 @@ class ClassFrequency(nn.Module):
 
     n <- (1 - momentum) n + momentum x (images of the batch that the teacher puts into each class), from equal counts
     on. `least` images are counted for a class that has not come up for long: else its weight would have no bound.
+    `mean_one`: weights whose mean is 1, as the authors' regulariser scales them; off: Eqs. 11 and 12, whose least
+    possible mean is the number of classes.
     """
 
     counts: Tensor
 
-    def __init__(self, num_classes: int, batch_size: int, *, momentum: float, least: float = 0.1) -> None:
+    def __init__(
+        self, num_classes: int, batch_size: int, *, momentum: float, least: float = 0.1, mean_one: bool = False
+    ) -> None:
         super().__init__()
-        self.momentum, self.least = momentum, least
+        self.momentum, self.least, self.mean_one = momentum, least, mean_one
         self.register_buffer("counts", torch.full((num_classes,), batch_size / num_classes))
 
     def weights(self) -> Tensor:
-        """1 / (n_c / sum of n) of each class (K,): what Eq. 12 divides by."""
+        """1 / (n_c / sum of n) of each class (K,): what Eq. 12 divides by, or that over its mean."""
         counts = self.counts.clamp_min(self.least)
-        return counts.sum() / counts
+        weights = counts.sum() / counts
+        return weights / weights.mean() if self.mean_one else weights
 
     @torch.no_grad()
     def update(self, logits: Tensor) -> None:

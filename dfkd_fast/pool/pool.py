@@ -26,6 +26,7 @@ from dfkd_fast.runtime import Runtime
 from dfkd_fast.sampling import Sampler
 
 Policy = Literal["append", "cap", "ring"]
+REPEATS = "repeats"  # the extra, (B,) int64, that says how often an image comes in one pass over the pool
 
 
 class Pool:
@@ -65,6 +66,8 @@ class Pool:
         """images of each class (K,); empty when the pool was not told how many classes there are"""
         self.size = torch.zeros((), dtype=torch.int64, device=runtime.device)
         """`len(self)` as a scalar on the device, at an address that never moves"""
+        self.repeats: Tensor | None = None
+        """`REPEATS` of each slot (capacity,), where images have it"""
         self.written = 0
         """images ever added; the slot of the next one is this modulo the capacity"""
         self._fields: dict[str, Field] | None = None
@@ -232,6 +235,9 @@ class Pool:
                 known = torch.where(classes >= 0, change, 0)  # -1 is an empty slot, or unknown
                 self.class_counts.index_add_(0, classes.clamp(min=0), known)
         self.labels[slots] = labels
+        if REPEATS in fields:
+            self.repeats = torch.ones_like(self.labels) if self.repeats is None else self.repeats
+            self.repeats[slots] = fields[REPEATS].to(self.labels.device)
         self.storage.write(index, {name: values for name, values in fields.items() if name != "labels"})
         self.written = index + count
         self.size.fill_(len(self))

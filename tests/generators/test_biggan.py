@@ -42,6 +42,9 @@ def test_the_shape_for_cifar() -> None:
     assert [block.conv2.weight.shape[:2] for block in generator.blocks] == [(256, 256)] * 3
     assert [block.halves for block in discriminator.blocks] == [True, True, False, False]
     assert [layer.weight.shape for layer in discriminator.features] == [(1024, 256), (512, 1024)]
+    large = BigDiscriminator(10, 64, width=1, feature_dim=512).features
+    assert [layer.weight.shape for layer in large] == [(1024, 16), (512, 1024)]
+    assert all(isinstance(layer, SpectralLinear) for layer in (*discriminator.features, *large))
     assert discriminator.classes.weight.shape == (20, 256)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,10 @@ from dfkd_fast.loops.train import train
 from dfkd_fast.methods.base import CollectedImages, Setup, weighted_sum
 from dfkd_fast.methods.hidfd import Hidfd, HidfdConfig
 from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_twin
-from dfkd_fast.pool.pool import PoolBatch
+from dfkd_fast.notes import note
+from dfkd_fast.pool.pool import Pool, PoolBatch
 from dfkd_fast.runtime import Runtime, make_runtime
+from dfkd_fast.sampling import EpochShuffle
 
 CONFIG = HidfdConfig(
     epochs=6,
@@ -138,10 +141,10 @@ def test_blending_has_a_gate(make: Make) -> None:
     assert 0.2 < sum(open_) / 200 < 0.4
 
 
-@pytest.mark.parametrize("released", [False, True])
-def test_generators_terms(make: Make, teacher: nn.Module, released: bool) -> None:
+@pytest.mark.parametrize(("released", "mean_one"), [(False, False), (False, True), (True, False)])
+def test_generators_terms(make: Make, teacher: nn.Module, released: bool, mean_one: bool) -> None:
     """Eqs. 1 and 12 with the frequencies so far, which then move by Eq. 10; as released they never do."""
-    method = make(replace(CONFIG, released=released))
+    method = make(replace(CONFIG, released=released, reg_mean_one=mean_one))
     method.gan.frequency.counts.copy_(torch.tensor([1.0, 2.0, 3.0, 0.5]))
     counts = method.gan.frequency.counts.clone()
     images, terms = step_of(method, 1)
@@ -149,6 +152,8 @@ def test_generators_terms(make: Make, teacher: nn.Module, released: bool) -> Non
     logits = teacher(2 * images - 1 if released else normalised(images))
     shares = F.softmax(logits, 1).mean(0)
     weights = torch.ones(4) if released else counts.sum() / counts
+    if mean_one:
+        weights = (1 / counts) / sum(1 / count for count in counts) * 4
     classes = F.log_softmax(judged.classes, 1)
     rows, labels = torch.arange(6), method.gan.labels
     gan_loss = -judged.scores.mean() if released else torch.log(1 - torch.sigmoid(judged.scores)).mean()
@@ -198,22 +203,77 @@ def test_an_epoch_sees_every_collected_image(make: Make) -> None:
 
 
 @pytest.mark.parametrize(("inflation", "repeats"), [(None, 2), (1, 1), (5, 5)])
-def test_the_pool_is_filled_with_generated_and_inflated_images(
+def test_a_pass_has_each_collected_image_as_often_as_inflation_says(
     make: Make, runtime: Runtime, inflation: int | None, repeats: int
 ) -> None:
-    """|D_s| generated images, then each collected one N = floor(|D_s| / |D_c|) times, batches rounded up."""
+    """|D_s| generated images once, each collected one N = floor(|D_s| / |D_c|) times; in the pool each lies once."""
     method = make(replace(CONFIG, inflation=inflation))
     batches = list(Synthesizer(method, runtime).fill())
-    assert len(batches) == method.fill_batches() == 4 + -(-9 * repeats // 6)
-    assert method.pool_capacity() == 6 * len(batches)
-    real = torch.cat([batch.images for batch in batches[4:]])
-    labels = torch.cat([batch.labels for batch in batches[4:]])
-    slots = torch.arange(len(real)) % 9
-    assert torch.equal(real, method.gan.pixels[slots].double() / 255)
-    assert torch.equal(labels, method.gan.pixel_labels[slots])
-    generated = torch.cat([batch.images for batch in batches[:4]])
-    assert not any((image == own).all() for image in generated for own in real)
+    assert len(batches) == method.fill_batches() == 4 + 2
+    images, labels = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("images", "labels"))
+    assert len(images) == method.pool_capacity() == method.fill_images() == 20 + 9
+    assert torch.equal(images[20:], method.gan.pixels.double() / 255)
+    assert torch.equal(labels[20:], method.gan.pixel_labels)
+    assert not any((image == own).all() for image in images[:20] for own in images[20:])
     assert method.gan.generator.training
+    pool = Pool(29, (3, 16, 16), runtime=runtime, policy="ring")
+    for batch in (method.end_round(images[:6]), *batches):  # the preview of a round is overwritten
+        pool.add(batch.images, batch.labels, **batch.extras)
+    sampler = EpochShuffle(len(pool), 10, seed=0, repeats=pool.repeats)
+    assert sampler.size == method.config.images_in_a_pass(9) == 20 + 9 * repeats
+    drawn = torch.cat([sampler.draw().slots for _ in range(sampler.size)]).bincount()  # ten passes
+    real = (torch.arange(6 + 20, 6 + 29)) % 29
+    assert torch.equal(drawn[real], torch.full((9,), 10 * repeats))
+    assert drawn.sum() - drawn[real].sum() == 200
+    assert drawn.min() == 10
+
+
+@pytest.mark.parametrize(
+    ("preset", "flags", "steps"),
+    [
+        ("cifar10", [], (100, 1562)),
+        ("cifar10", ["--collected-share", "1.0"], (1000, 1562)),
+        ("cifar10", ["--collected-share", "0.3"], (300, 1484)),
+        ("cifar10", ["--inflation", "1"], (100, 859)),
+        ("cifar10", ["--inflation", "20"], (100, 2343)),
+        ("cifar10", ["--collected-share", "1.0", "--inflation", "2"], (1000, 2343)),
+        ("cifar10", ["--collected-share", "1.0", "--synthesis-steps", "7", "--method.student-steps", "9"], (7, 9)),
+        ("cinic", ["--collected-share", "1.0"], (1800, 2812)),
+        ("ham10000", ["--collected-share", "1.0"], (160, 250)),
+        ("tiny-imagenet", ["--collected-share", "1.0"], (2000, 3125)),
+        ("imagenet", ["--collected-share", "1.0"], (25620, 10009)),
+        ("imagenet", ["--synthetic-images", "128117"], (2562, 1001)),
+        ("digits", ["--inflation", "1"], (40, 60)),
+    ],
+)
+def test_counts_follow_share_and_inflation(
+    capsys: pytest.CaptureFixture[str], preset: str, flags: list[str], steps: tuple[int, int]
+) -> None:
+    """Published counts at the published share; what a flag gives stays; what follows is said."""
+    note.cache_clear()
+    before = load_config(default_config("hidfd"), preset=preset).method
+    recipe = load_config(default_config("hidfd"), preset=preset, flags=flags).method
+    assert (recipe.synthesis_steps, recipe.student_steps) == steps
+    said = capsys.readouterr().out
+    for flag, old, new in zip(
+        ("--synthesis-steps", "--student-steps"), (before.synthesis_steps, before.student_steps), steps, strict=True
+    ):
+        follows = new != old and not any(flag[2:] in given for given in flags)
+        assert (f"{flag} {new} (not {old}) follows what else is changed; {flag} N sets it\n" in said) == follows
+
+
+def test_counts_follow_in_a_file_over_a_preset_only(tmp_path: Path) -> None:
+    """A recipe that is written as a whole, a run's config.toml too, has its counts."""
+    file = tmp_path / "own.toml"
+    file.write_text("collected_share = 0.2\n")
+    load = partial(load_config, default_config("hidfd"), file=file)
+    assert load(preset="cifar10").method.synthesis_steps == 200
+    assert load().method.synthesis_steps == 100
+    assert load(flags=["--collected-share", "0.1"]).method.synthesis_steps == 50
+    file.write_text("collected_share = 0.2\n[method]\nsynthesis_steps = 10\n")
+    assert load(preset="cifar10").method.synthesis_steps == 10
+    plain = load_config(default_config("hidfd"), flags=["--collected-share", "0.5"]).method
+    assert plain == HidfdConfig()
 
 
 def test_released_images_are_stretched(make: Make, runtime: Runtime) -> None:
@@ -329,7 +389,7 @@ def test_the_deployed_student_is_a_file_like_any_other(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"capacity": 500}, r"--pool\.capacity 500: hidfd fills its pool anew .*; choose 184, or leave it out"),
+        ({"capacity": 500}, r"--pool\.capacity 500: hidfd fills its pool anew .*; choose 156, or leave it out"),
         ({"policy": "append"}, r"--pool\.policy append: hidfd fills its pool anew .*; choose ring"),
     ],
 )
@@ -405,7 +465,7 @@ def test_costs_are_those_of_both_turns(teacher_file: Path, tmp_path: Path) -> No
     work = recipe_work(method)
     kind = SynthesisKind(32, 0, True)
     assert work.synthesis_steps == {kind: 3}
-    assert work.images == 23 * (1 + method.fill_batches())
+    assert work.images == 23 + method.fill_images()
     assert timings.synthesis[kind].median > 0
     both = []
     for turn in range(2):
