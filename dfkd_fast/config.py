@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from dfkd_fast.catalog import METHODS
-from dfkd_fast.config_limits import ABOVE_ZERO, LEAST, MOST, MOST_OTHERS
+from dfkd_fast.config_limits import ABOVE_ZERO, LEAST, MOST, MOST_OTHERS, SHARES
 from dfkd_fast.config_sections import (
     BnConfig,
     CheckpointConfig,
@@ -83,7 +83,9 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
     """real images that take part in the training, for a method that is not strictly data-free (hidfd): `digits`, or the
     path of a training split"""
     collected_share: float = 1.0
-    """share of each class of --collected that is taken"""
+    """share of each class of --collected that is taken; only that is decoded"""
+    collected_memory: float = 4.0
+    """GiB of decoded images of --collected above which they are kept in a file of the cache and read batch by batch"""
     text: str = "orthogonal"
     """class vectors, for methods that take them: clip, sbert, class-index, orthogonal, one-hot, class-centre, or a
     .safetensors file (K, D); also written --label-embeddings"""
@@ -190,6 +192,8 @@ def check_values(config: Any) -> None:
             raise UserError(f"{setting}: choose {LEAST[key]} or more")
         if key in ABOVE_ZERO and value <= 0:
             raise UserError(f"{setting}: choose more than 0")
+        if key in SHARES and value > 1:
+            raise UserError(f"{setting}: choose 1 or less")
         if isinstance(value, int) and value > MOST.get(key, MOST_OTHERS):
             raise UserError(f"{setting}: choose {MOST.get(key, MOST_OTHERS)} or less")
 

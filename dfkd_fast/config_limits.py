@@ -11,7 +11,7 @@ LEAST = {
     **dict.fromkeys(("method.noise_features", "method.generator_width", "method.latent_dim"), 1),
     **dict.fromkeys(("method.synthetic_images", "method.inflation", "method.student_steps_per_round"), 1),
     **dict.fromkeys(("method.grad_cam_stages", "method.attention_stages", "method.exchange_probability"), 0),
-    **dict.fromkeys(("method.latent_lr", "method.meta_lr", "method.reset_epoch"), 0),
+    **dict.fromkeys(("method.latent_lr", "method.meta_lr", "method.meta_decay", "method.reset_epoch"), 0),
     **dict.fromkeys(("method.discriminator_lr", "method.frequency_momentum", "method.blend_threshold"), 0),
     **dict.fromkeys(("method.head_features", "method.num_negatives"), 1),
     **dict.fromkeys(("method.image_lr", "method.lr_warmup_steps", "method.window_decay"), 0),
@@ -38,8 +38,16 @@ ABOVE_ZERO = (
     "method.priority_temperature",
     "method.contrastive_temperature",
     "collected_share",
+    "recipe.crop_scale",
+    "teacher_recipe.crop_scale",
+    "collected_memory",
 )
 """settings that must be above 0"""
+
+SHARES = tuple(
+    f"{section}.{key}" for section in ("recipe", "teacher_recipe") for key in ("crop_scale", "label_smoothing")
+)
+"""settings that may not be above 1"""
 
 MOST = {
     **dict.fromkeys(("method.epochs", "method.warmup_epochs", "recipe.epochs", "teacher_recipe.epochs"), 10**6),

@@ -32,6 +32,7 @@ FREE = (
     "deterministic",
     "optim.",
     "eval.workers",
+    "collected_memory",
 )
 """keys, or their beginnings, of what a resumed run may change: none of it touches what the run computes, though it may
 add up in another order
@@ -60,6 +61,8 @@ _LATER = {
     "eval.resize": "None",
     "method.student_lr_steps": "()",
     "teacher_recipe.precision": "same",
+    "teacher_recipe.style": "auto",
+    "teacher_recipe.crop_scale": "1.0",
     "method.generator_lr_schedule": "constant",
     "method.generator_output": "sigmoid",
     "collected": "None",
@@ -75,6 +78,8 @@ _LATER = {
     "method.label_source": "random",
     "method.priority_temperature": "None",
     "method.reg_mean_one": "False",
+    "method.msarc_alpha": "()",
+    "method.meta_decay": "0.0",
 }
 """settings that are younger than recorded runs, with the value that those had: that one is left out of the hash"""
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherRecipe:
-    """How a teacher is trained on real images: SGD with a cosine to zero. Defaults: the field's CIFAR recipe (NAYER).
+    """How a teacher is trained on real images: SGD with a cosine to zero. Defaults: the field's CIFAR recipe (NAYER),
+    and for images of 96 pixels and more those of `LARGE`, see `style`.
 
     The last epoch's network is the result; test images choose nothing.
+    """
+
+    style: Literal["auto", "small", "large"] = "auto"
+    """whose values stand for settings that are left at their defaults: small, the CIFAR recipe's; large: 300 epochs of
+    batches of 64, learning rate 0.05, crops of 0.35 of the area and more, label smoothing 0.1; auto: large from 96
+    pixels on
     """
 
     epochs: int = 200
@@ -27,9 +34,34 @@ class TeacherRecipe:
     """share of the target probability that is spread evenly over the classes"""
     crop_padding: int = 4
     """random crops from the image padded by this many black pixels a side; 0: no crops"""
+    crop_scale: float = 1.0
+    """smallest share of an image's area in a random resized crop, which below 1 replaces the padded crop"""
     flip: bool = True
     """random horizontal flips; wrong for digits and letters"""
     seed: int = 0
     """seed of the initial weights, the order of images and their augmentation"""
     precision: Literal["same", "fp32", "bf16", "fp16"] = "same"
     """numeric mode of the training, where it is not the command's own --precision; in a run in tf32 fp32 is that"""
+
+    def for_size(self, image_size: int) -> Self:
+        """What is trained by on images of so many pixels a side: every value stated, the style settled."""
+        if self.style == "small" or (self.style == "auto" and image_size < LARGE_FROM):
+            return replace(self, style="small")
+        defaults = {item.name: item.default for item in fields(self)}
+        left = {key: value for key, value in LARGE.items() if getattr(self, key) == defaults[key]}
+        return replace(self, style="large", **left)
+
+
+LARGE_FROM = 96
+"""pixels a side from which images lose an edge in evaluation, too"""
+LARGE: dict[str, Any] = {
+    "epochs": 300,
+    "batch_size": 64,
+    "lr": 0.05,
+    "label_smoothing": 0.1,
+    "crop_padding": 0,
+    "crop_scale": 0.35,
+}
+"""for thousands of images of up to 224 pixels, not millions (Imagenette, Imagewoof, HAM10000): crops and smoothing are
+those of fastai's Imagenette table; schedule and rate are ours
+"""

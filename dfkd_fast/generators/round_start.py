@@ -24,8 +24,9 @@ class RoundStart(nn.Module):
     before ended. "fresh": `generator.reset_parameters()`.
 
     A round: `begin`, then `after_step` behind each step of the inner optimiser, then `finish`. `lr` is the outer Adam's
-    learning rate, `own_lrs` those of parameters with one of their own, by name. All work is in place and on the device;
-    state_dict() holds a learnt start and its Adam's moments.
+    learning rate, `own_lrs` those of parameters with one of their own, by name; `decay` weighs a learnt start's squares
+    over 2, which join what it minimises (MSARC, Eq. 7). All work is in place and on the device; state_dict() holds a
+    learnt start and its Adam's moments.
     """
 
     steps: Tensor
@@ -38,12 +39,14 @@ class RoundStart(nn.Module):
         lr: float,
         own_lrs: Mapping[str, float] | None = None,
         reptile_scale: float = 67.0,
+        decay: float = 0.0,
         betas: tuple[float, float] = (0.5, 0.999),
         eps: float = 1e-8,
     ) -> None:
         super().__init__()
         self._generator = (generator,)  # in a tuple: its owner registers it
         self.start, self.reptile_scale, self.betas, self.eps = start, reptile_scale, betas, eps
+        self.decay = decay
         self.learnt: LatentGenerator | None = None
         if start in ("fomaml", "reptile"):
             self.learnt = copy.deepcopy(generator).requires_grad_(False)
@@ -110,6 +113,8 @@ class RoundStart(nn.Module):
                 tensor.zero_()
 
     def _adam_step(self) -> None:
+        if self.decay:
+            torch._foreach_add_(self._gradients(), self._weights(), alpha=self.decay)
         gradients, mean, square = self._gradients(), list(self.mean), list(self.square)
         beta1, beta2 = self.betas
         self.steps += 1

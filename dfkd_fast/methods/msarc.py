@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.augment import Augment
+from dfkd_fast.errors import UserError
 from dfkd_fast.generators.attention import SoftmaxGain
 from dfkd_fast.generators.dcgan import DcganDecoder
 from dfkd_fast.generators.latent import LatentGenerator
@@ -51,6 +52,10 @@ class MsarcConfig(MethodConfig):
     """
     meta_lr: float | None = None
     """outer Adam's learning rate of a learnt start; without it generator_lr x synthesis_steps, as Fast"""
+    meta_decay: float = 0.0
+    """weight of the learnt start's L2 penalty, sum of squares over 2 (paper: gamma of Eq. 7, whose Omega it leaves
+    open)
+    """
     reset_epoch: int = 120
     """the start's first layers are drawn anew once, this many epochs after warm-up, as Fast; 0: never"""
     latent_dim: int = 256
@@ -69,6 +74,8 @@ class MsarcConfig(MethodConfig):
     """share of the pool in the BN statistics that are matched, as Fast"""
     grad_cam_stages: int = 3
     """stages whose Grad-CAMs are compared, from the first on, beside the class maps of the last layer (paper: L)"""
+    msarc_alpha: tuple[float, ...] = ()
+    """weights of these stages, in their order, and then of the class maps (paper: alpha_l); without them 1 each"""
     cam_weighting: Weighting = "gradient"
     """how a channel counts in a Grad-CAM: by its gradient (Grad-CAM's own), or gradient_times_map (Eqs. 12, 13)"""
     cam_relu: bool = False
@@ -109,10 +116,16 @@ class Msarc(Method):
         )
         self.generator = LatentGenerator(size, config.latent_dim, side, decoder=decoder)
         meta_lr = config.generator_lr * config.synthesis_steps if config.meta_lr is None else config.meta_lr
-        self.start = RoundStart(self.generator, config.start, lr=meta_lr, own_lrs={"latents": 0.0})
+        if config.meta_decay and config.start in ("carry", "fresh"):
+            raise UserError(f"--meta-decay {config.meta_decay}: --start {config.start} learns no start; choose 0")
+        own = {"own_lrs": {"latents": 0.0}, "decay": config.meta_decay}
+        self.start = RoundStart(self.generator, config.start, lr=meta_lr, **own)
         self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
-        self.cams = CamPair(setup.teacher, setup.student, config.grad_cam_stages) if config.msarc_weight else None
+        if config.msarc_alpha and not config.msarc_weight:
+            raise UserError("--msarc-weight 0: compares no layers; leave it or --msarc-alpha out")
+        layers = (config.grad_cam_stages, config.msarc_alpha)
+        self.cams = CamPair(setup.teacher, setup.student, *layers) if config.msarc_weight else None
         self.teacher_maps = self.cams.teacher_maps if self.cams else ()
         self.reads_features = self.cams is not None
         self.adversarial = False
@@ -163,5 +176,5 @@ class Msarc(Method):
         if self.cams:
             config = self.config
             deep, shallow = self.cams(teacher, student, weighting=config.cam_weighting, relu=config.cam_relu)
-            terms["msarc"] = deep + shallow  # Eq. 9 with every alpha_l = 1
+            terms["msarc"] = deep + shallow  # Eq. 9
         return terms

@@ -21,15 +21,15 @@ def generator() -> LatentGenerator:
     return LatentGenerator(2, 3, 8, width=4).double()
 
 
-def make(model: LatentGenerator, start: Start) -> RoundStart:
-    return RoundStart(model, start, lr=LR, own_lrs={"latents": LATENT_LR}).double()
+def make(model: LatentGenerator, start: Start, *, decay: float = 0.0) -> RoundStart:
+    return RoundStart(model, start, lr=LR, own_lrs={"latents": LATENT_LR}, decay=decay).double()
 
 
 def inner_loss(model: LatentGenerator, round_index: int, step: int) -> torch.Tensor:
     return (model() - (round_index + 0.1 * step)).square().sum()
 
 
-def naive(start: Start, *, forget_before: int | None = None) -> History:
+def naive(start: Start, *, forget_before: int | None = None, decay: float = 0.0) -> History:
     """The start's weights after each round."""
     weights = generator()
     groups = [{"params": [p], "lr": LATENT_LR if p is weights.latents else LR} for p in weights.parameters()]
@@ -51,6 +51,8 @@ def naive(start: Start, *, forget_before: int | None = None) -> History:
         if start == "reptile":
             for p, q in zip(weights.parameters(), clone.parameters(), strict=True):
                 p.grad = 67 * (p.detach() - q.detach())
+        if decay:
+            (decay * sum(p.square().sum() for p in weights.parameters()) / 2).backward()
         outer.step()
         history.append([p.detach().clone() for p in weights.parameters()])
     return history
@@ -75,13 +77,13 @@ def run(start: RoundStart, adapted: LatentGenerator, rounds: range, *, forget_be
 
 
 @pytest.mark.parametrize("rule", ["fomaml", "reptile"])
-@pytest.mark.parametrize("forget_before", [None, 1])
-def test_a_learnt_start_equals_the_naive_version(rule: Start, forget_before: int | None) -> None:
+@pytest.mark.parametrize(("forget_before", "decay"), [(None, 0.0), (1, 0.0), (None, 0.3)])
+def test_a_learnt_start_equals_the_naive_version(rule: Start, forget_before: int | None, decay: float) -> None:
     """Float64, 1e-9, after each of three rounds; the latents, at learning rate 0, stay."""
     adapted = generator()
-    start = make(adapted, rule)
+    start = make(adapted, rule, decay=decay)
     found = run(start, adapted, range(ROUNDS), forget_before=forget_before)
-    for ours, theirs in zip(found, naive(rule, forget_before=forget_before), strict=True):
+    for ours, theirs in zip(found, naive(rule, forget_before=forget_before, decay=decay), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
     names = [name for name, _ in adapted.named_parameters()]
     moved = {name for name, a, b in zip(names, found[0], found[2], strict=True) if not torch.equal(a, b)}
