@@ -11,6 +11,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -242,11 +243,20 @@ def test_a_cache_of_another_user(
     assert f"teacher {weights}: trained by user " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("stop", [1, STEPS, STEPS + 2, 2 * STEPS + 1])
+@pytest.mark.parametrize(
+    ("stop", "crop_scale"), [(1, 1.0), (STEPS, 1.0), (STEPS + 2, 1.0), (STEPS + 2, 0.4), (2 * STEPS + 1, 1.0)]
+)
 def test_a_stopped_training_goes_on(
-    make: Make, steps: list[int], cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stop: int
+    make: Make,
+    steps: list[int],
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    stop: int,
+    crop_scale: float,
 ) -> None:
-    """From the last whole epoch, to the same bits."""
+    """From the last whole epoch, to the same bits, whatever crops are drawn."""
+    make = partial(make, replace(RECIPE, crop_scale=crop_scale))
     with monkeypatch.context() as patch:
         patch.setenv("DFKD_FAST_CACHE", str(tmp_path / "whole"))
         whole = make()

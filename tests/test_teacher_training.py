@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dfkd_fast.augment import draw_boxes
+from dfkd_fast.cli.main import main
+from dfkd_fast.config_sources import default_config, load_config
 from dfkd_fast.data import ImageSet, load_split
+from dfkd_fast.data_sets import DATA_SETS
 from dfkd_fast.errors import UserError
 from dfkd_fast.image_statistics import compute_statistics
 from dfkd_fast.loops import teacher as teacher_module
@@ -83,9 +87,88 @@ def test_seed_decides_everything(digits: tuple[ImageSet, ImageSet], runtime: Run
     assert not equal(first, train(replace(RECIPE, seed=1), digits, runtime))
 
 
-@pytest.mark.parametrize("change", [{"flip": True}, {"crop_padding": 0}, {"label_smoothing": 0.1}, {"momentum": 0.5}])
+@pytest.mark.parametrize(
+    "change",
+    [{"flip": True}, {"crop_padding": 0}, {"crop_scale": 0.5}, {"label_smoothing": 0.1}, {"momentum": 0.5}],
+)
 def test_every_setting_counts(digits: tuple[ImageSet, ImageSet], runtime: Runtime, change: dict[str, Any]) -> None:
     assert not equal(train(RECIPE, digits, runtime), train(replace(RECIPE, **change), digits, runtime))
+
+
+def test_resized_crops_are_what_the_network_sees(digits: tuple[ImageSet, ImageSet], runtime: Runtime) -> None:
+    """Boxes of half of the area and more, scaled to the whole image, as torch's affine grid cuts them; no padding."""
+    recipe = replace(RECIPE, crop_scale=0.5, crop_padding=9)
+    model, info = teacher_module._fresh_network(recipe, "cnn_s", digits[0], None)
+    trainer = teacher_module._Trainer(recipe, model.train(), info, digits[0], runtime, None, None)
+    seen: list[Tensor] = []
+    model.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    torch.manual_seed(5)
+    trainer.step(torch.arange(32))
+    torch.manual_seed(5)
+    torch.randint(1, (32, 2))  # shifts of no padding
+    top, left, height, width = draw_boxes(32, scale=0.5, device=torch.device("cpu")).unbind(1)
+    assert (height * width).min() >= 0.5
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (info.mean, info.std))
+    whole = (digits[0].images[:32].permute(0, 3, 1, 2) / 255 - mean) / std
+    places = (torch.arange(32) + 0.5) / 32 * 2 - 1
+    rows = (2 * top + height - 1)[:, None] + height[:, None] * places
+    columns = (2 * left + width - 1)[:, None] + width[:, None] * places
+    grid = torch.stack([columns[:, None, :].expand(-1, 32, -1), rows[:, :, None].expand(-1, -1, 32)], 3)
+    expected = F.grid_sample(whole, grid, padding_mode="border", align_corners=False)
+    torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_large_images_have_a_recipe_of_their_own() -> None:
+    """From 96 pixels on, for what is left at its default; `style` settles it for any size."""
+    small, large = (TeacherRecipe().for_size(size) for size in (95, 96))
+    assert small == TeacherRecipe(style="small")
+    values = {"batch_size": 64, "lr": 0.05, "label_smoothing": 0.1, "crop_padding": 0, "crop_scale": 0.35}
+    assert large == TeacherRecipe(style="large", epochs=300, **values)
+    assert large == TeacherRecipe(style="large").for_size(32) == large.for_size(224)
+    assert TeacherRecipe(style="small", epochs=3).for_size(224) == TeacherRecipe(style="small", epochs=3)
+    own = TeacherRecipe(epochs=9, flip=False).for_size(224)
+    assert own == replace(large, epochs=9, flip=False)
+
+
+@pytest.mark.parametrize(
+    ("method", "preset"),
+    [("msarc", "imagenette"), ("msarc", "imagenet100"), ("muse", "imagewoof"), ("hidfd", "ham10000")],
+)
+def test_presets_of_large_images_train_their_teachers_so(method: str, preset: str) -> None:
+    config = load_config(default_config(method), preset=preset, flags=["--train-teacher", "--data", "digits"])
+    size = config.image_size or DATA_SETS[preset].image_size
+    assert config.teacher_recipe.for_size(size) == TeacherRecipe(style="large").for_size(size)
+    small = load_config(default_config("nayer"), preset="cifar10").teacher_recipe
+    assert small.for_size(32) == TeacherRecipe(style="small")
+
+
+def test_the_recipe_for_large_images_is_said(runtime: Runtime, capsys: pytest.CaptureFixture[str]) -> None:
+    images = load_split("digits", "train", image_size=96)
+    few = replace(images, images=images.images[:40], labels=images.labels[:40], digest="few")
+    recipe = TeacherRecipe(epochs=1, batch_size=20, flip=False)
+    train_teacher(recipe, "cnn_s", few, None, runtime=runtime, console="plain")
+    said = "teacher cnn_s | large recipe: 1 epochs of batches of 20, lr 0.05, crops of 0.35 of the area and more, "
+    assert capsys.readouterr().out.startswith(f"{said}label smoothing 0.1\n")
+    made = teacher_module.made_from(recipe, "cnn_s", few, runtime)["recipe"]
+    assert (made["crop_scale"], made["label_smoothing"], "style" in made) == (0.35, 0.1, False)
+
+
+def test_recipes_of_before_there_was_a_choice_keep_their_teachers(
+    digits: tuple[ImageSet, ImageSet], runtime: Runtime
+) -> None:
+    """What a cached teacher is found by has no setting that it did not have."""
+    made = teacher_module.made_from(RECIPE, "cnn_s", digits[0], runtime)["recipe"]
+    assert {"style", "crop_scale", "precision"}.isdisjoint(made)
+    assert len(made) == len(fields(RECIPE)) - 3
+
+
+@pytest.mark.parametrize("flags", [["--crop-scale", "1.5"], ["--crop-scale", "0"], ["--label-smoothing", "2"]])
+def test_shares_that_are_none(capsys: pytest.CaptureFixture[str], tmp_path: Path, flags: list[str]) -> None:
+    command = ["teacher", "train", "cnn_s", "--data", "digits", "--out", str(tmp_path / "t.safetensors"), *flags]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"dfkd-fast: --recipe{'.' + flags[0][2:]} ")
+    assert error.endswith(("choose 1 or less\n", "choose more than 0\n"))
 
 
 def test_equals_a_plain_training_loop(digits: tuple[ImageSet, ImageSet]) -> None:

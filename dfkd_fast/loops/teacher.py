@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd_fast.augment import draw_crop_flip
+from dfkd_fast.augment import draw_boxes, draw_crop_flip, resized_crop
 from dfkd_fast.config import NetworkInput
 from dfkd_fast.console import Console, ConsoleKind, count, duration, make_console
 from dfkd_fast.data import ImageSet
@@ -59,11 +59,14 @@ def train_teacher(
     the splits do not fit each other.
     """
     _check_splits(train, test)
+    recipe = recipe.for_size(train.image_size)
     model, info = _fresh_network(recipe, model_name, train, stated)
     check_training(model, info.shape, name=f"--teacher {model_name}")
     runtime = _in_precision(recipe, runtime)
     model = runtime.place(model)
     show = make_console(console, is_main=runtime.is_main)
+    if recipe.style == "large":
+        show.print(f"teacher {model_name} | {described(recipe)}")
     start = time.perf_counter()
     _Trainer(recipe, model, info, train, runtime, on_step, state).run(show)
     model.eval()
@@ -72,6 +75,14 @@ def train_teacher(
     spent = duration(time.perf_counter() - start)
     show.print(f"teacher {model_name} | {recipe.epochs} epochs in {spent}{accuracy}")
     return model, info, found
+
+
+def described(recipe: TeacherRecipe) -> str:
+    """What is decided for the images' size, in a line for the user."""
+    smoothing, scale = recipe.label_smoothing, recipe.crop_scale
+    crops = f"crops of {scale:g} of the area and more" if scale < 1 else f"crops padded by {recipe.crop_padding}"
+    schedule = f"{recipe.epochs} epochs of batches of {recipe.batch_size}, lr {recipe.lr:g}"
+    return f"{recipe.style} recipe: {schedule}, {crops}, label smoothing {smoothing:g}"
 
 
 _NETWORK = ("name", "num_classes", "image_size", "mean", "std", "in_chans")
@@ -142,7 +153,8 @@ class _Trainer:
     def step(self, indices: Tensor) -> Tensor:
         """One SGD step on the images at `indices` (B,); returns the detached loss."""
         recipe, runtime = self.recipe, self.runtime
-        params = draw_crop_flip(len(indices), pad=recipe.crop_padding, flip=recipe.flip, device=runtime.device)
+        pad = recipe.crop_padding if recipe.crop_scale == 1 else 0
+        params = draw_crop_flip(len(indices), pad=pad, flip=recipe.flip, device=runtime.device)
         view = gather_augment(
             self.images,
             indices,
@@ -150,10 +162,12 @@ class _Trainer:
             params.flips,
             self.info.mean,
             self.info.std,
-            pad=recipe.crop_padding,
+            pad=pad,
             dtype=runtime.master_dtype,
             memory_format=runtime.memory_format,
         )
+        if recipe.crop_scale < 1:
+            view = resized_crop(view, draw_boxes(len(view), scale=recipe.crop_scale, device=runtime.device))
         self.optimizer.zero_grad(set_to_none=True)
         with runtime.autocast():
             logits = self.model(view)
@@ -197,11 +211,13 @@ def made_from(
     recipe: TeacherRecipe, model_name: str, train: ImageSet, runtime: Runtime, stated: NetworkInput | None = None
 ) -> dict[str, Any]:
     """Everything that a trained teacher depends on, as JSON. Shapes tell two versions of a network apart."""
+    recipe = recipe.for_size(train.image_size)
     model, info = _fresh_network(recipe, model_name, train, stated)
     code = own_network(model_name)
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+    said = {key: value for key, value in asdict(recipe).items() if key != "precision"}
     return {
-        "recipe": {key: value for key, value in asdict(recipe).items() if key != "precision"},
+        "recipe": {key: value for key, value in said.items() if (key, value) not in _UNSAID},
         # the pixels and class names are in `data`, and code of the user's own counts by content
         "network": {key: getattr(info, key) for key in _NETWORK} | {"name": unplaced(info.name)},
         **({} if code is None else {"code": source_files(code, "--teacher")}),
@@ -209,6 +225,10 @@ def made_from(
         "data": train.digest,
         "precision": _in_precision(recipe, runtime).precision,
     }
+
+
+_UNSAID = {("style", "small"), ("style", "large"), ("crop_scale", 1.0)}
+"""of a settled recipe: what teachers of before there was a choice have, and what its other values say"""
 
 
 def _in_precision(recipe: TeacherRecipe, runtime: Runtime) -> Runtime:
