@@ -57,12 +57,14 @@ def _changed(config: TrainConfig[M], settings: Sequence[Setting], *, follow: boo
     after = _apply(config, settings)
     given = {setting.flag.rpartition(".")[2].removeprefix("--") for setting in settings}
     share = after.collected_share / config.collected_share if config.collected_share else 1.0
-    known: dict[str, int] = after.method.following(config.method, share) if follow else {}
+    before: Any = config.method
+    recipe: Any = after.method
+    known: dict[str, int] = recipe.following(before, share) if follow else {}
     known = {key: count for key, count in known.items() if key.replace("_", "-") not in given}
     for key, count in known.items():
         flag = f"--{key.replace('_', '-')}"
-        note(f"{flag} {count} (not {getattr(config.method, key)}) follows what else is changed; {flag} N sets it")
-    return replace(after, method=replace(after.method, **known)) if known else after
+        note(f"{flag} {count} (not {getattr(before, key)}) follows what else is changed; {flag} N sets it")
+    return replace(after, method=replace(recipe, **known)) if known else after
 
 
 def settle(config: TrainConfig[M]) -> TrainConfig[M]:

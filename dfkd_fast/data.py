@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +15,7 @@ from dfkd_fast.cifar_files import CifarFiles, find_cifar
 from dfkd_fast.class_folders import Split
 from dfkd_fast.errors import UserError
 from dfkd_fast.image_arrays import read_digits, read_medmnist, resized, with_channels
-from dfkd_fast.image_files import decode, find_images
+from dfkd_fast.image_files import ImageFiles, decode, find_images
 from dfkd_fast.image_stream import Decoding, ImageStream, make_decoder, relabelled
 from dfkd_fast.pictures import Channels
 
@@ -128,7 +128,7 @@ def open_test(
     asked for and cannot be had.
     """
     path = Path(source)
-    if not _holds_pictures(source, flag):
+    if not holds_pictures(source, flag):
         decoding.check_needless(str(source))
         how = decoding.interpolation
         return load_split(source, "test", image_size=image_size, channels=channels, interpolation=how, flag=flag)
@@ -163,19 +163,26 @@ def check_apart(source: str | Path, *, flag: str = "--data") -> None:
     By the files: large test images are cut otherwise than training images, so that pixels tell nothing.
     """
     path = Path(source)
-    if not _holds_pictures(source, flag):
+    if not holds_pictures(source, flag):
         return
     train, test = (find_images(path, split, flag=flag) for split in ("train", "test"))
     if (train.source, train.names) == (test.source, test.names):
         raise UserError(f"{flag} {source}: no test split apart from the training images; expected train/ and test/")
 
 
-def _holds_pictures(source: str | Path, flag: str) -> bool:
-    """Whether a source is a folder or archive of encoded images."""
+def holds_pictures(source: str | Path, flag: str) -> bool:
+    """Whether a source is a folder or archive of encoded images, which `find_pictures` lists."""
     path = Path(source)
     if str(source) == "digits" or not path.exists() or path.suffix == ".npz":
         return False
     return find_cifar(path, flag=flag) is None
+
+
+def find_pictures(source: str | Path, split: Split, *, flag: str = "--data") -> ImageFiles:
+    """The files of one split, not decoded. Raises UserError as `load_split` does."""
+    files = find_images(Path(source), split, flag=flag)
+    _check_classes(files.class_names, source, flag)
+    return files
 
 
 def _check_classes(class_names: Sequence[str], source: str | Path, flag: str) -> None:
@@ -221,7 +228,13 @@ def _image_files(
 
 
 def _digest(images: Tensor, labels: Tensor, class_names: Sequence[str]) -> str:
-    found = sha256("\n".join((*class_names, str(tuple(images.shape)))).encode())
-    found.update(images.contiguous().numpy().data)
+    return images_digest(images.split(1024), tuple(images.shape), labels, class_names)
+
+
+def images_digest(chunks: Iterable[Tensor], shape: tuple[int, ...], labels: Tensor, class_names: Sequence[str]) -> str:
+    """SHA-256 of images (N, H, W, C) uint8, which come in chunks, their labels (N,) int64 and classes."""
+    found = sha256("\n".join((*class_names, str(shape))).encode())
+    for chunk in chunks:
+        found.update(chunk.contiguous().numpy().data)
     found.update(labels.numpy().data)
     return found.hexdigest()

@@ -7,10 +7,11 @@ archive for each split. Class indices follow the sorted names of the class folde
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -42,6 +43,17 @@ class ImageFiles:
     """class folders, sorted"""
     places: tuple[Place, ...] = field(repr=False)
     """where each file lies in the source"""
+
+    @property
+    def name(self) -> str:
+        """The folder's or file's name, without its ending."""
+        return self.source.resolve().name.partition(".")[0]
+
+    def in_order(self, class_names: tuple[str, ...]) -> Self:
+        """The same files, with labels that are indices into `class_names`: its own in another order."""
+        place = {name: index for index, name in enumerate(class_names)}
+        labels = tuple(place[self.class_names[label]] for label in self.labels)
+        return replace(self, labels=labels, class_names=class_names)
 
     def describe(self, index: int, flag: str) -> str:
         """The file at `index`, as an error names it."""
@@ -101,6 +113,32 @@ def decode(
     equal squares. Raises UserError naming the first file that is damaged or has another size.
     """
 
+    form: dict[str, Any] = {"image_size": image_size, "resize": resize, "interpolation": interpolation}
+    images: np.ndarray | None = None
+    for position, pixels in decoded(files, indices, channels=channels, workers=workers, flag=flag, **form):
+        if images is None:
+            images = _room((len(indices), *pixels.shape), f"{flag} {files.source}")
+        _check_size(pixels, images, files.describe(indices[position], flag))
+        images[position] = pixels
+    assert images is not None  # a split has at least one file
+    return torch.from_numpy(images)
+
+
+def decoded(
+    files: ImageFiles,
+    indices: Sequence[int],
+    *,
+    image_size: int | None,
+    flag: str,
+    channels: Channels = 3,
+    resize: int | None = None,
+    interpolation: str = "bilinear",
+    workers: int | None = None,
+    in_flight: int = _IN_FLIGHT,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """What `decode` puts together, as it comes: a position in `indices`, and its image (H, W, channels) uint8. Up to
+    `in_flight` of them are in memory at once.
+    """
     reader = PictureReader(channels)
 
     def load(job: tuple[int, bytes | Path]) -> tuple[int, np.ndarray]:
@@ -108,19 +146,12 @@ def decode(
         image = reader.read(content, files.describe(indices[position], flag))
         return position, fitted(image, image_size, resize, interpolation)
 
-    images: np.ndarray | None = None
     what = f"{flag} {files.source}"
     jobs = read_places(files.source, [files.places[index] for index in indices], what)
     with ThreadPoolExecutor(workers or min(8, available_cores())) as pool:
-        while ahead := list(itertools.islice(jobs, _IN_FLIGHT)):
-            for position, pixels in pool.map(load, ahead):
-                if images is None:
-                    images = _room((len(indices), *pixels.shape), what)
-                _check_size(pixels, images, files.describe(indices[position], flag))
-                images[position] = pixels
+        while ahead := list(itertools.islice(jobs, in_flight)):
+            yield from pool.map(load, ahead)
     reader.report(what)
-    assert images is not None  # a split has at least one file
-    return torch.from_numpy(images)
 
 
 def _room(shape: tuple[int, ...], what: str) -> np.ndarray:

@@ -19,15 +19,23 @@ from dfkd_fast.terminal import show
 DecoderChoice = Literal["auto", "dali", "pil"]
 
 
-class LabelledImages(Protocol):
-    """What evaluation asks of a set of images, decoded or not."""
+class Classed(Protocol):
+    """Images of classes that have an order."""
 
     @property
     def name(self) -> str: ...
     @property
-    def labels(self) -> Tensor: ...
-    @property
     def class_names(self) -> tuple[str, ...]: ...
+
+    def in_order(self, class_names: tuple[str, ...]) -> Self:
+        """The same images, with labels that are indices into `class_names`: its own in another order."""
+
+
+class LabelledImages(Classed, Protocol):
+    """What evaluation asks of a set of images, decoded or not."""
+
+    @property
+    def labels(self) -> Tensor: ...
     @property
     def in_chans(self) -> int: ...
     @property
@@ -43,9 +51,6 @@ class LabelledImages(Protocol):
 
     def resident(self, device: torch.device) -> LabelledImages:
         """The same set with its images on the device, where they are decoded and few."""
-
-    def in_order(self, class_names: tuple[str, ...]) -> Self:
-        """The same images, with labels that are indices into `class_names`: its own in another order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +130,7 @@ class ImageStream:
 
     def in_order(self, class_names: tuple[str, ...]) -> Self:
         """The same files, with labels that are indices into `class_names`: its own in another order."""
-        labels = tuple(relabelled(self.labels, self.class_names, class_names).tolist())
-        return replace(self, files=replace(self.files, labels=labels, class_names=class_names))
+        return replace(self, files=self.files.in_order(class_names))
 
 
 def relabelled(labels: Tensor, before: Sequence[str], after: Sequence[str]) -> Tensor:

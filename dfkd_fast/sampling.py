@@ -70,7 +70,7 @@ class EpochShuffle(_Seeded):
 
     Batches are cut from one random permutation after another; a batch that reaches the end of one goes on in the next,
     so every batch is full (static shapes) and every image comes once before any comes again; with `repeats` (size,)
-    int64 as often as that says. `seed`: by default the one that the phase was seeded with.
+    int64, on the host, as often as that says. `seed`: by default the one that the phase was seeded with.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class EpochShuffle(_Seeded):
     ) -> None:
         _check_filled(size)
         super().__init__(batch_size, device, seed)
-        self._slots = None if repeats is None else torch.repeat_interleave(repeats)
+        self._slots = None if repeats is None else torch.repeat_interleave(repeats).to(device)
         self.size = size if self._slots is None else len(self._slots)
         self._made: tuple[int, int] | None = None
         self._permutation = torch.empty(0)

@@ -37,6 +37,7 @@ LAYERS: dict[str, int] = {
             "pictures",
             "archives",
             "array_files",
+            "image_rows",
             "file_trees",
             "switches",
         ],

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from dfkd_fast.class_order import stated_order
 from dfkd_fast.config import TrainConfig
-from dfkd_fast.data import ImageSet, load_split
+from dfkd_fast.data import ImageSet, find_pictures, holds_pictures, images_digest, load_split
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops.evaluate import as_expected, check_fit, image_channels
+from dfkd_fast.image_files import decode
+from dfkd_fast.image_rows import ImageRows
+from dfkd_fast.loops.collected_file import rows_on_disk
+from dfkd_fast.loops.evaluate import as_expected, check_classes, check_fit, image_channels
 from dfkd_fast.methods.base import CollectedImages, Method
 from dfkd_fast.models.factory import ModelInfo
+from dfkd_fast.notes import note
 from dfkd_fast.runtime import Runtime
+
+_FLAG = "--collected"
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What was collected, decoded, in memory or in a file."""
+
+    name: str
+    """the source's"""
+    images: Tensor | ImageRows = field(repr=False)
+    """(N, H, W, C) uint8"""
+    labels: Tensor = field(repr=False)
+    """(N,) int64, in the teacher's order"""
+    digest: str
+    """hash of images, labels and class names"""
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 def check_collected(config: TrainConfig, method: type[Method]) -> None:
@@ -32,49 +57,82 @@ def check_collected(config: TrainConfig, method: type[Method]) -> None:
         raise UserError(f"--collected {source}: no such folder or file; choose digits or a path")
 
 
-def load_collected(config: TrainConfig, method: type[Method], info: ModelInfo) -> ImageSet | None:
+def load_collected(config: TrainConfig, method: type[Method], info: ModelInfo) -> Collected | None:
     """The images that `--collected` and `--collected-share` name, as the teacher `info` sees images; None for a method
     without.
 
-    Of each class its share, at least one image, and the same for every seed: a collection is made once. Raises
-    UserError as `check_collected` does.
+    Of each class its share, at least one image, and the same for every seed: a collection is made once. Of files only
+    those are decoded, and above `--collected-memory` not into memory. Raises UserError as `check_collected` does, and
+    for images that do not fit the teacher.
     """
     check_collected(config, method)
-    share, source = config.collected_share, config.collected
+    source = config.collected
     if source is None:
         return None
-    size, interpolation = info.image_size, info.interpolation
-    found = load_split(
-        source,
-        "train",
-        image_size=size,
-        channels=image_channels(info),
-        interpolation=interpolation,
-        flag="--collected",
-    )
-    found = as_expected(found, info, stated_order(config.class_order), flag="--collected").images
+    if holds_pictures(source, _FLAG):
+        return _pictures(config, source, info)
+    how: dict[str, Any] = {"image_size": info.image_size, "interpolation": info.interpolation}
+    loaded = load_split(source, "train", channels=image_channels(info), flag=_FLAG, **how)
+    found = as_expected(loaded, info, stated_order(config.class_order), flag=_FLAG).images
+    check_fit(found, info, _FLAG)
+    return _arrays(config, found)
+
+
+def _arrays(config: TrainConfig, found: ImageSet) -> Collected:
+    """Of a source that is decoded as it lies."""
+    rows = _share(found.labels, found.num_classes, config.collected_share)
+    images, labels = found.images[rows], found.labels[rows]
+    if images.nbytes > config.collected_memory * 2**30:
+        size = f"{images.nbytes / 2**30:.1f} GiB"
+        note(f"{_FLAG} {found.name}: {size} in memory, above --collected-memory: only image files are kept out of it")
+    whole = len(rows) == len(found)
+    digest = found.digest if whole else images_digest([images], tuple(images.shape), labels, found.class_names)
+    return Collected(found.name, images, labels, digest)
+
+
+def _pictures(config: TrainConfig, source: str, info: ModelInfo) -> Collected:
+    """Of encoded files, the share of which is taken before any is decoded."""
+    listed = find_pictures(source, "train", flag=_FLAG)
+    files = as_expected(listed, info, stated_order(config.class_order), flag=_FLAG).images
+    check_classes(files, info, _FLAG)
+    labels = torch.tensor(files.labels)
+    rows = _share(labels, len(files.class_names), config.collected_share)
+    labels, chosen, name = labels[rows], rows.tolist(), Path(source).resolve().name.partition(".")[0]
+    shape = (len(rows), info.image_size, info.image_size, image_channels(info))
+    form: dict[str, Any] = {"image_size": info.image_size, "interpolation": info.interpolation}
+    form |= {"channels": image_channels(info), "flag": _FLAG}
+    if torch.Size(shape).numel() > config.collected_memory * 2**30:
+        return Collected(name, *rows_on_disk(files, chosen, shape, form, labels=labels, memory=config.collected_memory))
+    images = decode(files, chosen, **form)
+    return Collected(name, images, labels, images_digest([images], shape, labels, files.class_names))
+
+
+def _share(labels: Tensor, num_classes: int, share: float) -> Tensor:
+    """Rows (M,) int64, in their order: a share of each class."""
     if share == 1:
-        return found
+        return torch.arange(len(labels))
     generator = torch.Generator().manual_seed(0)
     chosen = []
-    for label in range(found.num_classes):
-        members = (found.labels == label).nonzero().flatten()
+    for label in range(num_classes):
+        members = (labels == label).nonzero().flatten()
         members = members[torch.randperm(len(members), generator=generator)]
         chosen.append(members[: max(1, round(share * len(members)))])
-    kept = torch.cat(chosen).sort().values
-    return replace(found, images=found.images[kept], labels=found.labels[kept])
+    return torch.cat(chosen).sort().values
 
 
-def rank_part(collected: ImageSet | None, info: ModelInfo, runtime: Runtime) -> CollectedImages | None:
-    """This rank's part of them, on the device; parts are equally large, so that up to world_size - 1 are left out.
+def rank_part(collected: Collected | None, info: ModelInfo, runtime: Runtime) -> CollectedImages | None:
+    """This rank's part of them, on the device unless they are in a file; parts are equally large, so that up to
+    world_size - 1 are left out.
 
-    Raises UserError where they do not fit the teacher, or are fewer than the ranks.
+    Raises UserError where they are fewer than the ranks.
     """
     if collected is None:
         return None
-    check_fit(collected, info, "--collected")
     count = len(collected) // runtime.world_size
     if not count:
         raise UserError(f"--collected {collected.name}: {len(collected)} images, fewer than the processes")
-    mine = slice(runtime.rank, count * runtime.world_size, runtime.world_size)
-    return CollectedImages(collected.images[mine].to(runtime.device), collected.labels[mine].to(runtime.device))
+    first, end, step = runtime.rank, count * runtime.world_size, runtime.world_size
+    labels = collected.labels[first:end:step].to(runtime.device)
+    if isinstance(collected.images, ImageRows):
+        return CollectedImages(collected.images.part(range(first, end, step)), labels)
+    return CollectedImages(collected.images[first:end:step].to(runtime.device), labels)

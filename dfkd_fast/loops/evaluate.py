@@ -16,14 +16,14 @@ from dfkd_fast.class_order import ClassOrder, number_hint, stated_order
 from dfkd_fast.config import NetworkInput, TrainConfig
 from dfkd_fast.data import IN_MEMORY, open_test
 from dfkd_fast.errors import UserError
-from dfkd_fast.image_stream import Decoding, LabelledImages
+from dfkd_fast.image_stream import Classed, Decoding, LabelledImages
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.pictures import Channels
 from dfkd_fast.runtime import Runtime
 from dfkd_fast.switches import named_operator
 from dfkd_kernels import gather_augment
 
-S = TypeVar("S", bound=LabelledImages)
+S = TypeVar("S", bound=Classed)
 
 
 @dataclass(frozen=True)
@@ -176,13 +176,19 @@ def agreement(first: Evaluation, second: Evaluation) -> float:
 
 def check_fit(images: LabelledImages, info: ModelInfo, flag: str) -> None:
     """Raise UserError, naming `flag`, where classes or sizes of images and network differ."""
-    if images.num_classes != info.num_classes:
-        raise UserError(f"{flag} {images.name}: {images.num_classes} classes, but {info.name} knows {info.num_classes}")
+    check_classes(images, info, flag)
     if images.in_chans != info.in_chans:
         raise UserError(f"{flag} {images.name}: {images.in_chans} channels, but {info.name} takes {info.in_chans}")
     if images.image_size != info.image_size:
         sizes = f"{images.image_size} pixels a side, but {info.name} takes {info.image_size}"
         raise UserError(f"{flag} {images.name}: {sizes}; give --image-size {info.image_size}")
+
+
+def check_classes(images: Classed, info: ModelInfo, flag: str) -> None:
+    """Raise UserError, naming `flag`, where images and network have not as many classes."""
+    count = len(images.class_names)
+    if count != info.num_classes:
+        raise UserError(f"{flag} {images.name}: {count} classes, but {info.name} knows {info.num_classes}")
 
 
 def _share(count: int, runtime: Runtime) -> range:

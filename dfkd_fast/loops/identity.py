@@ -17,9 +17,9 @@ from dfkd_fast import __version__
 from dfkd_fast.config import CONFIG_FILE, TrainConfig
 from dfkd_fast.config_record import settled
 from dfkd_fast.config_sources import check_untouched
-from dfkd_fast.data import ImageSet
 from dfkd_fast.digests import of_file, of_json, of_tensors
 from dfkd_fast.errors import UserError
+from dfkd_fast.loops.collected import Collected
 from dfkd_fast.loops.ranks import Resumed
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.own_networks import unplaced
@@ -41,7 +41,7 @@ def content_identity(
     teacher: nn.Module,
     info: ModelInfo,
     vectors: tuple[Tensor, str],
-    collected: ImageSet | None,
+    collected: Collected | None,
 ) -> Identity:
     """The sections of what was loaded. `teacher` as it was read; `vectors`: what `class_vectors` gave."""
     file = None if config.teacher_weights is None else of_file(config.teacher_weights)

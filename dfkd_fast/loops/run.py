@@ -13,10 +13,10 @@ from dfkd_fast.config import TrainConfig
 from dfkd_fast.config_sources import label_text
 from dfkd_fast.costs.flops import count_step_flops
 from dfkd_fast.costs.work import recipe_work
-from dfkd_fast.data import ImageSet
 from dfkd_fast.loggers import RunLogger
 from dfkd_fast.loops.alternating import AlternatingLoop
 from dfkd_fast.loops.collapse import CollapseWatch
+from dfkd_fast.loops.collected import Collected
 from dfkd_fast.loops.evaluate import agreement, evaluate
 from dfkd_fast.loops.identity import Identity
 from dfkd_fast.loops.interrupt import StopSignals
@@ -52,7 +52,7 @@ class Run:
         verdict: Verdict,
         signals: StopSignals,
         identity: Identity,
-        collected: ImageSet | None = None,
+        collected: Collected | None = None,
         cache: LogitCache | None = None,
     ) -> None:
         self.config, self.runtime, self.teacher, self.collected = config, runtime, teacher, collected

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dfkd_fast.image_rows import ImageRows
 from dfkd_fast.joined import ALONE, JoinedBatch
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.teacher import FrozenNet
@@ -41,8 +42,8 @@ class SynthBatch(NamedTuple):
 class CollectedImages(NamedTuple):
     """Real images that somebody has collected, for a method that is not data-free in the strict sense."""
 
-    pixels: Tensor
-    """(N, H, W, C) uint8"""
+    pixels: Tensor | ImageRows
+    """(N, H, W, C) uint8; or rows of a file, which are read as they are needed"""
     labels: Tensor
     """(N,) int64"""
 

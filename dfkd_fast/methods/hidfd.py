@@ -12,16 +12,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Self
 
-import torch
 from torch import Tensor, nn
 
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
 from dfkd_fast.methods.hidfd_gan import TeacherGuidedGan
+from dfkd_fast.methods.hidfd_hybrid import TURNS, HybridData, following
 from dfkd_fast.models.shared_classifier import ClassifierSharing
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.optim import OptimizerSpec
-from dfkd_fast.pool.pool import REPEATS, Policy, PoolBatch
+from dfkd_fast.pool.pool import Policy, PoolBatch
 
 DISCRIMINATOR = 0  # whose turn a step is; the other is the generator's
 
@@ -43,9 +43,7 @@ class HidfdConfig(MethodConfig):
     synthetic_images: int = 50_000
     """images that the trained generator makes for the student (paper: |D_s|)"""
     inflation: int | None = None
-    """how often the student sees each collected image in one pass (paper: N); without it |D_s| / |D_c|; 1: once, as
-    the generated ones
-    """
+    """how often a collected image comes in one pass of the student (paper: N); without it |D_s| / |D_c|; 1: once"""
     batch_size: int = 64
     """images in one student step"""
     student_steps: int = 1562
@@ -79,9 +77,7 @@ class HidfdConfig(MethodConfig):
     reg_mean_one: bool = False
     """class weights in L_reg have mean 1, as the authors' regulariser scales them; off: Eq. 12, mean of K or more"""
     alignment: Literal["simkd", "pooled", "kd"] = "simkd"
-    """what the student learns: simkd, feature maps through a projector (release); pooled, Eq. 14 as written; both share
-    the teacher's classifier. kd: logits, with a classifier of its own (ablation)
-    """
+    """simkd: maps through a projector (release); pooled: Eq. 14; both share the teacher's classifier; kd: the logits"""
     kd_temperature: float = 4.0
     """temperature of the ablation's distillation loss"""
     d_gan_weight: float = 1.0
@@ -102,23 +98,7 @@ class HidfdConfig(MethodConfig):
     """weight of L_align"""
 
     def following(self, before: Self, share: float) -> dict[str, int]:
-        """The GAN's epoch goes over the collected images as often as it did; the student's is one pass if it was."""
-        collected = before.synthesis_steps // Hidfd.turns * before.synthesis_batch_size
-        old, new = before.images_in_a_pass(collected), self.images_in_a_pass(round(collected * share))
-        found = {}
-        if share != 1:
-            found["synthesis_steps"] = max(1, round(before.synthesis_steps / Hidfd.turns * share)) * Hidfd.turns
-        if new != old and abs(before.student_steps * before.batch_size / old - 1) < 0.01:
-            found["student_steps"] = max(1, round(before.student_steps * new / old))
-        return found
-
-    def images_in_a_pass(self, collected: int) -> int:
-        """|D_s| + N |D_c|, of which the student sees each once."""
-        return self.synthetic_images + self.inflation_of(collected) * collected
-
-    def inflation_of(self, collected: int) -> int:
-        """N: each of so many collected images counts as N in the hybrid data D."""
-        return self.inflation or max(1, self.synthetic_images // max(1, collected))
+        return following(self, before, share)
 
 
 class Hidfd(Method):
@@ -126,7 +106,7 @@ class Hidfd(Method):
     needs_data = True
     needs_batchnorm = False
     synchronized = True
-    turns = 2
+    turns = TURNS
     paper = "arXiv:2412.13525"
     pool_policy: Policy = "ring"  # the GAN's last images are overwritten by those that the pool is filled with
 
@@ -135,8 +115,8 @@ class Hidfd(Method):
         self.config: HidfdConfig = config
         self.info = setup.info
         self.gan = TeacherGuidedGan(config, setup)
-        shared = (setup.student, setup.teacher, setup.info)
-        projects = config.alignment == "simkd"
+        self.hybrid = HybridData(config, self.gan)
+        shared, projects = (setup.student, setup.teacher, setup.info), config.alignment == "simkd"
         self.sharing = None if config.alignment == "kd" else ClassifierSharing(*shared, projects=projects)
         self.reads_features, self.turn = self.sharing is not None, DISCRIMINATOR
 
@@ -158,6 +138,8 @@ class Hidfd(Method):
 
     def begin_step(self, step: int) -> None:
         self.turn = step % self.turns
+        if self.turn == DISCRIMINATOR:
+            self.gan.begin_step(step // self.turns)
 
     def step_variant(self) -> int:
         return self.turn
@@ -166,32 +148,19 @@ class Hidfd(Method):
         return self.gan.discriminator_step() if self.turn == DISCRIMINATOR else self.gan.generator_step()
 
     def end_round(self, best_images: Tensor) -> SynthBatch:
-        shown = self.pool_capacity()  # where it is less than a batch
-        return self._repeated(best_images[:shown], self.gan.labels[:shown], 1)
+        return self.hybrid.preview(best_images)
 
     def fill_batches(self) -> int:
-        return self._generated_batches() - (-self.gan.count // self.config.synthesis_batch_size)
+        return self.hybrid.batches
 
     def fill_images(self) -> int:
-        return self.config.synthetic_images + self.gan.count
+        return self.hybrid.images
 
     def fill(self, index: int) -> SynthBatch:
-        before, size = self._generated_batches(), self.config.synthesis_batch_size
-        if index < before:
-            left = self.config.synthetic_images - index * size
-            images, labels = self.gan.generate()
-            return self._repeated(images[:left], labels[:left], 1)
-        return self._repeated(*self.gan.collected_batch(index - before), self.config.inflation_of(self.gan.count))
+        return self.hybrid.batch(index)
 
     def pool_capacity(self) -> int:
-        return self.fill_images()
-
-    def _generated_batches(self) -> int:
-        return -(-self.config.synthetic_images // self.config.synthesis_batch_size)
-
-    def _repeated(self, images: Tensor, labels: Tensor, times: int) -> SynthBatch:
-        """Each image lies in the pool once, and comes `times` times in a pass over it."""
-        return SynthBatch(images, labels, {REPEATS: torch.full_like(labels, times)})
+        return self.hybrid.images
 
     def student_maps(self) -> tuple[str, ...] | None:
         return None if self.sharing is None else ()

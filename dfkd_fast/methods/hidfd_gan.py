@@ -6,6 +6,7 @@ weights, so that its steps cost no gradients for them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from dfkd_fast.augment import Augment
 from dfkd_fast.generators.biggan import BigDiscriminator, BigGenerator
+from dfkd_fast.image_rows import ImageRows
 from dfkd_fast.losses import adcgan
 from dfkd_fast.methods.base import LossTerms, Setup
 from dfkd_fast.models.class_frequency import ClassFrequency
@@ -29,6 +31,7 @@ class TeacherGuidedGan(nn.Module):
     pixel_labels: Tensor
     order: Tensor
     cursor: Tensor
+    batch: Tensor | None
     latents: Tensor
     labels: Tensor
 
@@ -47,8 +50,11 @@ class TeacherGuidedGan(nn.Module):
         self.frequency = ClassFrequency(info.num_classes, batch_size, momentum=momentum, mean_one=mean_one)
         self.augment = Augment(info, pad=0, flip=False)
         self._twin: tuple[nn.Module, ...] = ()  # in a tuple: seen through, never registered, saved or trained
+        self._rows = pixels if isinstance(pixels, ImageRows) else None
+        self._places: Tensor | None = None
         for name, value in {
-            "pixels": pixels.permute(0, 3, 1, 2).clone(),
+            "pixels": None if isinstance(pixels, ImageRows) else pixels,
+            "batch": torch.zeros(batch_size, *pixels.shape[1:], dtype=torch.uint8) if self._rows else None,
             "pixel_labels": labels.clone(),
             "order": torch.arange(len(labels), device=labels.device),
             "cursor": torch.zeros((), dtype=torch.int64),
@@ -63,6 +69,20 @@ class TeacherGuidedGan(nn.Module):
             self._twin = (frozen_twin(self.discriminator),)
         torch.randperm(len(self.order), out=self.order)
         self.cursor.zero_()
+        if self._rows is not None:
+            self._places = self.order.cpu()
+
+    def begin_step(self, number: int) -> None:
+        """Before the discriminator's step `number` (0-based) of an epoch: read its images, where they lie in a file."""
+        if self._rows is not None and self._places is not None:
+            first, size = number * len(self.labels), len(self.labels)
+            self._fetch(self._places[torch.arange(first, first + size) % self.count].tolist())
+
+    def _fetch(self, rows: Sequence[int]) -> None:
+        """Put images of the file where a step finds them; their place stays, as captured steps want it."""
+        assert self._rows is not None
+        assert self.batch is not None
+        self.batch[: len(rows)].copy_(self._rows.read(rows))
 
     def discriminator_step(self) -> tuple[Tensor, LossTerms]:
         """Generated images (B, C, H, W), and -L_d, the classes, L_blend and L_trans of Eq. 13."""
@@ -128,13 +148,16 @@ class TeacherGuidedGan(nn.Module):
         return 2 * images - 1 if self.config.released else self.augment.normalize(images)
 
     def collected(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Real images (B, C, H, W) in [0, 1] and their labels."""
-        return self.pixels[slots].to(self.latents.dtype) / 255, self.pixel_labels[slots]
+        """Real images (B, C, H, W) in [0, 1] and their labels; of a file those that were read last."""
+        pixels = self.batch[: len(slots)] if self.batch is not None else self.pixels[slots]
+        return pixels.permute(0, 3, 1, 2).to(self.latents.dtype) / 255, self.pixel_labels[slots]
 
     def collected_batch(self, number: int) -> tuple[Tensor, Tensor]:
         """Batch `number` (0-based) of the collected images in their order; the last may be smaller."""
         first = number * len(self.labels)
         end = min(first + len(self.labels), self.count)
+        if self._rows is not None:
+            self._fetch(range(first, end))
         return self.collected(torch.arange(first, end, device=self.labels.device))
 
     def generate(self) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from dfkd_fast.runtime import Runtime
 from dfkd_fast.sampling import Sampler
 
 Policy = Literal["append", "cap", "ring"]
-REPEATS = "repeats"  # the extra, (B,) int64, that says how often an image comes in one pass over the pool
+REPEATS = "repeats"  # the extra, (B,) int64 on the host: how often an image comes in one pass over the pool
 
 
 class Pool:
@@ -67,7 +67,7 @@ class Pool:
         self.size = torch.zeros((), dtype=torch.int64, device=runtime.device)
         """`len(self)` as a scalar on the device, at an address that never moves"""
         self.repeats: Tensor | None = None
-        """`REPEATS` of each slot (capacity,), where images have it"""
+        """`REPEATS` of each slot (capacity,), on the host, where images have it"""
         self.written = 0
         """images ever added; the slot of the next one is this modulo the capacity"""
         self._fields: dict[str, Field] | None = None
@@ -236,8 +236,8 @@ class Pool:
                 self.class_counts.index_add_(0, classes.clamp(min=0), known)
         self.labels[slots] = labels
         if REPEATS in fields:
-            self.repeats = torch.ones_like(self.labels) if self.repeats is None else self.repeats
-            self.repeats[slots] = fields[REPEATS].to(self.labels.device)
+            self.repeats = torch.ones(self.capacity, dtype=torch.int64) if self.repeats is None else self.repeats
+            self.repeats[torch.arange(index, index + count) % self.capacity] = fields[REPEATS].cpu()
         self.storage.write(index, {name: values for name, values in fields.items() if name != "labels"})
         self.written = index + count
         self.size.fill_(len(self))

@@ -109,7 +109,7 @@ class Watch(TorchDispatchMode):
         if name == "aten::_local_scalar_dense":
             dtype = given[0].dtype
             return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
-        if name == "aten::_pin_memory":
+        if name in ("aten::_pin_memory", "aten::repeat_interleave"):  # of repeats without values: as of ones
             return given[0]
         if kwargs.get("pin_memory"):  # page-locked memory is the driver's; what it holds has no values anyway
             kwargs = kwargs | {"pin_memory": False}

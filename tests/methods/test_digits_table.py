@@ -132,6 +132,7 @@ def test_ablations_change_what_they_name(bench: dict[str, ModuleType]) -> None:
         ("msarc", "without meta-learning"): {"method.start": "carry"},
         ("hidfd", "without feature integration"): {"method.blend_weight": 0.0, "method.trans_weight": 0.0},
         ("hidfd", "without category frequency smoothing"): {"method.reg_weight": 0.0},
+        ("hidfd", "with class weights of mean 1"): {"method.reg_mean_one": True},
         ("hidfd", "without data inflation"): {"method.inflation": 1},
         ("hidfd", "without the teacher's classifier"): {"method.alignment": "kd"},
     }

@@ -29,6 +29,7 @@ from dfkd_fast.costs.flops import count_step_flops
 from dfkd_fast.costs.work import SynthesisKind, recipe_work
 from dfkd_fast.data import load_split
 from dfkd_fast.errors import UserError
+from dfkd_fast.image_rows import ImageRows
 from dfkd_fast.loops.collected import load_collected
 from dfkd_fast.loops.networks import load_method, make_student
 from dfkd_fast.loops.student import student_lr
@@ -36,6 +37,7 @@ from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.loops.train import train
 from dfkd_fast.methods.base import CollectedImages, Setup, weighted_sum
 from dfkd_fast.methods.hidfd import Hidfd, HidfdConfig
+from dfkd_fast.methods.hidfd_hybrid import images_in_a_pass
 from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_twin
 from dfkd_fast.notes import note
 from dfkd_fast.pool.pool import Pool, PoolBatch
@@ -60,9 +62,10 @@ GAN_TERMS = ("d_gan", "d_adc", "blend", "trans", "g_gan", "g_adc", "reg")
 
 @pytest.fixture
 def make(teacher: nn.Module, student: nn.Module, runtime: Runtime) -> Make:
-    def build(config: HidfdConfig = CONFIG, images: int = 9) -> Hidfd:
+    def build(config: HidfdConfig = CONFIG, images: int = 9, collected: CollectedImages | None = None) -> Hidfd:
         torch.manual_seed(3)
-        collected = CollectedImages.noise(INFO, images)
+        noise = CollectedImages.noise(INFO, images)
+        collected = collected or noise
         setup = Setup(
             FrozenNet(teacher, INFO, runtime), frozen_twin(student), INFO, torch.empty(4, 0), collected=collected
         )
@@ -104,7 +107,7 @@ def test_discriminators_terms(make: Make, teacher: nn.Module, released: bool) ->
     fake, terms = step_of(method, 0)
     (judged,) = said
     slots = gan.order[:6]
-    real, labels = gan.pixels[slots].double() / 255, gan.pixel_labels[slots]
+    real, labels = gan.pixels[slots].permute(0, 3, 1, 2).double() / 255, gan.pixel_labels[slots]
     assert torch.equal(gan.labels, labels) != released  # paired, or drawn anew
     features = judged.features
     view = 2 * torch.cat([real, fake]) - 1 if released else normalised(torch.cat([real, fake]))
@@ -212,7 +215,7 @@ def test_a_pass_has_each_collected_image_as_often_as_inflation_says(
     assert len(batches) == method.fill_batches() == 4 + 2
     images, labels = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("images", "labels"))
     assert len(images) == method.pool_capacity() == method.fill_images() == 20 + 9
-    assert torch.equal(images[20:], method.gan.pixels.double() / 255)
+    assert torch.equal(images[20:], method.gan.pixels.permute(0, 3, 1, 2).double() / 255)
     assert torch.equal(labels[20:], method.gan.pixel_labels)
     assert not any((image == own).all() for image in images[:20] for own in images[20:])
     assert method.gan.generator.training
@@ -220,7 +223,7 @@ def test_a_pass_has_each_collected_image_as_often_as_inflation_says(
     for batch in (method.end_round(images[:6]), *batches):  # the preview of a round is overwritten
         pool.add(batch.images, batch.labels, **batch.extras)
     sampler = EpochShuffle(len(pool), 10, seed=0, repeats=pool.repeats)
-    assert sampler.size == method.config.images_in_a_pass(9) == 20 + 9 * repeats
+    assert sampler.size == images_in_a_pass(method.config, 9) == 20 + 9 * repeats
     drawn = torch.cat([sampler.draw().slots for _ in range(sampler.size)]).bincount()  # ten passes
     real = (torch.arange(6 + 20, 6 + 29)) % 29
     assert torch.equal(drawn[real], torch.full((9,), 10 * repeats))
@@ -487,3 +490,19 @@ def test_costs_are_those_of_both_turns(teacher_file: Path, tmp_path: Path) -> No
         both.append(counter.get_total_flops())
     assert both[0] != both[1]
     assert flops.synthesis[kind] == pytest.approx(sum(both) / 2, rel=1e-6)
+
+
+def test_images_in_a_file_change_nothing(make: Make, runtime: Runtime, tmp_path: Path) -> None:
+    """Two epochs of the GAN and what fills the pool, bit for bit, with batches that go over the end of the images."""
+    pixels, labels = CollectedImages.noise(INFO, 9)
+    path = tmp_path / "images.uint8"
+    path.write_bytes(pixels.numpy().tobytes())
+    made = []
+    for source in (pixels, ImageRows(path, tuple(pixels.shape))):
+        method = make(collected=CollectedImages(source, labels))
+        found = trajectory(method, runtime, epochs=2, terms=GAN_TERMS)
+        made.append([*found.values(), *(batch.images for batch in Synthesizer(method, runtime).fill())])
+        assert (method.gan.batch is None) == (source is pixels)
+    for ours, theirs in zip(*made, strict=True):
+        assert torch.equal(ours, theirs)
+    assert len(made[0]) == 2 + 4 + 2
