@@ -118,8 +118,8 @@ class Msarc(Method):
         meta_lr = config.generator_lr * config.synthesis_steps if config.meta_lr is None else config.meta_lr
         if config.meta_decay and config.start in ("carry", "fresh"):
             raise UserError(f"--meta-decay {config.meta_decay}: --start {config.start} learns no start; choose 0")
-        own = {"own_lrs": {"latents": 0.0}, "decay": config.meta_decay}
-        self.start = RoundStart(self.generator, config.start, lr=meta_lr, **own)
+        still, decay = {"latents": 0.0}, config.meta_decay
+        self.start = RoundStart(self.generator, config.start, lr=meta_lr, own_lrs=still, decay=decay)
         self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         if config.msarc_alpha and not config.msarc_weight:
