@@ -67,7 +67,7 @@ def count_step_flops(method: Method, info: ModelInfo, *, teacher: str, student: 
         frozen = FrozenNet(_network(teacher, info), info, runtime)
         embeddings = torch.randn(info.num_classes, _EMBEDDING if type(method).text_sources else 0)
         collected = CollectedImages.noise(info) if method.needs_data else None
-        setup = Setup(frozen, frozen_twin(learner), info, embeddings, collected=collected)
+        setup = Setup(frozen, frozen_twin(learner), info, embeddings, method.text, collected)
         few, more = (_count(method, setup, learner, runtime, batch) for batch in batches)
     return StepFlops(
         synthesis={

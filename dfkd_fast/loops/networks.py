@@ -217,6 +217,7 @@ def make_method(
     twin, joined = frozen_twin(student), runtime.joined if parts == 1 else MicroBatches(parts)
     method = method_class(share, Setup(teacher, twin, teacher.info, embeddings, text, collected, joined))
     runtime.place(method)
+    method.check_run()
     check_joined(method, config.method_name)
     check_micro_batches(method, config.method_name, parts, runtime)
     return method

@@ -48,6 +48,8 @@ class Method(nn.Module):
     """steps in turn, unlike each other, that make one iteration (a GAN: 2); what a step costs is their mean"""
     text_sources: ClassVar[Sequence[str]] = ()
     """values of `--text` that the method takes; none: it does not ask what classes are called"""
+    text: str = "file"
+    """`Setup.text`, where the method depends on it"""
     paper: ClassVar[str]
     """arXiv id"""
     adversarial = False
@@ -210,6 +212,9 @@ class Method(nn.Module):
     def deployed_name(self, student: str) -> str:
         """What `load_model` calls that network, where the student's own name is `student`."""
         return student
+
+    def check_run(self) -> None:
+        """Raise UserError for what a step can do and a whole run cannot; called once, before anything is written."""
 
     def extra_bytes(self) -> int:
         """What the extras of one image take in the pool, where that is more than a few numbers."""

@@ -130,7 +130,7 @@ class Muse(Method):
     def __init__(self, config: MuseSConfig, setup: Setup) -> None:
         super().__init__()
         self.config: MuseSConfig = config
-        self.info, self.joined = setup.info, setup.joined
+        self.info, self.joined, self.text = setup.info, setup.joined, setup.text
         setup.teacher.window.decay = config.window_decay
         student, centres = TappedNet(setup.student, window=setup.teacher.window), setup.label_embeddings
         learnt = setup.text == CENTRES
@@ -146,7 +146,9 @@ class Muse(Method):
             flag=f"--text {setup.text}",
         )
         self.scales = nn.ModuleList(MuseScale(part, setup, student, self.embedding) for part in parts(config))
-        check_centres(config, setup, self.scales[0])  # type: ignore[arg-type]
+
+    def check_run(self) -> None:
+        check_centres(self.config, self.text, self.scales[0])  # type: ignore[arg-type]
 
     def sources(self) -> Sequence[Method]:
         return tuple(self.scales)  # type: ignore[arg-type]

@@ -148,20 +148,20 @@ def round_plan(config: MuseSConfig, full_size: int) -> RoundPlan:
     )
 
 
-def check_centres(config: MuseSConfig, setup: Setup, first: MuseScale) -> None:
+def check_centres(config: MuseSConfig, text: str, first: MuseScale) -> None:
     """Raise UserError where class centres are needed and not learnt, or not all of them before the student starts:
     they are the features of the first images of each class, which `first` makes.
     """
-    if setup.text != CENTRES:
+    if text != CENTRES:
         if config.aed_network == "teacher":
             raise UserError(
-                f"--aed-network teacher: --text {setup.text} gives vectors in another space than the teacher's "
+                f"--aed-network teacher: --text {text} gives vectors in another space than the teacher's "
                 f"features, and no map between them is published; choose --text {CENTRES} or --aed-network student"
             )
         return
     made = first.plan.before(config.warmup_epochs) * first.config.synthesis_batch_size
-    if made < setup.info.num_classes:
+    if made < first.info.num_classes:
         raise UserError(
-            f"--text {CENTRES}: the warm-up shows {made} of {setup.info.num_classes} classes; "
+            f"--text {CENTRES}: the warm-up shows {made} of {first.info.num_classes} classes; "
             "give more --method.warmup-epochs, or another --text"
         )

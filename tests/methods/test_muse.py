@@ -18,6 +18,7 @@ from toy_networks import INFO, lived_in
 
 from dfkd_fast.catalog import presets
 from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.costs.flops import count_step_flops
 from dfkd_fast.errors import UserError
 from dfkd_fast.loops.student import student_lr
 from dfkd_fast.losses.embedding import separation
@@ -361,7 +362,16 @@ def test_the_generators_embedding_term_on_the_teacher(
 
 def test_text_vectors_are_in_another_space_than_the_teachers_features(setup: Setup) -> None:
     with pytest.raises(UserError, match=r"^--aed-network teacher: --text clip gives vectors in another space than "):
-        MuseS(replace(CONFIG, aed_network="teacher"), setup._replace(text="clip"))
+        MuseS(replace(CONFIG, aed_network="teacher"), setup._replace(text="clip")).check_run()
+
+
+def test_the_cost_of_a_step_with_the_term_on_the_teacher(setup: Setup) -> None:
+    """Counted in the space of class centres, by small batches that alone would not show every class."""
+    method = MuseS(replace(CONFIG, aed_network="teacher"), setup._replace(text=CENTRES))
+    method.check_run()
+    flops = count_step_flops(method, INFO, teacher="cnn", student="cnn_s")
+    assert flops.student > 0
+    assert min(flops.synthesis.values()) > 0
 
 
 @pytest.mark.parametrize("epochs", [400, 100, 30])
@@ -409,7 +419,7 @@ def test_mistakes_are_named(setup: Setup) -> None:
         Muse(replace(BOTH, batch_shares=(1,)), setup)
     few = replace(CONFIG, synthesis_batch_size=2, full_images=2)
     with pytest.raises(UserError, match=r"^--text class-centre: the warm-up shows 2 of 4 classes; "):
-        MuseS(few, setup._replace(text=CENTRES))
+        MuseS(few, setup._replace(text=CENTRES)).check_run()
 
 
 def test_teacher_without_a_linear_classifier(setup: Setup, runtime: Any) -> None:
