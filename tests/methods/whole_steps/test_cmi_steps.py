@@ -214,7 +214,6 @@ CHANGES: list[dict[str, Any]] = [
     {"contrastive_weight": 0.801},
     {"contrastive_temperature": 0.1001},
     {"local_scale": 0.3},
-    {"generator_lr": 1.001e-3},
 ]
 
 

@@ -232,8 +232,6 @@ CHANGES: list[dict[str, Any]] = [
     {"g_gan_weight": 1.01},
     {"g_adc_weight": 1.01},
     {"reg_weight": 0.101},
-    {"blend_threshold": 0.0},
-    {"frequency_momentum": 0.51},
     {"student_lr_steps": (170,)},
 ]
 

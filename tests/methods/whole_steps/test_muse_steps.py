@@ -196,10 +196,8 @@ CHANGES: list[dict[str, Any]] = [
     {"cam_weight": 0.101},
     {"aed_weight": 5.01},
     {"ed_weight": 10.01},
-    {"cam_peak": 1.01},
     {"kd_temperature": 20.01},
     {"student_optimizer": "sgd"},
-    {"student_weight_decay": 0.02},
 ]
 
 

@@ -63,6 +63,10 @@ CONFIG = SsdkdConfig(
     generator_width=8,
     start="fresh",
 )
+PRINTED = replace(
+    CONFIG, adv_masked=False, label_source="teacher", priority_temperature=1.0, is_weighted_loss=False, bn_momentum=0.0
+)
+"""Eqs. 1, 2 and 4 and line 18 to the letter"""
 EPOCHS = (1, 3)
 FIRST = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 2])
 """classes of what the buffer holds before"""
@@ -97,7 +101,7 @@ def ours(config: SsdkdConfig) -> tuple[Trace, Trace, Given]:
     return trace, priorities, given
 
 
-def published(given: Given) -> tuple[Trace, Trace, list[float]]:
+def published(given: Given, *, printed: bool = False) -> tuple[Trace, Trace, list[float]]:
     """The same by hand, and the shares of images that the adversarial term counts."""
     place, trace, priorities, shares = arena(), Trace(), Trace(), []
     networks = state_of(place.teacher), state_of(place.student)
@@ -106,11 +110,11 @@ def published(given: Given) -> tuple[Trace, Trace, list[float]]:
     for epoch, start, batches in zip(EPOCHS, *given, strict=True):
         net = {n.removeprefix("generator."): v for n, v in start.state.items() if n.startswith("generator.")}
         share = labels.bincount(minlength=4).double() / len(labels)  # n_c / |B|
-        images, pool, counted = one_round(epoch, trace, net, start, networks, share, pool)
+        images, pool, counted = one_round(epoch, trace, net, start, networks, share, pool, printed)
         shares += counted
         with torch.no_grad():  # lines 12 and 13: w = 1
             teacher, student = (look(network, normalised(images)).logits for network in networks)
-        deltas, new = kl(student, teacher, 20), teacher.argmax(1)
+        deltas, new = kl(student, teacher, 1 if printed else 20), teacher.argmax(1)
         trace |= {f"{epoch} deltas": deltas, f"{epoch} labels": new.double()}
         for delta, label in zip(deltas, new, strict=True):  # lines 14 and 15: the oldest leave
             labels, leaves = (x if len(x) == 25 else torch.cat([x, x[:1]]) for x in (labels, leaves))
@@ -120,7 +124,7 @@ def published(given: Given) -> tuple[Trace, Trace, list[float]]:
             rate = cosine_lr(epoch, first=1, last=6, high=0.2, low=2e-4)
             weights = (len(leaves) * leaves / leaves.sum())[batch.indices] ** -0.4  # Eq. 5: w = (N P)^-beta
             priorities[f"{epoch}.{step} weights"] = weights
-            rows = student_step(f"student {epoch} step {step}", trace, optimizer, rate, networks, batch)
+            rows = student_step(f"student {epoch} step {step}", trace, optimizer, rate, networks, batch, printed)
             leaves = leaves.clone()
             for slot in batch.indices.unique():  # lines 19 and 20; an image that is drawn twice has the greater one
                 drawn = batch.indices == slot
@@ -130,15 +134,23 @@ def published(given: Given) -> tuple[Trace, Trace, list[float]]:
 
 
 def student_step(
-    key: str, trace: Trace, optimizer: Sgd, rate: float, networks: tuple[State, State], batch: PoolBatch
+    key: str,
+    trace: Trace,
+    optimizer: Sgd,
+    rate: float,
+    networks: tuple[State, State],
+    batch: PoolBatch,
+    printed: bool,
 ) -> Tensor:
-    """Lines 18 to 22: the weighted loss; returns each image's KL."""
+    """Lines 18 to 22: the weighted loss; returns what each image's priority is made of."""
     teacher, student = networks
-    rows = kl(look(student, batch.images, train=True).logits, look(teacher, batch.images).logits, 20)
-    loss = (batch.is_weights.double() * rows).mean()
+    logits = look(student, batch.images, train=True).logits, look(teacher, batch.images).logits
+    rows = kl(*logits, 20)
+    loss = rows.mean() if printed else (batch.is_weights.double() * rows).mean()
+    deltas = (kl(*logits, 1) if printed else rows).detach()
     descend(trace, key, {"kd": loss}, loss, student, optimizer, rate)
     note_statistics(trace, key, student)
-    return rows.detach()
+    return deltas
 
 
 def one_round(
@@ -149,6 +161,7 @@ def one_round(
     networks: tuple[State, State],
     share: Tensor,
     pool: Moments | None,
+    printed: bool,
 ) -> tuple[Tensor, Moments, list[float]]:
     """Lines 4 to 10: T_g steps on Eq. 2; the adversarial term comes an epoch before distillation, as in Fast."""
     teacher, student = networks
@@ -162,12 +175,12 @@ def one_round(
         phi = (1 - share[predicted]) * (1 - confidence) ** 2  # Eq. 3
         assert phi.std() > 0.03
         assert share[predicted].std() > 0.05
-        bn = bn_distance(teacher, seen.moments, pool, 0.9)  # Eq. 1
-        ce = (phi * cross_entropy(seen.logits, start.labels)).mean()
+        bn = bn_distance(teacher, seen.moments, None if printed else pool, 0.9)  # Eq. 1
+        ce = (phi * cross_entropy(seen.logits, predicted if printed else start.labels)).mean()
         logits = look(student, view).logits
         agree = agreement(logits, seen.logits)
         shares.append(float(agree.mean()))
-        adv = -(agree * kl(logits, seen.logits)).mean()
+        adv = -((1 if printed else agree) * kl(logits, seen.logits)).mean()
         loss = 10 * bn + 0.5 * ce + 1.33 * adv  # Eq. 2
         if loss.item() < lowest:
             lowest, kept = loss.item(), images.detach()
@@ -190,6 +203,13 @@ def test_steps_are_the_published_ones(statement: tuple[Trace, ...]) -> None:
     check_same(*statement[:2])
 
 
+def test_equations_as_printed() -> None:
+    found, priorities, given = ours(PRINTED)
+    expected, wanted, _ = published(given, printed=True)
+    check_same(found, expected)
+    check_same(priorities, wanted, tolerance=1e-6)
+
+
 def test_priorities_are_equations_4_to_6(statement: tuple[Trace, ...]) -> None:
     check_same(*statement[2:], tolerance=1e-6)
 
@@ -198,8 +218,6 @@ CHANGES: list[dict[str, Any]] = [
     {"ce_weight": 0.501},
     {"bn_weight": 10.01},
     {"adv_weight": 1.331},
-    {"adv_masked": False},
-    {"label_source": "teacher"},
     {"diversity": False},
     {"focus": 2.01},
     {"priority_temperature": 1.0},
