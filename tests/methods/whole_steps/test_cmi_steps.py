@@ -16,13 +16,8 @@ import pytest
 import torch
 from follow import (
     Start,
-    Trace,
     arena,
     batch_of,
-    check_at_work,
-    check_mixed,
-    check_same,
-    check_seen,
     descend,
     follow_round,
     follow_student,
@@ -45,6 +40,7 @@ from plain import (
     look,
 )
 from torch import Tensor
+from traces import Trace, check_at_work, check_mixed, check_same, check_seen
 
 from dfkd_fast import augment
 from dfkd_fast.loops.synthesis import Synthesizer

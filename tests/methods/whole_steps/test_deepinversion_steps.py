@@ -18,12 +18,8 @@ import pytest
 import torch
 from follow import (
     Start,
-    Trace,
     arena,
     batch_of,
-    check_at_work,
-    check_same,
-    check_seen,
     descend,
     follow_round,
     follow_student,
@@ -34,6 +30,7 @@ from follow import (
 from plain import Adam, Sgd, State, cosine_lr, cross_entropy, kl, look
 from torch import Tensor
 from toy_networks import INFO
+from traces import Trace, check_at_work, check_same, check_seen
 
 from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.deepinversion import DeepInversion, DeepInversionConfig

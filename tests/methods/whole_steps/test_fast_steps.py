@@ -14,13 +14,8 @@ import pytest
 import torch
 from follow import (
     Start,
-    Trace,
     arena,
     batch_of,
-    check_at_work,
-    check_mixed,
-    check_same,
-    check_seen,
     descend,
     follow_round,
     follow_student,
@@ -44,6 +39,7 @@ from plain import (
     look,
     mixed,
 )
+from traces import Trace, check_at_work, check_mixed, check_same, check_seen
 
 from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.fast import Fast, FastConfig

@@ -18,12 +18,8 @@ import torch
 from follow import (
     Arena,
     Start,
-    Trace,
     arena,
     batch_of,
-    check_at_work,
-    check_same,
-    check_seen,
     descend,
     follow_round,
     follow_student,
@@ -37,6 +33,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from toy_networks import INFO
+from traces import Trace, check_at_work, check_same, check_seen
 
 from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.base import CollectedImages

@@ -17,13 +17,8 @@ import pytest
 import torch
 from follow import (
     Start,
-    Trace,
     arena,
     batch_of,
-    check_at_work,
-    check_mixed,
-    check_same,
-    check_seen,
     descend,
     follow_round,
     follow_student,
@@ -51,6 +46,7 @@ from plain import (
 )
 from torch import Tensor
 from torch.nn import functional as F
+from traces import Trace, check_at_work, check_mixed, check_same, check_seen
 
 from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.msarc import Msarc, MsarcConfig

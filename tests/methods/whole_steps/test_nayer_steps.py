@@ -14,13 +14,8 @@ import pytest
 import torch
 from follow import (
     Start,
-    Trace,
     arena,
     batch_of,
-    check_at_work,
-    check_mixed,
-    check_same,
-    check_seen,
     descend,
     follow_round,
     follow_student,
@@ -46,6 +41,7 @@ from plain import (
     mixed,
 )
 from torch import Tensor
+from traces import Trace, check_at_work, check_mixed, check_same, check_seen
 
 from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.nayer import Nayer, NayerConfig

@@ -16,11 +16,7 @@ import torch
 from follow import (
     Drawn,
     Start,
-    Trace,
     arena,
-    check_at_work,
-    check_same,
-    check_seen,
     descend,
     follow_round,
     follow_student,
@@ -45,6 +41,7 @@ from plain import (
     start_maps,
 )
 from torch import Tensor
+from traces import Trace, check_at_work, check_same, check_seen
 
 from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.spaceshipnet import SpaceshipNet, SpaceshipNetConfig

@@ -17,12 +17,7 @@ import pytest
 import torch
 from follow import (
     Start,
-    Trace,
     arena,
-    check_at_work,
-    check_mixed,
-    check_same,
-    check_seen,
     descend,
     follow_round,
     follow_student,
@@ -46,6 +41,7 @@ from plain import (
     mixed,
 )
 from torch import Tensor
+from traces import Trace, check_at_work, check_mixed, check_same, check_seen
 
 from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.base import SynthBatch

@@ -17,11 +17,7 @@ import pytest
 import torch
 from follow import (
     Drawn,
-    Trace,
     arena,
-    check_at_work,
-    check_same,
-    check_seen,
     descend,
     follow_round,
     normalised,
@@ -31,6 +27,7 @@ from follow import (
 )
 from plain import Adam, Seen, Sgd, State, bn_distance, cosine_lr, cross_entropy, decode, kl, look
 from torch import Tensor
+from traces import Trace, check_at_work, check_same, check_seen
 
 from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.dafl import Dafl, DaflConfig
