@@ -7,14 +7,16 @@ process leaves under such names is no content: `sweep` deletes it. Images of a p
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _ENDING = ".partial"
+_NAME = 180  # characters that are kept of a name
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -47,6 +49,26 @@ def write_folder(path: Path, files: Mapping[str, bytes | str]) -> None:
         sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def placed_file(path: Path) -> Iterator[Callable[[bytes, int], None]]:
+    """Replace a large file, or make it: the block is given what writes bytes at an offset, and the file has its name
+    when the block has ended. What killed processes have left of it is deleted first, so that one process alone may be
+    making it. Raises OSError, and then the file is what it was.
+    """
+    sweep(path.parent, of=path.name)
+    partial = _beside(path)
+    try:
+        with _opened(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as handle:
+            yield lambda content, offset: _write_all(handle, content, offset)
+            os.fsync(handle)
+        partial.replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise
 
 
@@ -86,9 +108,9 @@ def sync_folder(folder: Path) -> None:
     sync_file(folder)
 
 
-def sweep(folder: Path) -> None:
-    """Delete what killed writers have left in a folder. Nobody may be writing there."""
-    for left in folder.glob(f".*{_ENDING}"):
+def sweep(folder: Path, *, of: str = "") -> None:
+    """Delete what killed writers have left in a folder, or there of the file `of`. Nobody may be writing it."""
+    for left in folder.glob(f".{glob.escape(of[:_NAME])}*{_ENDING}"):
         if left.is_dir():
             shutil.rmtree(left)
         else:
@@ -97,7 +119,7 @@ def sweep(folder: Path) -> None:
 
 def _beside(path: Path) -> Path:
     """A name in the same folder that nobody else has."""
-    return path.with_name(f".{path.name[:180]}.{os.getpid()}-{secrets.token_hex(4)}{_ENDING}")
+    return path.with_name(f".{path.name[:_NAME]}.{os.getpid()}-{secrets.token_hex(4)}{_ENDING}")
 
 
 def _write_new(path: Path, content: bytes | str) -> None:
@@ -119,7 +141,9 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
         os.close(handle)
 
 
-def _write_all(handle: int, content: bytes) -> None:
+def _write_all(handle: int, content: bytes, offset: int | None = None) -> None:
+    """Write all of it, where the handle stands or at an offset."""
     rest = memoryview(content)
     while rest:
-        rest = rest[os.write(handle, rest) :]
+        wrote = os.write(handle, rest) if offset is None else os.pwrite(handle, rest, offset)
+        rest, offset = rest[wrote:], None if offset is None else offset + wrote

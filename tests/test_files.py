@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,25 @@ def test_nothing_else_writes() -> None:
         place = str(path.relative_to(PACKAGE))
         calls = writing_calls(path.read_text())
         assert bool(calls) == (place in ELSEWHERE or place == "files.py"), (place, calls)
+
+
+def test_a_file_written_in_places_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, write = tmp_path / "rows", os.pwrite
+    monkeypatch.setattr(
+        os, "pwrite", lambda handle, data, offset: write(handle, data[:3], offset)
+    )  # as a full disk may
+    (tmp_path / ".rows.1-00000000.partial").write_bytes(b"left by a kill")
+    (tmp_path / ".other.1-00000000.partial").write_bytes(b"of another file")
+    with files.placed_file(path) as place:
+        place(b"world", 6)
+        place(b"hello ", 0)
+        assert not path.exists()
+    assert path.read_bytes() == b"hello world"
+    with suppress(KeyError), files.placed_file(path) as place:
+        place(b"HELLO", 0)
+        raise KeyError
+    assert path.read_bytes() == b"hello world"
+    assert sorted(os.listdir(tmp_path)) == [".other.1-00000000.partial", "rows"]
 
 
 @pytest.mark.parametrize(

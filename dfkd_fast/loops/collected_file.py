@@ -19,7 +19,7 @@ from dfkd_fast.checkpoint import disk_error
 from dfkd_fast.data import images_digest
 from dfkd_fast.digests import of_json
 from dfkd_fast.errors import UserError
-from dfkd_fast.files import make_folder, write_file
+from dfkd_fast.files import make_folder, placed_file, write_file
 from dfkd_fast.image_files import ImageFiles, decoded
 from dfkd_fast.image_rows import ImageRows
 from dfkd_fast.locks import Busy, lock_file
@@ -104,17 +104,10 @@ def _write(
     path: Path, files: ImageFiles, chosen: Sequence[int], shape: tuple[int, ...], form: Mapping[str, Any]
 ) -> None:
     """Decode into a file that has its name when it is whole. Raises OSError."""
-    partial, size = path.with_suffix(".partial"), prod(shape[1:])
     path.with_suffix(".json").unlink(missing_ok=True)
-    try:
-        with partial.open("wb", buffering=0) as file:
-            for position, pixels in decoded(files, chosen, in_flight=_IN_FLIGHT, **form):
-                os.pwrite(file.fileno(), pixels.tobytes(), position * size)
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with placed_file(path) as place:
+        for position, pixels in decoded(files, chosen, in_flight=_IN_FLIGHT, **form):
+            place(pixels.tobytes(), position * prod(shape[1:]))
 
 
 def _check_room(folder: Path, needed: int, what: str) -> None:
