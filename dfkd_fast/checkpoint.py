@@ -166,11 +166,11 @@ def read_record(path: Path) -> dict[str, Any]:
             "it: go on with the program that wrote it, or start a new run"
         )
     version, crc = table.get("version"), table.pop("crc", None)
-    if table.get("magic") == MAGIC and isinstance(version, int) and version > VERSION:
+    if crc != crc_of_json(table):  # first: what it says of its version may be the damage
+        raise DamagedCheckpoint(f"{file}: damaged (its checksum does not fit)")
+    if version > VERSION:
         by = f"dfkd-fast {table.get('program')}"
         raise UserError(f"{file}: format {version}, written by {by}; this program reads up to {VERSION}: use that one")
-    if crc != crc_of_json(table):
-        raise DamagedCheckpoint(f"{file}: damaged (its checksum does not fit)")
     if path.name != Checkpoint(epoch=table["epoch"], phase=table["phase"], tensors={}, record={}).name:
         raise DamagedCheckpoint(f"{file}: of another checkpoint, {table['phase']} of epoch {table['epoch'] + 1}")
     return table

@@ -125,12 +125,15 @@ class RunLogger:
         console: ConsoleKind = "auto",
         log_every: int = 50,
         gpus: int = 0,
+        device: torch.device | None = None,
     ) -> None:
-        """`gpus`: how many GPUs the run holds, for GPU-hours; 0 on a CPU, where wall time is shown."""
+        """`gpus`: how many GPUs the run holds, for GPU-hours; 0 on a CPU, where wall time is shown. `device`: this
+        rank's, whose memory is shown with them.
+        """
         self.file = run_dir / METRICS_FILE
         self.is_main, self.log_every = is_main, log_every
         self.console: Console = make_console(console, is_main=is_main)
-        self.pace = Pace(total_epochs, gpus)
+        self.pace, self.device = Pace(total_epochs, gpus), device
         self._accuracy: float | None = None
         self._written = self._crc = 0  # bytes of the file, which are ASCII, and their checksum
 
@@ -214,7 +217,7 @@ class RunLogger:
             parts.append(f"acc {100 * self._accuracy:.1f} (last)")
         parts.append(f"{count(images_per_second)} img/s")
         if self.pace.gpus:
-            parts.append(f"mem {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+            parts.append(f"mem {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB")
         return " | ".join([*parts, self.pace.text()])
 
 

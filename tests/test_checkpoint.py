@@ -25,7 +25,9 @@ from dfkd_fast.checkpoint import (
     save_checkpoint,
     save_network,
 )
+from dfkd_fast.digests import crc_of_json
 from dfkd_fast.errors import UserError
+from dfkd_fast.loops.run_record import read_run_record
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.sealed import HEADER, SEAL
 from dfkd_fast.optim import OptimizerSpec, reset_state, set_lr
@@ -126,13 +128,35 @@ def test_other_formats_are_refused_by_name(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint(0), keep=2)
     file = tmp_path / "00000-0-synthesis" / "state.json"
     table = json.loads(file.read_text())
-    file.write_text(json.dumps({**table, "version": 7, "program": "9.0"}))
+    del table["crc"]
+    newer_one = {**table, "version": 7, "program": "9.0"}
+    file.write_text(json.dumps({**newer_one, "crc": crc_of_json(newer_one)}))
     with pytest.raises(UserError, match=r"format 7, written by dfkd-fast 9\.0; this program reads up to 1") as newer:
         latest_checkpoint(tmp_path)
     assert not isinstance(newer.value, DamagedCheckpoint)
     file.write_text(json.dumps({"epoch": 0, "phase": "synthesis", "pool": {}}))  # as 0.1.0 once wrote it
     with pytest.raises(UserError, match=r"written by a dfkd-fast 0\.1\.0 of before checkpoints had checksums"):
         latest_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("version", [3, 5, 9])
+def test_a_flipped_bit_in_a_version_is_damage(tmp_path: Path, version: int) -> None:
+    """Not a newer format: the older checkpoint is taken, a network or a run's record is named as damaged."""
+    for epoch in (1, 2):
+        save_checkpoint(tmp_path, checkpoint(epoch), keep=2)
+    file = tmp_path / "00002-0-synthesis" / "state.json"
+    file.write_text(file.read_text().replace('"version": 1', f'"version": {version}', 1))
+    assert latest_checkpoint(tmp_path).epoch == 1  # type: ignore[union-attr]
+    student = tmp_path / "student.safetensors"
+    save_network(student, network(), INFO)
+    student.write_bytes(student.read_bytes().replace(rb"\"format\": 1", rb"\"format\": %d" % version, 1))
+    with pytest.raises(UserError, match=f"{student}: damaged"):
+        load_network(student)
+    record = {"format": 1, "complete": True}
+    content = json.dumps({**record, "format": version, "crc": crc_of_json(record)})
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UserError, match="damaged"):
+        read_run_record(tmp_path / "run.json")
 
 
 @pytest.fixture

@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ASKING = {"Stream", "current_stream", "synchronize", "mem_get_info", "get_device_properties", "get_device_capability"}
+ASKING = {
+    *("Stream", "current_stream", "synchronize", "get_device_properties", "get_device_capability", "get_device_name"),
+    *("mem_get_info", "memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"),
+    *("memory_stats", "memory_summary", "reset_peak_memory_stats", "utilization", "get_rng_state", "initial_seed"),
+}
 """functions of torch.cuda that take the current device where none is given"""
 
 

@@ -72,6 +72,7 @@ class Run:
             is_main=runtime.is_main,
             log_every=config.log.every,
             gpus=runtime.world_size if runtime.device.type == "cuda" else 0,
+            device=runtime.device,
         )
         for line in self._opening_lines(verdict, pool_lines):
             self.logger.message(line)

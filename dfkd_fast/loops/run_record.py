@@ -99,10 +99,12 @@ def read_run_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise UserError(f"{path}: damaged (it is no table)")
     number, crc = record.get("format", 0), record.pop("crc", None)
+    if crc is not None and crc != crc_of_json(record):  # first: what it says of its format may be the damage
+        raise UserError(f"{path}: damaged (its checksum does not fit)")
     if isinstance(number, int) and number > FORMAT:
         raise UserError(f"{path}: format {number}, of a newer dfkd-fast; this one reads up to {FORMAT}: use that one")
-    if crc != crc_of_json(record) and (crc is not None or "format" in record):
-        raise UserError(f"{path}: damaged (its checksum does not fit)")
+    if crc is None and "format" in record:
+        raise UserError(f"{path}: damaged (its checksum is missing)")
     return record
 
 

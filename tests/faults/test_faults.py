@@ -7,6 +7,7 @@ stopped (build/faults); bench/reliability.py makes the table of docs/reliability
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 from collections.abc import Callable
@@ -74,8 +75,22 @@ def test_all_faults(server: Server, recorded: Callable[[str], Recorded], tmp_pat
 
 def code_hash() -> str:
     """What results stand for: the code that is tested, and the tests."""
-    files = sorted([*(ROOT / "dfkd_fast").rglob("*.py"), *Path(__file__).parent.glob("*.[pc]*")])
-    return sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()[:12]
+    return sha256(b"".join(file.read_bytes() for file in tested_files())).hexdigest()[:12]
+
+
+def tested_files() -> list[Path]:
+    """Sources of both packages, the compiled extension, the tests themselves."""
+    kernels = [file for ending in ("*.py", "*.so") for file in (ROOT / "kernels" / "dfkd_kernels").rglob(ending)]
+    files = [*(ROOT / "dfkd_fast").rglob("*.py"), *kernels, *Path(__file__).parent.glob("*.[pc]*")]
+    return sorted(file for file in files if file.is_file())
+
+
+def test_results_stand_for_all_that_runs() -> None:
+    """The operators, too, and their compiled form."""
+    found = set(tested_files())
+    assert {ROOT / "dfkd_fast" / "files.py", ROOT / "kernels" / "dfkd_kernels" / "backend.py", Path(__file__)} <= found
+    native = importlib.util.find_spec("dfkd_kernels._C")
+    assert native is None or Path(native.origin or "") in found
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:

@@ -91,7 +91,8 @@ def main() -> int:
         for direction, layout in TILINGS
     }
     path = Path(tilings.__file__)
-    origin = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}"
+    card = torch.cuda.get_device_name(torch.cuda.current_device())
+    origin = f"{card}, torch {torch.__version__}, triton {triton.__version__}"
     text = rewritten(path.read_text(), table, origin)
     if options.dry_run:
         print(text, end="")
