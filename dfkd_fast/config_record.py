@@ -80,6 +80,10 @@ _LATER = {
     "method.reg_mean_one": "False",
     "method.msarc_alpha": "()",
     "method.meta_decay": "0.0",
+    "method.student_ramp_share": "0.0",
+    "method.generator_form": "released",
+    "method.aed_network": "student",
+    "collected_memory": "4.0",
 }
 """settings that are younger than recorded runs, with the value that those had: that one is left out of the hash"""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 import typing
 from collections.abc import Iterator
@@ -214,6 +215,15 @@ def test_run_folder() -> None:
     assert toy(*flags, "--data", "/d/cifar10-jpg.tar.gz").run_folder.name == "toy-cifar10-jpg-tv_resnet50-cnn-s2"
     assert toy(*flags, "--data", "/d/x", "--dataset", "c10").run_folder.name == "toy-c10-tv_resnet50-cnn-s2"
     assert toy(*flags, "--run-dir", "here").run_folder == Path("here")
+
+
+def test_a_new_setting_leaves_the_hashes_of_older_runs() -> None:
+    """Recorded runs are known by them. Give it its value of then in `config_record._LATER`; a default that is meant to
+    change what runs compute changes its methods' lines here.
+    """
+    expected = json.loads((Path(__file__).parent / "golden" / "config_hashes.json").read_text())
+    assert expected.keys() == catalog.FACTS.keys()
+    assert {method: config_hash(default_config(method)) for method in expected} == expected
 
 
 def test_round_trip_keeps_every_kind_of_value(tmp_path: Path) -> None:
