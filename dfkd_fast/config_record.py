@@ -41,6 +41,9 @@ add up in another order
 MOVABLE = ("data", "dataset", "teacher_weights", "text", "text_model", "class_names", "collected")
 """keys that say where something lies: a resumed run may change them, since what is read there is compared"""
 
+BY_MACHINE = ("precision", "device")
+"""keys that may leave it to the machine (auto): a resumed run may name what that came to, since that is compared"""
+
 NETWORKS = ("teacher", "student")
 """keys that name a network: of one's own a resumed run may change the place, since its code is compared"""
 
@@ -113,10 +116,12 @@ def differences(before: TrainConfig[Any], after: TrainConfig[Any]) -> Iterator[t
 
 
 def settled(config: TrainConfig[Any]) -> dict[str, str]:
-    """Every setting, as text, that a resumed run must keep: all but `FREE` and `MOVABLE` keys, the method's name, and
-    none that is younger than the run and has the value that it had then. Own networks without where they lie.
+    """Every setting, as text, that a resumed run must keep: all but `FREE`, `MOVABLE` and `BY_MACHINE` keys, the
+    method's name, and none that is younger than the run and has the value that it had then. Own networks without where
+    they lie.
     """
-    values = {key: str(value) for key, value in flatten(config) if not key.startswith(FREE) and key not in MOVABLE}
+    elsewhere = (*MOVABLE, *BY_MACHINE)
+    values = {key: str(value) for key, value in flatten(config) if not key.startswith(FREE) and key not in elsewhere}
     values |= {key: unplaced(values[key]) for key in NETWORKS}
     decisive = {key: value for key, value in values.items() if _LATER.get(key) != value}
     return {"method": config.method_name, **decisive}

@@ -25,10 +25,11 @@ from dfkd_fast.cli.main import main
 from dfkd_fast.data import ImageSet, load_split
 from dfkd_fast.errors import UserError
 from dfkd_fast.loops import teacher as teacher_module
+from dfkd_fast.loops import teacher_state
 from dfkd_fast.loops.interrupt import Interrupted
 from dfkd_fast.loops.teacher import train_teacher
 from dfkd_fast.loops.teacher_cache import cached_teacher
-from dfkd_fast.loops.teacher_state import only_one
+from dfkd_fast.loops.teacher_state import TrainingState, only_one
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.recipes import TeacherRecipe
 from dfkd_fast.runtime import Runtime, make_runtime
@@ -335,3 +336,24 @@ def test_two_trainings_into_one_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert error.startswith(f"dfkd-fast: --out {tmp_path}/teacher.training/lock: process {os.getpid()} on ")
     assert error.endswith("is training it; let it end, or stop it\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_training_begun_elsewhere_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another precision it is refused with the flag that gives it back, on another kind of device a line says so."""
+    model = torch.nn.Linear(2, 2)
+    kept = (
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        torch.amp.GradScaler("cpu", enabled=False),
+    )
+    words = {"flag": "--out", "go_on": "again"}
+    TrainingState(tmp_path, {"precision": "bf16"}, **words).save(0, *kept)
+    with pytest.raises(UserError, match=r"precision fp32 \(not bf16\); give .* with --precision bf16, or delete"):
+        TrainingState(tmp_path, {"precision": "fp32"}, **words).take_up(*kept, print)
+    said: list[str] = []
+    elsewhere = torch.nn.Linear(2, 2, device="meta")
+    monkeypatch.setattr(teacher_state, "load_module", lambda *_: None)
+    monkeypatch.setattr(teacher_state, "load_optimizer", lambda *_: None)
+    assert TrainingState(tmp_path, {"precision": "bf16"}, **words).take_up(elsewhere, *kept[1:], said.append) == 1
+    assert "on cpu, goes on with " in said[0]
+    assert " on meta: " in said[0]

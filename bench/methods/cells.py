@@ -138,7 +138,7 @@ class Recipe:
             threads=config.threads,
         )
         versions = [dfkd_fast.__version__, torch.__version__, sklearn.__version__]
-        where = [runtime.describe(), runtime.precision, active_backends()]
+        where = [runtime.describe(), runtime.precision, active_backends(runtime)]
         return _digest({"recipe": self.recipe_hash, "versions": versions, "where": where})
 
     @property

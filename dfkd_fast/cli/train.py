@@ -12,7 +12,7 @@ from typing import Any
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.cli.report import REPORTS, say
 from dfkd_fast.config import CONFIG_FILE, TrainConfig
-from dfkd_fast.config_record import FREE, MOVABLE, NETWORKS, differences
+from dfkd_fast.config_record import BY_MACHINE, FREE, MOVABLE, NETWORKS, differences
 from dfkd_fast.config_sources import default_config, load_config, load_run, named_method, settle
 from dfkd_fast.errors import UserError, refused
 from dfkd_fast.flags import take
@@ -25,7 +25,7 @@ USAGE = """usage: dfkd-fast train METHOD [--preset P] [--config FILE] [--run-dir
 
 A preset fills in a published or tried recipe, a TOML file changes it, flags change both.
 --resume goes on from the last checkpoint of DIR, or of the run folder that the other flags lead to.
---other-code lets a run go on with another dfkd-fast or torch than it was started with.
+--other-code lets a run go on with another dfkd-fast, library or kind of device than it was started with.
 --dry-run times a few steps on this machine, says what the run would cost, and writes nothing.
 --devices runs N processes, one for each GPU (auto: all), on a CPU with a part of the cores each.
 METHOD: {methods}. dfkd-fast train METHOD [--preset P] --help lists its flags with their values."""
@@ -133,7 +133,8 @@ def _check_same(saved: TrainConfig[Any], config: TrainConfig[Any], folder: Path)
         raise UserError(f"--resume {folder}: that is a run of {saved.method_name}, not of {config.method_name}")
     for key, old, new in differences(saved, config):
         same_elsewhere = key in MOVABLE or (key in NETWORKS and unplaced(old) == unplaced(new))
-        if not key.startswith(FREE) and not same_elsewhere:
+        left_open = key in BY_MACHINE and old == "auto"  # what that came to is compared later
+        if not key.startswith(FREE) and not same_elsewhere and not left_open:
             flag = f"--{key.replace('_', '-')}"
             raise UserError(f"{flag} {new}: the run in {folder} has {old}; a resumed run keeps its config")
 

@@ -113,8 +113,8 @@ def taken_back_on_failure(folder: Path) -> Iterator[None]:
 
 
 def follow_moves(folder: Path, config: TrainConfig) -> None:
-    """Note in the run's config where its files lie by now, if elsewhere."""
-    now = {key: getattr(config, key) for key in (*MOVABLE, *NETWORKS)}
+    """Note in the run's config where its files lie by now, if elsewhere, and the precision, if that is named by now."""
+    now = {key: getattr(config, key) for key in (*MOVABLE, *NETWORKS, "precision")}
     written: dict[str, object] = {}
     with suppress(OSError, ValueError):  # `load_run` says what is wrong with it
         written = tomllib.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))

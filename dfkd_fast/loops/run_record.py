@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 import dfkd_fast
-import dfkd_kernels
 from dfkd_fast.config import TrainConfig
 from dfkd_fast.config_record import config_hash
 from dfkd_fast.config_sources import label_text
@@ -23,6 +22,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.files import write_file
 from dfkd_fast.loops.loop import Progress
 from dfkd_fast.runtime import Runtime
+from dfkd_kernels.backend import OPS, pick
 
 FORMAT = 1  # of run.json
 
@@ -72,7 +72,7 @@ def write_run_record(
         "device": runtime.describe(),
         "precision": runtime.precision,
         "world_size": runtime.world_size,
-        "kernel_backends": active_backends(),
+        "kernel_backends": active_backends(runtime),
         "versions": versions(),
         "git_sha": git_sha(),
         "config_hash": config_hash(config),
@@ -108,9 +108,9 @@ def read_run_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def active_backends() -> dict[str, str]:
-    """Operator -> the backend that runs it on this machine."""
-    return {row.op: row.backend for row in dfkd_kernels.backends() if row.active}
+def active_backends(runtime: Runtime) -> dict[str, str]:
+    """Operator -> the backend that runs it on the runtime's device, for float32."""
+    return {op: pick(op, runtime.device.type, torch.float32) for op in OPS}
 
 
 def versions() -> dict[str, str]:

@@ -61,7 +61,7 @@ class TrainingState:
             return 0
         checkpoint = read_checkpoint(path)
         self._check_same(checkpoint.record["made_from"])
-        begun, now = checkpoint.record["versions"], _versions()
+        begun, now = checkpoint.record["versions"], _versions(model)
         if begun != now:
             show(f"{self.folder}: begun with {begun}, goes on with {now}: not bit for bit what one of them would give")
         load_module("model", model, checkpoint.tensors)
@@ -74,7 +74,7 @@ class TrainingState:
     def save(self, epoch: int, model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler) -> None:
         """Write the state after an epoch, which counts from 0. Raises UserError where the system refuses."""
         tensors = module_tensors("model", model) | optimizer_tensors("optimizer", optimizer)
-        record = {"made_from": self.made_from, "versions": _versions(), "scaler": scaler.state_dict()}
+        record = {"made_from": self.made_from, "versions": _versions(model), "scaler": scaler.state_dict()}
         checkpoint = Checkpoint(epoch=epoch, phase=TRAINING, tensors=tensors, record=record)
         save_checkpoint(self.folder, checkpoint, keep=_KEPT, flag=self.flag, go_on=self.go_on)
 
@@ -88,9 +88,11 @@ class TrainingState:
     def _check_same(self, before: Mapping[str, Any]) -> None:
         changed = [f"{key} {new} (not {old})" for key, old, new in _differences(before, self.made_from) if old != new]
         if changed:
+            before_it = before.get("precision")
+            in_it = f", with --precision {before_it}" if before_it != self.made_from.get("precision") else ""
             raise UserError(
                 f"{self.flag} {self.folder}: the training of another teacher; this one has {', '.join(changed[:3])}; "
-                "give the same flags as before, or delete that folder"
+                f"give the same flags as before{in_it}, or delete that folder"
             )
 
 
@@ -103,8 +105,9 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterato
             yield key, old, new
 
 
-def _versions() -> str:
-    return f"dfkd-fast {__version__} and torch {torch.__version__}"
+def _versions(model: nn.Module) -> str:
+    device = next(model.parameters()).device.type
+    return f"dfkd-fast {__version__} and torch {torch.__version__} on {device}"
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def train(config: TrainConfig, *, resume: bool = False, other_code: bool = False
     runtime = runtime_of(config)
     with locked_folder(folder, rank=runtime.rank, resume=resume):
         resumed = checkpoint_to_resume(folder, runtime) if resume else None
-        _train(config, runtime, resumed, Likeness(config, resumed, other_code=other_code))
+        _train(config, runtime, resumed, Likeness(config, runtime, resumed, other_code=other_code))
     return folder
 
 

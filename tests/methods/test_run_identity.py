@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import go_on, same, tiny
 
+from dfkd_fast import runtime as runtime_module
 from dfkd_fast.checkpoint import load_network, save_network
 from dfkd_fast.cli.main import main
 from dfkd_fast.cli.train import read_arguments
 from dfkd_fast.config_sources import load_run
 from dfkd_fast.errors import UserError
 from dfkd_fast.loops import identity
+from dfkd_fast.loops.identity import check_identity, settings_identity
 from dfkd_fast.loops.train import train
+from dfkd_fast.runtime import make_runtime
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -113,6 +118,63 @@ def test_another_code_is_refused_unless_it_is_asked_for(
         go_on(stopped)
     go_on(stopped, other_code=True)
     assert same(stopped, runs / "whole")
+
+
+def test_auto_is_what_it_came_to_on_the_machine_that_began(
+    runs: Path, stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where it comes to something else the run is refused, and the flag that is named takes it up as it was."""
+    file = stopped / "config.toml"
+    file.write_text(file.read_text().replace('precision = "fp32"', 'precision = "auto"', 1))
+    monkeypatch.setattr(runtime_module, "has_fast_bf16", lambda device: True)
+    assert main(["train", "--resume", str(stopped)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    expected = "--precision auto: the precision is not what the run was started with (precision = bf16, was fp32); "
+    assert line == f"dfkd-fast: {expected}--precision fp32 goes on as it was"
+    config, _ = read_arguments(["--resume", str(stopped), "--precision", "fp32"])
+    train(config, resume=True)
+    assert same(stopped, runs / "whole")
+    assert load_run(stopped).precision == "fp32"
+
+
+def test_an_older_checkpoint_says_what_was_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runtime, config = make_runtime(device="cpu"), tiny("nayer", tmp_path / "teacher", tmp_path / "run")
+    found = settings_identity(config, runtime)
+    for asked, refused in (("fp32", False), ("bf16", True), ("auto", False)):
+        older = {**found, "config": {**found["config"], "precision": asked, "device": "auto"}}
+        del older["precision"]
+        with pytest.raises(UserError, match="--precision bf16 goes on as it was") if refused else nullcontext():
+            check_identity(older, found, config)
+    assert "what the run was started in was not recorded; it goes on in fp32" in capsys.readouterr().out
+
+
+def test_all_that_computes_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled extension by content, the device, the backends, and the libraries of those and of the networks."""
+    native = tmp_path / "_C.so"
+    native.write_bytes(b"one")
+    monkeypatch.setattr(identity.importlib.util, "find_spec", lambda name: SimpleNamespace(origin=str(native)))
+    before = identity.code_version.__wrapped__()
+    native.write_bytes(b"another")
+    assert [new[0] for old, new in zip(before, identity.code_version.__wrapped__(), strict=True) if old != new] == [
+        "extension"
+    ]
+    runtime, config = make_runtime(device="cpu"), tiny("nayer", tmp_path / "teacher", tmp_path / "run")
+    assert {"triton", "timm", "torchvision"}.isdisjoint(identity.taking_part(config, runtime))
+    config = replace(config, teacher="tv:resnet18", student="timm:resnet18")
+    versions = dict.fromkeys(("triton", "timm", "torchvision"), "1")
+    backends = {"kd_kl": "triton"}
+    monkeypatch.setattr(identity, "active_backends", lambda runtime: dict(backends))
+    monkeypatch.setattr(identity.metadata, "version", lambda name: versions[name])
+    monkeypatch.setattr(identity, "code_version", lambda: before)
+    saved = settings_identity(config, runtime)
+    assert saved["code"] == {**dict(before), **versions, "device": "cpu", "kernel kd_kl": "triton"}
+    for table, key, said in ((backends, "kd_kl", "kernel kd_kl"), *((versions, name, name) for name in versions)):
+        with monkeypatch.context() as patched:
+            patched.setitem(table, key, "2")
+            found = settings_identity(config, runtime)
+            with pytest.raises(UserError, match=f"the code is not .*{said} = 2, was .*--other-code goes on"):
+                check_identity(saved, found, config)
+            check_identity(saved, found, config, other_code=True)
 
 
 def test_other_code_is_for_resumed_runs(capsys: pytest.CaptureFixture[str]) -> None:
