@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from dfkd_fast.errors import UserError
+from dfkd_fast.files import make_folder
 from dfkd_fast.terminal import show
 
 VARIABLE = "DFKD_FAST_CACHE"
@@ -40,7 +41,7 @@ def _home() -> Path | None:
 def _can_be_made(folder: Path) -> bool:
     """Whether a folder can be written to; it is made. Permissions do not tell: there are read-only file systems."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError:
         return False
     return os.access(folder, os.W_OK | os.X_OK)

@@ -89,23 +89,30 @@ def trace_gradients() -> None:
         torch._dynamo.config.trace_autograd_ops = True
 
 
-def keep_compile_caches() -> None:
-    """Keep Inductor's and Triton's caches below the cache (`dfkd_fast.cache`), not in a temporary folder.
+def keep_compile_caches(mode: Compile = "default") -> None:
+    """Keep Inductor's and Triton's caches below the cache (`dfkd_fast.cache`), not in a temporary or shared folder.
+    `mode` "off": Triton's alone, whose kernels every run on a GPU compiles.
 
     TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR, where they are set, stay what they are. Inductor sets the first when
     it is imported, which building an optimiser does: so this comes first (`runtime.make_runtime`). What lies there is
     run as code: the folders are made for this user alone, and UserError is raised where another could write to them.
     """
     folder = cache_folder("compile")
-    for variable, name in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+    caches = [("TRITON_CACHE_DIR", "triton")]
+    flag, choice = "--device cuda", "--device cpu"
+    if mode != "off":
+        caches.insert(0, ("TORCHINDUCTOR_CACHE_DIR", "inductor"))
+        flag, choice = "--compile", "off"
+    variables = " and ".join(variable for variable, _ in caches)
+    for variable, name in caches:
         if variable not in os.environ:
             _make_private(folder, folder / name)
         chosen = Path(os.environ.setdefault(variable, str(folder / name))).absolute()
         for path in (chosen, *chosen.parents):
             if path.exists() and _others_can_write(path.stat(), last=path == chosen):
                 raise UserError(
-                    f"--compile: what lies in {chosen} is run as code, and others can write to {path}; name folders of "
-                    "your own in TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR, or choose off"
+                    f"{flag}: what lies in {chosen} is run as code, and others can write to {path}; name folders of "
+                    f"your own in {variables}, or choose {choice}"
                 )
 
 

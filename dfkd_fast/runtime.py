@@ -170,9 +170,9 @@ def make_runtime(
     the others; `bn_scope` "global" joins their batches into one. `deterministic` allows only operators
     that give the same bits in every run. Raises UserError for what this machine cannot do.
     """
-    if compilation != "off":
-        keep_compile_caches()  # now: parts of torch that steps import settle on a temporary folder
     chosen = _pick_device(device)
+    if compilation != "off" or chosen.type == "cuda":  # now: parts of torch that steps import settle on a folder
+        keep_compile_caches(compilation)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)  # what says no device runs on the current one: events, streams, NCCL
     if precision == "auto":

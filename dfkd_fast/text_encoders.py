@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dfkd_fast import cache
 from dfkd_fast.errors import UserError
-from dfkd_fast.files import write_file
+from dfkd_fast.files import make_folder, write_file
 from dfkd_fast.models.sealed import HEADER, check_seal, sealed_header
 from dfkd_fast.models.torchvision_cpu import ensure_importable
 from dfkd_fast.terminal import show
@@ -89,7 +89,7 @@ def _keep(file: Path, embeddings: Tensor) -> None:
 
     tensors = {"embeddings": embeddings}
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         write_file(file, save(tensors, sealed_header(tensors, {_OF: file.stem})))
     except OSError as error:
         raise UserError(f"DFKD_FAST_CACHE {file.parent}: cannot be written ({error.strerror or error})") from None

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from dfkd_fast.files import write_file
+from dfkd_fast.files import make_folder, write_file
 
 _GAP = 2
 _PAPER = 255
@@ -74,7 +74,7 @@ def save_grid(
 ) -> None:
     """Write `class_grid` as a PNG file, whole or not at all."""
     grid = class_grid(images, labels, num_classes, per_class=per_class, scale=scale, captions=captions)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     content = BytesIO()
     grid.save(content, format="PNG")
     write_file(path, content.getvalue())

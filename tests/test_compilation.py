@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfkd_fast import compilation
+from dfkd_fast import compilation, runtime
 from dfkd_fast.compilation import CLOCK, PreparationClock, compiled, keep_compile_caches
 from dfkd_fast.errors import UserError
+from dfkd_fast.runtime import make_runtime
 
 
 def test_the_clock_counts_what_is_nested_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +101,26 @@ def test_caches_that_others_can_write_to_are_refused(cache: Path, monkeypatch: p
         monkeypatch.setattr(compilation, "_is_own_group", lambda _: False)
         with pytest.raises(UserError, match="others can write"):
             keep_compile_caches()
+
+
+def test_every_run_on_a_gpu_checks_what_triton_keeps(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a run on a CPU that compiles nothing, which makes no folder."""
+    make_runtime(device="cpu")
+    assert not cache.exists()
+    monkeypatch.setattr(runtime, "_pick_device", lambda device: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: pytest.fail("it went on"))
+    shared = cache.parent / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(shared))
+    line = f"^--device cuda: what lies in {shared} is run as code, and others can write to {shared}; .* or choose"
+    with pytest.raises(UserError, match=line):
+        make_runtime(device="cuda")
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    with pytest.raises(pytest.fail.Exception, match="it went on"):
+        make_runtime(device="cuda")
+    assert os.environ["TRITON_CACHE_DIR"] == str(cache / "compile" / "triton")
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import pytest
 from dfkd_fast import files
 from dfkd_fast.files import append_line, drop_folder, make_folder, sweep, write_file, write_folder
 
-PACKAGE = Path(__file__).parent.parent / "dfkd_fast"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "dfkd_fast"
 
 ELSEWHERE = {
     "pool/exports.py": "images for others, streamed into a hidden folder that cli/pool.py syncs and renames",
@@ -22,11 +23,32 @@ ELSEWHERE = {
     "locks.py": "the lock's owner, which nothing depends on",
     "benchmark/plot.py": "draws into memory",
     "cli/main.py": "opens the null device for reading and writing",
+    "cli/pool.py": "renames what was exported into a hidden folder, synced",
+    "image_decoder_dali.py": "writes an image into memory",
+    "visualize.py": "draws into memory",
+    "kernels/dfkd_kernels/bn_moments/tune.py": "rewrites a source file, for a developer",
 }
 """what writes beside `files.py`, and why it may"""
 
-WRITES = {"write_text", "write_bytes", "save_file", "savefig", "tofile", "savez", "pwrite", "ftruncate"}
-OF_MODULES = {"np.save", "numpy.save", "torch.save", "os.write", "os.truncate", "os.replace", "os.rename", "json.dump"}
+FOLDERS = {
+    "cache.py": "a stand-in in the system's temporary folder, for this user alone",
+    "compilation.py": "caches that nothing is lost with, for this user alone",
+    "cli/pool.py": "the hidden folder of an export",
+    "pool/exports.py": "folders within it",
+    "loops/teacher_state.py": "of a training that is over, or has kept nothing",
+}
+"""what makes or deletes whole folders beside `files.py`, and why it may"""
+
+WRITES = {
+    *("write_text", "write_bytes", "save_file", "savefig", "tofile", "savez", "savez_compressed", "pwrite"),
+    *("ftruncate", "NamedTemporaryFile", "mkstemp", "fdopen", "symlink_to", "hardlink_to", "extractall"),
+}
+OF_MODULES = {
+    *("os.write", "os.truncate", "os.replace", "os.rename", "os.link", "os.symlink", "json.dump"),
+    *("shutil.copy", "shutil.copy2", "shutil.copyfile", "shutil.copyfileobj", "shutil.copytree", "shutil.move"),
+}
+OWN_SAVES = {"self", "self.state", "self.keeper", "manifest"}
+"""whose `save` is one of ours, which is searched itself; any other is a library's: torch, numpy, an image"""
 
 
 def writing_calls(source: str) -> list[str]:
@@ -41,16 +63,33 @@ def writing_calls(source: str) -> list[str]:
         opens = name.rpartition(".")[2] == "open" and any(set(mode) & set("wax+") and len(mode) < 4 for mode in modes)
         opens |= name == "os.open" and any("O_RDWR" in word or "O_WRONLY" in word for word in words)
         opens |= name == "zipfile.ZipFile" and "w" in modes
-        if opens or name in OF_MODULES or name.rpartition(".")[2] in WRITES:
+        owner, _, verb = name.rpartition(".")
+        renames = verb in ("rename", "replace") and bool(owner) and len(node.args) == 1 and not node.keywords
+        saves = verb == "save" and bool(owner) and owner not in OWN_SAVES
+        if opens or renames or saves or name in OF_MODULES or verb in WRITES:
             found.append(f"{node.lineno}: {name}")
     return found
 
 
 def test_nothing_else_writes() -> None:
-    for path in sorted(PACKAGE.rglob("*.py")):
-        place = str(path.relative_to(PACKAGE))
+    for place, path in sources():
         calls = writing_calls(path.read_text())
         assert bool(calls) == (place in ELSEWHERE or place == "files.py"), (place, calls)
+
+
+def test_nothing_else_makes_or_drops_folders() -> None:
+    """Or their names are not synced, and a kill halfway leaves a part under its name."""
+    verbs = {"mkdir", "makedirs", "rmtree", "removedirs"}
+    for place, path in sources():
+        names = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        calls = [name for name in names if name.rpartition(".")[2] in verbs]
+        assert bool(calls) == (place in FOLDERS or place == "files.py"), (place, calls)
+
+
+def sources() -> list[tuple[str, Path]]:
+    """The project's files with the names that the lists above have them by."""
+    ours = [(str(path.relative_to(PACKAGE)), path) for path in sorted(PACKAGE.rglob("*.py"))]
+    return ours + [(str(path.relative_to(ROOT)), path) for path in sorted((ROOT / "kernels").rglob("*.py"))]
 
 
 def test_a_file_written_in_places_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,10 +121,23 @@ def test_a_file_written_in_places_is_whole_or_not_there(tmp_path: Path, monkeypa
         "torch.save(x, f)",
         "save_file(x, f)",
         "os.open(path, os.O_RDWR | os.O_CREAT)",
+        "path.rename(target)",
+        "path.with_suffix('.x').replace(target)",
+        "shutil.copy(path, target)",
+        "shutil.move(path, target)",
+        "image.save(path)",
+        "np.savez_compressed(path, x=x)",
+        "tempfile.NamedTemporaryFile()",
+        "os.fdopen(handle, mode)",
     ],
 )
 def test_the_search_finds(text: str) -> None:
     assert writing_calls(text)
+
+
+@pytest.mark.parametrize("text", ["text.replace('a', 'b')", "replace(config, seed=1)", "self.keeper.save(x)"])
+def test_the_search_leaves_others_alone(text: str) -> None:
+    assert not writing_calls(text)
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])

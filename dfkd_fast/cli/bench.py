@@ -11,7 +11,7 @@ from typing import Literal
 
 from dfkd_fast.config import Hardware, check_values
 from dfkd_fast.errors import UserError, unknown
-from dfkd_fast.files import append_line
+from dfkd_fast.files import append_line, make_folder
 from dfkd_fast.flags import from_flags, parse
 from dfkd_fast.terminal import page, show
 
@@ -97,7 +97,7 @@ def bench_methods(names: Sequence[str], options: BenchOptions) -> None:
     share = options.batch_share or (1.0 if cuda else 1 / 16)
     baseline, peak = methods.baseline_folder() if options.baseline else None, matmul_rate(runtime)
     where, records = machine_record(runtime), []
-    options.results.mkdir(parents=True, exist_ok=True)
+    make_folder(options.results)
     file = options.results / f"methods-{runtime.device.type if not cuda else _slug(runtime.describe())}.jsonl"
     for target in targets:
         show(f"{target.name} ...")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from dfkd_fast.checkpoint import (
     read_checkpoint,
 )
 from dfkd_fast.errors import UserError, one_of
+from dfkd_fast.files import drop_folder
 from dfkd_fast.methods.base import Method, MethodConfig
 from dfkd_fast.pool.shards import shard_folder
 from dfkd_fast.runtime import Runtime
@@ -119,13 +119,17 @@ def checkpoint_to_resume(run_dir: Path, runtime: Runtime) -> Resumed:
 
 
 def drop_other_checkpoints(run_dir: Path, world_size: int) -> None:
-    """Delete what another number of processes has written; called once all ranks have a checkpoint of their own."""
+    """Delete what another number of processes has written; called once all ranks have a checkpoint of their own.
+
+    Raises OSError: what stays would be offered when the run is resumed.
+    """
     folder = run_dir / "checkpoints"
     for ranks in _makers(folder) - {world_size}:
         for rank in range(ranks):
             old = shard_folder(folder, rank, ranks)
             for path in checkpoints_in(old) if ranks == 1 else [old]:
-                shutil.rmtree(path, ignore_errors=True)
+                if path.exists():
+                    drop_folder(path)
 
 
 def _makers(folder: Path) -> set[int]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,12 +16,14 @@ from dfkd_fast.config import CONFIG_FILE, TrainConfig
 from dfkd_fast.config_record import MOVABLE, NETWORKS, write_config
 from dfkd_fast.config_sources import load_run
 from dfkd_fast.errors import UserError, refused
-from dfkd_fast.files import make_folder, sweep
+from dfkd_fast.files import drop_folder, make_folder, sweep
 from dfkd_fast.locks import lock_file
 from dfkd_fast.loops.sources import SOURCES_FILE, write_sources
+from dfkd_fast.notes import note
 from dfkd_fast.terminal import quoted
 
 LOCK = "lock"
+_BUSY = "is writing this run; let it end, or choose another folder"
 _PARTS = ("checkpoints", "images")
 _MADE = (*_PARTS, "pool", SOURCES_FILE, CONFIG_FILE)
 """what a start puts into a run folder"""
@@ -45,21 +46,24 @@ def check_folder(folder: Path, *, resume: bool) -> None:
 
 
 @contextmanager
-def locked_folder(folder: Path, *, rank: int, resume: bool) -> Iterator[None]:
+def locked_folder(folder: Path, *, rank: int, resume: bool, world_size: int = 1) -> Iterator[None]:
     """Hold the run folder while the block runs: whoever else starts there is told so.
 
-    Each rank has a lock of its own, so that one that outlives its run is in the way of the next. Where the block ends
-    before there is a run, the folder is as it was. Raises UserError as `check_folder`, now that nobody else writes.
+    Each rank has a lock of its own, so that one that outlives its run is in the way of the next, of fewer processes,
+    too. Where the block ends before there is a run, the folder is as it was. Raises UserError as `check_folder`, now
+    that nobody else writes.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     file = folder / (LOCK if rank == 0 else f"{LOCK}-{rank}")
     try:
         make_folder(folder)
-        handle = lock_file(file, "--run-dir", "is writing this run; let it end, or choose another folder")
+        handle = lock_file(file, "--run-dir", _BUSY)
     except OSError as error:
         _drop_empty(made)
         raise UserError(f"--run-dir {folder}: cannot be written ({error.strerror})") from None
     try:
+        if rank == 0:
+            _check_outlived(folder, world_size)
         check_folder(folder, resume=resume)
         yield
     finally:
@@ -68,6 +72,15 @@ def locked_folder(folder: Path, *, rank: int, resume: bool) -> Iterator[None]:
                 file.unlink()
             _drop_empty(made)
         os.close(handle)
+
+
+def _check_outlived(folder: Path, world_size: int) -> None:
+    """Raise UserError where a process of an earlier run lives whose rank this run does not have."""
+    for file in folder.glob(f"{LOCK}-*"):
+        number = file.name.rpartition("-")[2]
+        if number.isdecimal() and int(number) >= world_size:
+            with refused("--run-dir", file):
+                os.close(lock_file(file, "--run-dir", _BUSY))
 
 
 def _drop_empty(folders: list[Path]) -> None:
@@ -104,10 +117,13 @@ def taken_back_on_failure(folder: Path) -> Iterator[None]:
         yield
     except Exception:
         for path in new:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            try:
+                if path.is_dir() and not path.is_symlink():
+                    drop_folder(path)
+                else:
+                    path.unlink(missing_ok=True)
+            except OSError as error:  # the failure itself is what the user must hear of last
+                note(f"--run-dir {folder}: {path.name} could not be taken back ({error.strerror}); delete it")
         _drop_empty(missing)
         raise
 

@@ -22,7 +22,7 @@ from dfkd_fast.config import NetworkInput
 from dfkd_fast.console import ConsoleKind, make_console
 from dfkd_fast.data import ImageSet
 from dfkd_fast.errors import UserError
-from dfkd_fast.files import write_file
+from dfkd_fast.files import make_folder, write_file
 from dfkd_fast.image_stream import LabelledImages
 from dfkd_fast.locks import Busy
 from dfkd_fast.loops import teacher
@@ -191,7 +191,7 @@ def _user(number: int) -> str:
 
 def _check_writable(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise UserError(f"DFKD_FAST_CACHE {folder.parent}: cannot be written ({error.strerror})") from error
     if not os.access(folder, os.W_OK):

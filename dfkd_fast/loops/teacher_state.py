@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from dfkd_fast import __version__
 from dfkd_fast.checkpoint import TRAINING, Checkpoint, Shelf, checkpoints_in, read_checkpoint, save_checkpoint
 from dfkd_fast.errors import UserError
-from dfkd_fast.files import make_folder
+from dfkd_fast.files import drop_folder, make_folder
 from dfkd_fast.locks import Busy, lock_file
 from dfkd_fast.state_tensors import load_module, load_optimizer, module_tensors, optimizer_tensors
 
@@ -68,7 +68,7 @@ class TrainingState:
         load_optimizer("optimizer", optimizer, checkpoint.tensors)
         scaler.load_state_dict(checkpoint.record["scaler"])
         for older in shelf.damage:
-            shutil.rmtree(older)
+            drop_folder(older)
         return checkpoint.epoch + 1
 
     def save(self, epoch: int, model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler) -> None:
@@ -81,7 +81,7 @@ class TrainingState:
     def drop(self, show: Callable[[str], None]) -> None:
         """The training is over, and what it was for is on the disk; says so where its checkpoints cannot be deleted."""
         try:
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder)  # halfway is no harm: the teacher is there, and its checkpoints are checked
         except OSError as error:
             show(f"{self.folder}: could not be deleted ({error.strerror}); the training is over, nothing needs it")
 
@@ -131,5 +131,5 @@ def only_one(folder: Path, flag: str, wait: Callable[[Busy], None]) -> Iterator[
         yield
     finally:
         if not checkpoints_in(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # a lock and nothing else: what stays is in nobody's way
         os.close(handle)

@@ -55,7 +55,7 @@ def train(config: TrainConfig, *, resume: bool = False, other_code: bool = False
     if resume:
         check_sources(folder, config, "--resume", "put the old code back, or start a new run")
     runtime = runtime_of(config)
-    with locked_folder(folder, rank=runtime.rank, resume=resume):
+    with locked_folder(folder, rank=runtime.rank, resume=resume, world_size=runtime.world_size):
         resumed = checkpoint_to_resume(folder, runtime) if resume else None
         _train(config, runtime, resumed, Likeness(config, runtime, resumed, other_code=other_code))
     return folder

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dfkd_fast.files import drop_folder, sweep
 from dfkd_fast.pool.files import PoolFiles
 from dfkd_fast.pool.manifest import MANIFEST
 
@@ -40,10 +40,12 @@ def redistribute(root: Path, counts: Sequence[int], rank: int, world_size: int) 
 
 
 def drop_other_shards(root: Path, world_size: int) -> None:
-    """Delete what another number of ranks has written in `root`."""
+    """Delete what another number of ranks has written in `root`, and what a kill has left of that. Raises OSError."""
+    if world_size > 1:  # where there is one rank, its journal sweeps the folder
+        sweep(root)
     for folder in root.glob("rank-*-of-*"):
         if not folder.name.endswith(f"-of-{world_size}"):
-            shutil.rmtree(folder)
+            drop_folder(folder)
     if world_size > 1 and (root / MANIFEST).exists():
         (root / MANIFEST).unlink()  # first, so that what is left is no pool
         for file in (*root.glob("segment-*.bin"), *root.glob("manifest.*")):

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from dfkd_fast.cli.main import main
 from dfkd_fast.config_sources import default_config
 from dfkd_fast.errors import UserError
+from dfkd_fast.locks import lock_file
 from dfkd_fast.loops import run_folder, run_record
+from dfkd_fast.loops.ranks import drop_other_checkpoints
 from dfkd_fast.loops.run_folder import claim_folder, locked_folder, taken_back_on_failure
 from dfkd_fast.loops.sources import SOURCES_FILE
+from dfkd_fast.loops.teacher_state import TrainingState
+from dfkd_fast.pool.shards import drop_other_shards
 
 NAYER = ("train", "nayer", "--preset", "digits", "--no-train-teacher", "--data", "digits", "--device", "cpu")
 
@@ -80,6 +87,58 @@ def test_where_the_config_is_the_code_of_own_networks_is_known(tmp_path: Path, m
     monkeypatch.setattr(run_folder, "write_config", lambda config, file: seen.append((run / SOURCES_FILE).exists()))
     claim_folder(run, replace(default_config("nayer"), student=f"{network}:Net"))
     assert seen == [True]
+
+
+def test_a_rank_that_has_outlived_a_run_of_more_is_in_the_way(tmp_path: Path) -> None:
+    """Its checkpoints would be deleted under it. A rank of this run's own number has its own start to stop it."""
+    handle = lock_file(tmp_path / "lock-1", "x", "y")
+    line = rf"--run-dir {tmp_path / 'lock-1'}: process {os.getpid()} on .* is writing this run"
+    with pytest.raises(UserError, match=line), locked_folder(tmp_path, rank=0, resume=False):
+        pytest.fail("it was locked")
+    with locked_folder(tmp_path, rank=0, resume=False, world_size=2):
+        pass
+    os.close(handle)
+    with locked_folder(tmp_path, rank=0, resume=False):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["checkpoints", "pool", "start", "training"])
+def test_a_folder_that_is_dropped_halfway_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """What a kill, or a disk that refuses, leaves of it has another name; and the refusal is said."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def training() -> None:
+        model = torch.nn.Linear(1, 1)
+        kept = (model, torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", enabled=False))
+        state = TrainingState(tmp_path, {}, flag="x", go_on="y")
+        for epoch in range(2):
+            state.save(epoch, *kept)
+        (tmp_path / "00001-2-training" / "state.json").write_text("")
+        state.take_up(*kept, print)
+
+    def start() -> None:
+        with taken_back_on_failure(tmp_path):
+            (tmp_path / "checkpoints").mkdir()
+            raise OSError(errno.EIO, "as it was")
+
+    drops: dict[str, tuple[str, Callable[[], None]]] = {
+        "checkpoints": ("checkpoints/rank-0-of-2", lambda: drop_other_checkpoints(tmp_path, 1)),
+        "pool": ("rank-0-of-2", lambda: drop_other_shards(tmp_path, 1)),
+        "start": ("checkpoints", start),
+        "training": ("00001-2-training", training),
+    }
+    name, drop = drops[kind]
+    if kind in ("checkpoints", "pool"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(OSError, match="as it was" if kind == "start" else "Input/output"):
+        drop()
+    assert not (tmp_path / name).exists()
+    assert kind != "start" or "checkpoints could not be taken back (Input/output error)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("call", ["open", "pwrite"])
