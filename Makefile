@@ -91,6 +91,7 @@ GPU_PYTHON ?= 3.12
 gpu-packages:
 	$(PYTHON) -m pip install -q --upgrade --no-deps --only-binary=:all: --target build/gpu-packages \
 		--python-version $(GPU_PYTHON) --platform manylinux2014_x86_64 \
+		"setuptools>=77" ninja \
 		tomli_w "tyro<2" docstring_parser typeguard typing_extensions \
 		hypothesis sortedcontainers pytest-timeout pytest-xdist execnet
 

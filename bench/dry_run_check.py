@@ -36,9 +36,11 @@ def foretell(arguments: list[str]) -> dict[str, Any]:
 
 def spend(arguments: list[str], folder: Path) -> dict[str, Any]:
     """The run's own record."""
+    from dfkd_fast.loops.run_record import read_run_record
+
     run = folder / "run"
     subprocess.run([sys.executable, "-m", "dfkd_fast", "train", *arguments, "--run-dir", str(run)], check=True)
-    return json.loads((run / "run.json").read_text())
+    return read_run_record(run / "run.json")
 
 
 def compare(arguments: list[str], projected: dict[str, Any], spent: dict[str, Any]) -> dict[str, Any]:

@@ -3,23 +3,24 @@
     OUT_DIR=folder python bench/gpu_check.py [--only STEP ...] [--resume] [--rehearse]
     OUT_DIR=folder make gpu-check [ARGS="--only STEP ..."]
 
-Needs, of that machine's own Python (3.12; nothing is installed), and nvcc of torch's CUDA version:
+Needs, of that machine's own Python (3.12; nothing is installed), a C++ compiler and nvcc of torch's CUDA version:
 
-    torch torchvision numpy pillow triton safetensors scikit-learn timm rich setuptools pytest pytest-benchmark
+    torch torchvision numpy pillow triton safetensors scikit-learn timm rich pytest pytest-benchmark
 
 What else the steps import is taken along, a few MB: `make gpu-packages`, where there is a network, puts it into
 build/gpu-packages, which is used if it is there; this package itself is imported from the checkout:
 
+    setuptools ninja
     tomli_w tyro docstring_parser typeguard typing_extensions
     hypothesis sortedcontainers pytest-timeout pytest-xdist execnet
 
 The steps, in their order; each has a budget, all together nine minutes, and is cut by itself, with what it started:
 
-    machine    the card, versions, and whether all of these packages are there
+    machine    the card, versions, and whether all of these packages and tools are there
     build      the C++ and CUDA extension
-    kernels    every kernel against its reference, captured and not
+    kernels    every kernel against its reference, captured and not; none of the tests of the machine that builds
     replay     whole captured steps of every method, bf16, beside the same steps as Python
-    train      NAYER on digits end to end; stopped and resumed, with --deterministic: the same bits
+    train      NAYER on digits end to end, stopped and resumed; then with --deterministic: the same bits
     pool       tiers and streams give the same batches, DALI's where it is installed; their share of the bandwidth
     methods    hours, MFU and floor of two presets (`dfkd-fast bench methods`)
     race       our steps against the released codes' style
@@ -29,8 +30,9 @@ The steps, in their order; each has a budget, all together nine minutes, and is 
 
 OUT_DIR (default build/gpu-check) receives steps.jsonl, one line a step; rows.jsonl, kernels-<card>.jsonl and
 methods-<card>.jsonl, written row by row, so that a step that is cut loses none; and each step's log. A short table
-comes last. --only runs the steps it names; --resume those that have not passed yet, replay behind the methods that
-have. --rehearse runs all of it tiny on a CPU, everything but the card. Exit status 1 if any step failed.
+comes last, with the tests that had failed before their step was cut. --only runs the steps it names; --resume those
+that have not passed yet, and of replay, train, bandwidth and networks what has no row yet. --rehearse runs all of it
+tiny on a CPU, everything but the card. Exit status 1 if any step failed.
 """
 
 from __future__ import annotations
@@ -38,7 +40,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.machinery
-import json
 import os
 import signal
 import subprocess
@@ -49,6 +50,11 @@ from pathlib import Path
 from typing import IO, Protocol
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(1, str(ROOT / "bench/gpu"))
+
+from kernel_tests import failures, without_host_tests  # noqa: E402
+from step_report import append_record, records_of  # noqa: E402
+
 DEADLINE = 540.0  # seconds, all steps together
 REHEARSAL = 400.0  # seconds of any step on a CPU, however busy: its speed is not what is rehearsed
 PACKAGES = ROOT / "build" / "gpu-packages"
@@ -76,12 +82,13 @@ class Process(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step did; `last` is its last line of output."""
+    """What a step did; `last` is its last line of output, `failures` are the tests that failed, cut or not."""
 
     step: str
     status: str
     seconds: float
     last: str
+    failures: tuple[str, ...] = ()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -96,7 +103,6 @@ def main(arguments: list[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     done = passed(out) if options.resume else set()
     if options.rehearse:
-        sys.path.insert(1, str(ROOT / "bench/gpu"))
         from step_copy import preload
 
         preload(environment(out, rehearse=True), [str(ROOT), str(ROOT / "kernels"), str(PACKAGES)])
@@ -107,8 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
         left = DEADLINE - (time.monotonic() - start)
         seconds = REHEARSAL if options.rehearse else min(step.seconds, left)
         outcomes.append(run(step, out, seconds, rehearse=options.rehearse))
-        with (out / "steps.jsonl").open("a") as file:
-            file.write(json.dumps(asdict(outcomes[-1])) + "\n")
+        append_record(out / "steps.jsonl", asdict(outcomes[-1]))
     print_table(out, outcomes, sorted(done))
     return int(any(outcome.status != PASSED for outcome in outcomes))
 
@@ -118,9 +123,10 @@ def steps(out: Path, *, rehearse: bool = False, resume: bool = False) -> list[St
     python, flags = sys.executable, [*(["--rehearse"] if rehearse else []), *(["--resume"] if resume else [])]
     workers = ["-n", str(min(8, os.cpu_count() or 1))] if has("xdist") and not rehearse else []
     lenient = [] if has("pytest_timeout") else ["-o", "addopts=-q"]  # pyproject.toml's is strict about its settings
-    tests = [python, "-m", "pytest", *workers, *lenient, "tests/kernels"]
-    bench = [python, "-m", "pytest", "-c", "bench/kernels/pytest.ini", "--seconds", "1", "--results", str(out)]
-    collect = ["--collect-only"] if rehearse else []
+    pytest = [python, "-m", "pytest", "-vv"]  # a line per test as it ends, for what is cut; -q is in the settings
+    tests = [*pytest, *workers, *lenient, "tests/kernels", *without_host_tests()]
+    bench = [*pytest, "-c", "bench/kernels/pytest.ini", "--seconds", "0.3", "--results", str(out)]
+    bench += [*(["--resume"] if resume else []), *(["--collect-only"] if rehearse else [])]
     presets = ["nayer/digits", "fast/digits"] if rehearse else ["nayer/cifar10", "fast/cifar10-fast5"]
     methods = [python, "-m", "dfkd_fast", "bench", "methods", *presets, "--no-plot", "--results", str(out)]
     if rehearse:
@@ -132,17 +138,17 @@ def steps(out: Path, *, rehearse: bool = False, resume: bool = False) -> list[St
         return [python, f"bench/gpu/{name}.py", *flags]
 
     return [
-        Step("machine", script("describe"), 15),
+        Step("machine", script("describe"), 25),
         Step("build", [python, "setup.py", "build_ext", "--inplace"], 100),
-        Step("kernels", [*tests, "-m", "gpu" if rehearse else "not slow and not nightly"], 90),
+        Step("kernels", [*tests, "-m", "gpu" if rehearse else "not slow and not nightly"], 65),
         Step("replay", script("replay"), 90),
-        Step("train", script("run_digits"), 80),
+        Step("train", script("run_digits"), 75),
         Step("pool", script("pool_tiers"), 30),
-        Step("methods", methods, 45),
-        Step("race", script("step_race"), 30),
-        Step("ranks", script("ranks"), 15),
-        Step("bandwidth", [*bench, *collect, "bench/kernels", f"--ignore={NETWORKS}"], 25),
-        Step("networks", [*bench, *collect, NETWORKS], 20),
+        Step("methods", methods, 40),
+        Step("race", script("step_race"), 45),
+        Step("ranks", script("ranks"), 25),
+        Step("bandwidth", [*bench, "bench/kernels", f"--ignore={NETWORKS}"], 25),
+        Step("networks", [*bench, NETWORKS], 20),
     ]
 
 
@@ -153,7 +159,7 @@ def has(package: str) -> bool:
 
 def passed(out: Path) -> set[str]:
     """Steps whose last record in OUT_DIR says that they passed."""
-    last = {record["step"]: record["status"] for record in map(json.loads, lines_of(out / "steps.jsonl"))}
+    last = {record["step"]: record["status"] for record in records_of(out / "steps.jsonl")}
     return {step for step, status in last.items() if status == PASSED}
 
 
@@ -172,7 +178,8 @@ def run(step: Step, out: Path, seconds: float, *, rehearse: bool = False) -> Out
             status = f"failed: over {seconds:.0f} s"
         finally:
             end(process)
-    return Outcome(step.name, status, round(time.monotonic() - start, 1), (lines_of(log) or [""])[-1])
+    lines = lines_of(log)
+    return Outcome(step.name, status, round(time.monotonic() - start, 1), (lines or [""])[-1], failures(lines))
 
 
 def begin(step: Step, out: Path, log: IO[str], *, rehearse: bool) -> Process:
@@ -198,6 +205,7 @@ def environment(out: Path, *, rehearse: bool) -> dict[str, str]:
     """What a step finds: this checkout and the packages taken along; a rehearsal builds nothing and sees no card."""
     paths = (ROOT, ROOT / "kernels", PACKAGES, os.environ.get("PYTHONPATH", ""))
     found = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "PYTHONUNBUFFERED": "1", "OUT_DIR": str(out)}
+    found["PATH"] = os.pathsep.join((str(PACKAGES / "bin"), os.environ.get("PATH", os.defpath)))  # ninja is there
     if rehearse:
         return {**found, "DFKD_BUILD_EXT": "0", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     return {**found, "DFKD_BUILD_EXT": "1", "DFKD_BUILD_CUDA": "1", "MAX_JOBS": str(os.cpu_count() or 1)}
@@ -205,22 +213,22 @@ def environment(out: Path, *, rehearse: bool) -> dict[str, str]:
 
 def lines_of(log: Path) -> list[str]:
     """The lines of a log that are not empty; none if it was not written."""
-    return [line for line in log.read_text().splitlines() if line.strip()] if log.exists() else []
+    return [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
 
 
 def print_table(out: Path, outcomes: list[Outcome], done: list[str]) -> None:
     """Failures of the tests, the rows that were measured, then one line per step."""
-    for line in lines_of(out / "kernels.log"):
-        if line.startswith(("FAILED", "ERROR")):
-            print(line[:160])
+    for outcome in outcomes:
+        for failure in outcome.failures[:ROWS_SHOWN]:
+            print(f"{outcome.step}: FAILED {failure}"[:160])
     shown = [outcome.step for outcome in outcomes]
-    rows = [row for row in map(json.loads, lines_of(out / "rows.jsonl")) if row["step"] in shown]
+    rows = [row for row in records_of(out / "rows.jsonl") if row["step"] in shown]
     latest = {(row["step"], row["row"]): row for row in rows}
     for (step, name), row in list(latest.items())[-ROWS_SHOWN:]:
         told = {key: value for key, value in row.items() if key not in ("step", "row", "result", "at_seconds")}
         print(f"{step}: {name}: {row['result']} {' '.join(f'{k}={v}' for k, v in told.items())}"[:160])
     for records in sorted(out.glob("kernels-*.jsonl")) if {"bandwidth", "networks"} & {*shown} else []:
-        for row in map(json.loads, lines_of(records)):
+        for row in records_of(records):
             figures = {name: ratio["value"] for name, ratio in row["ratios"].items()} | row["numbers"]
             shape = "x".join(map(str, row["shape"]))
             print(f"{row['row']} {shape} {row['dtype']}: {', '.join(f'{n} {v:.3g}' for n, v in figures.items())}"[:200])

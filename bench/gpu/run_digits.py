@@ -1,11 +1,11 @@
-"""`dfkd-fast train nayer --preset digits` end to end: teacher, rounds, student, evaluation; then stopped and resumed.
+"""`dfkd-fast train nayer --preset digits` end to end: teacher, rounds, student, evaluation; stopped and resumed.
 
-With `--deterministic` the run that was resumed must be the one that was not stopped, bit for bit.
+First as anyone runs it, then with `--deterministic`, where the run that was resumed must be the one that was not
+stopped, bit for bit. Neither keeps the other from being tried.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -23,7 +23,7 @@ TINY = (
 )
 
 
-def train(report: StepReport, name: str, *more: str, deterministic: bool = True) -> float:
+def train(report: StepReport, name: str, *more: str) -> float:
     """Seconds that a command took; raises if it ends badly."""
     import torch
 
@@ -32,7 +32,7 @@ def train(report: StepReport, name: str, *more: str, deterministic: bool = True)
     torch.use_deterministic_algorithms(False)  # a run sets it, and no run takes it back
     epochs = 2 if report.rehearse else EPOCHS
     recipe = ["train", "nayer", "--preset", "digits", "--epochs", str(epochs), "--device", report.device]
-    recipe += ["--run-dir", name, *(["--deterministic"] if deterministic else []), *(TINY if report.rehearse else ())]
+    recipe += ["--run-dir", name, *(TINY if report.rehearse else ())]
     start = time.perf_counter()
     status = dfkd_fast(["train", "--resume", name] if more == ("--resume",) else [*recipe, *more])
     if status != 0:
@@ -40,22 +40,49 @@ def train(report: StepReport, name: str, *more: str, deterministic: bool = True)
     return time.perf_counter() - start
 
 
+def in_pieces(report: StepReport, name: str, *more: str) -> float:
+    """Seconds of a run that was stopped and resumed."""
+    stop = str(1 if report.rehearse else STOP)
+    return train(report, name, "--stop-after-epoch", stop, *more) + train(report, name, "--resume")
+
+
+def ordinary(report: StepReport) -> None:
+    """The run as anyone starts it, its seconds and its accuracy."""
+    from dfkd_fast.loops.run_record import read_run_record
+
+    seconds = in_pieces(report, "free")
+    record = read_run_record(Path("free/run.json"))
+    report.row("ordinary", seconds=seconds, top1=record["top1_last"], teacher_top1=record["teacher_top1"])
+
+
+def whole(report: StepReport) -> None:
+    """The deterministic run that is not stopped."""
+    report.row("deterministic", seconds=train(report, "whole", "--deterministic"))
+
+
+def resumed(report: StepReport) -> None:
+    """The deterministic run that is, and what of it differs."""
+    in_pieces(report, "pieces", "--deterministic")
+    differs = differing("whole", "pieces")
+    report.row("resumed", ok=not differs, differs=", ".join(differs) or "nothing")
+
+
 def main() -> int:
-    """A row for the whole run, one for the comparison, one for what the switch costs."""
+    """A row for each part; one that fails has its error, and the next is tried."""
     report = open_report("train", __doc__)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ["DFKD_FAST_CACHE"] = folder  # the teacher is trained here
-        seconds = train(report, "whole")
-        record = json.loads(Path("whole/run.json").read_text())
-        report.row("whole", seconds=seconds, top1=record["top1_last"], teacher_top1=record["teacher_top1"])
-        train(report, "pieces", "--stop-after-epoch", str(1 if report.rehearse else STOP))
-        train(report, "pieces", "--resume")
-        differs = differing("whole", "pieces")
-        report.row("resumed", ok=not differs, differs=", ".join(differs) or "nothing")
-        if not report.rehearse:
-            free = train(report, "free", deterministic=False)
-            report.row("deterministic", seconds=seconds, free_seconds=free)
+        for chain in ({"ordinary": ordinary}, {"deterministic": whole, "resumed": resumed}):
+            if report.done.issuperset(chain):
+                continue
+            for name, part in chain.items():
+                try:
+                    part(report)
+                except (Exception, SystemExit) as error:
+                    words = next(iter(str(error).strip().splitlines()), "")
+                    report.row(name, ok=False, error=f"{type(error).__name__}: {words[:150]}")
+                    break  # what comes behind it has nothing to compare with
     return report.status()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import time
@@ -49,8 +50,7 @@ class StepReport:
 
     def _write(self, record: dict[str, Any]) -> None:
         record["at_seconds"] = round(time.monotonic() - self.start, 1)
-        with (self.folder / "rows.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_record(self.folder / "rows.jsonl", record)
         print(line_of(record), flush=True)
 
 
@@ -63,15 +63,30 @@ def line_of(record: dict[str, Any]) -> str:
     return f"{record['step']}: {record['row']}: {record['result']}{': ' if told else ''}{told}"
 
 
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """Append a line of JSON, on a line of its own even where a writer was cut within its last."""
+    with path.open("ab+") as file:
+        torn = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+        file.write((b"\n" if torn else b"") + json.dumps(record).encode() + b"\n")
+
+
+def records_of(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines, without lines that a cut left torn; none if it was not written."""
+    found = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [record for record in found if isinstance(record, dict)]
+
+
 def open_report(step: str, doc: str | None) -> StepReport:
     """Read the command line that every step has, `[--rehearse] [--resume]`; OUT_DIR is the folder."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU")
     parser.add_argument("--resume", action="store_true", help="leave out rows of OUT_DIR that are ok")
     options = parser.parse_args()
-    folder = Path(os.environ.get("OUT_DIR") or "build/gpu-check")
+    folder = Path(os.environ.get("OUT_DIR") or "build/gpu-check").resolve()  # a step may change its folder
     folder.mkdir(parents=True, exist_ok=True)
-    rows = folder / "rows.jsonl"
-    known = [json.loads(line) for line in rows.read_text().splitlines()] if options.resume and rows.exists() else []
+    known = records_of(folder / "rows.jsonl") if options.resume else []
     last = {row["row"]: row["result"] for row in known if row["step"] == step}
     return StepReport(step, options.rehearse, folder, frozenset(name for name, found in last.items() if found == "ok"))

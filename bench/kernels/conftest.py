@@ -1,7 +1,7 @@
 """Fixtures of the kernel benchmarks. Rows are measured through pytest-benchmark and reported together at the end.
 
 `make bench SUITE=kernels` runs them all; `--seconds` is the time that each row may take, `--results` where JSON lines
-go.
+go, `--resume` leaves out what has rows there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from memory import keep_freed_memory
-from report import RESULTS, Goal, Limit, Row, append, device_name
+from report import RESULTS, Goal, Limit, Row, append, device_name, measured
 from timing import Race, Variants
 
 import dfkd_kernels
@@ -25,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("kernel benchmarks")
     group.addoption("--seconds", type=float, default=6.0, help="time for each row, warm-up apart")
     group.addoption("--results", type=Path, default=RESULTS, help="folder for the JSON lines")
+    group.addoption("--resume", action="store_true", help="leave out what has rows in that folder")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,7 +59,9 @@ def compare(benchmark, request: pytest.FixtureRequest) -> Iterator[Compare]:
 
     What the test adds to the row is recorded too: it is written when the test ends, so that none is lost with the next.
     """
-    seconds = request.config.getoption("--seconds")
+    seconds, results = request.config.getoption("--seconds"), request.config.getoption("--results")
+    if request.config.getoption("--resume") and request.node.nodeid in measured(DEVICE, results):
+        pytest.skip("its rows are there")
     rows: list[Row] = []
 
     def run(
@@ -81,7 +84,7 @@ def compare(benchmark, request: pytest.FixtureRequest) -> Iterator[Compare]:
 
     yield run
     request.config.stash[ROWS].extend(rows)
-    append(rows, DEVICE, request.config.getoption("--results"))
+    append(rows, DEVICE, results, request.node.nodeid)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -140,13 +141,22 @@ def device_name(device: torch.device) -> str:
     return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
 
 
-def append(rows: Sequence[Row], device: torch.device, folder: Path) -> None:
-    """Append rows to kernels-<device>.jsonl."""
+def append(rows: Sequence[Row], device: torch.device, folder: Path, test: str) -> None:
+    """Append the rows of a test to kernels-<device>.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
     where = machine(device)
     with (folder / f"kernels-{device_name(device)}.jsonl").open("a") as file:
         for row in rows:
-            file.write(json.dumps({**row.record(), **where}) + "\n")
+            file.write(json.dumps({**row.record(), "test": test, **where}) + "\n")
+
+
+def measured(device: torch.device, folder: Path) -> set[str]:
+    """The tests that have rows in kernels-<device>.jsonl; lines that a cut left torn are not rows."""
+    path, found = folder / f"kernels-{device_name(device)}.jsonl", set()
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            found.add(json.loads(line).get("test", ""))
+    return found
 
 
 def _processor() -> str:

@@ -24,6 +24,7 @@ STEPS = ["machine", "build", "kernels", "replay", "train", "pool", "methods", "r
 def tool(monkeypatch, tmp_path):
     spec = importlib.util.spec_from_file_location("gpu_check", FILE)
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the steps' folder is put there
     monkeypatch.setitem(sys.modules, "gpu_check", module)
     spec.loader.exec_module(module)
     monkeypatch.setenv("OUT_DIR", str(tmp_path))
@@ -102,8 +103,11 @@ def test_packages_taken_along_are_found_by_the_steps(tool, monkeypatch, tmp_path
     assert not tool.has("taken_along")
     (tmp_path / "taken_along.py").write_text("NAME = 'here'")
     assert tool.has("taken_along")
-    step = tool.Step("import", python("import taken_along; print(taken_along.NAME)"), 60)
-    assert tool.run(step, tmp_path, 60).last == "here"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/ninja").write_text("#!/bin/sh\necho ninja")
+    (tmp_path / "bin/ninja").chmod(0o755)
+    code = "import subprocess, taken_along as t; print(t.NAME, subprocess.check_output('ninja', text=True))"
+    assert tool.run(tool.Step("import", python(code), 60), tmp_path, 60).last == "here ninja"
 
 
 def test_tests_run_without_the_plugin_that_pyproject_configures(tool, monkeypatch, tmp_path):
@@ -130,12 +134,54 @@ def test_the_plan_fits_its_deadline_and_names_files_that_exist(tool, tmp_path, r
     steps = tool.steps(tmp_path, rehearse=rehearse)
     assert [step.name for step in steps] == STEPS
     assert sum(step.seconds for step in steps) <= tool.DEADLINE == 540
+    assert set(tool.without_host_tests()) < {*steps[STEPS.index("kernels")].command}
     for step in steps:
         assert re.search(rf"^    {step.name} +\w", tool.__doc__, flags=re.MULTILINE), step.name
         for word in step.command[1:]:
-            path = word.removeprefix("--ignore=")
+            path, _, part = re.sub("^--(ignore|deselect)=", "", word).partition("::")
             if path.startswith(("bench/", "tests/")):
                 assert (ROOT / path).exists(), path
+                assert not part or part in (ROOT / path).read_text(), word
+
+
+CUT = """
+import os, pathlib, pytest, time
+
+@pytest.mark.parametrize("x", ["a b"])
+def test_wrong(x):
+    assert x == 1
+
+def test_cut():
+    while "FAILED" not in pathlib.Path(os.environ["OUT_DIR"], "kernels.log").read_text():
+        time.sleep(0.1)
+    os.killpg(0, 9)
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "workers"])
+def test_failures_seen_before_a_cut_are_in_the_table(tool, monkeypatch, tmp_path, capsys, workers):
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -q\n")
+    (tmp_path / "test_it.py").write_text(CUT)
+    command = next(step.command for step in tool.steps(tmp_path) if step.name == "kernels")
+    command = [*command[: command.index("pytest") + 2], *workers, "-p", "no:cacheprovider", str(tmp_path)]
+    planned(tool, monkeypatch, tool.Step("kernels", command, 100))
+    assert tool.main([]) == 1
+    (record,) = records(tmp_path)
+    assert record["status"] == "failed: exit status -9"
+    (failure,) = record["failures"]
+    assert failure.endswith("test_it.py::test_wrong[a b]")
+    assert f"kernels: FAILED {failure}"[:160] in capsys.readouterr().out
+
+
+def test_torn_lines_are_left_out_and_none_is_written_behind_them(tool, monkeypatch, tmp_path, capsys):
+    """A machine that is taken away leaves half a line; neither the table nor --resume may end by it."""
+    planned(tool, monkeypatch, tool.Step("bandwidth", python("pass"), 60), tool.Step("train", python("pass"), 60))
+    (tmp_path / "steps.jsonl").write_text('{"step": "bandwidth", "status": "passed"}\n{"step": "tr')
+    (tmp_path / "rows.jsonl").write_text('{"step": "train", "row": "whole", "result": "ok"}\n[1]\n{"step": "tr')
+    (tmp_path / "kernels-x.jsonl").write_text(json.dumps(ROW)[:40])
+    assert tool.main(["--resume"]) == 0
+    assert "train: whole: ok" in capsys.readouterr().out
+    assert tool.passed(tmp_path) == {"bandwidth", "train"}
 
 
 def named_packages(doc: str) -> tuple[list[str], list[str]]:
@@ -193,6 +239,12 @@ def test_rehearsal_with_only_the_packages_that_the_docstring_names(bare_python, 
     assert {row["step"] for row in rows} == {"machine", "replay", "train", "pool", "race", "ranks"}
     found = {(row["step"], row["row"]): row["result"] for row in rows}
     assert found["machine", "card"] == found["pool", "bandwidth"] == "not run"
-    assert found["train", "resumed"] == found["replay", "nayer"] == found["ranks", "gloo"] == "ok"
+    assert (
+        found["train", "ordinary"]
+        == found["train", "resumed"]
+        == found["replay", "nayer"]
+        == found["ranks", "gloo"]
+        == "ok"
+    )
     assert found["pool", "dali stream"] == "not run", "the docstring does not name DALI"
     assert len((tmp_path / "methods-cpu.jsonl").read_text().splitlines()) == 2
