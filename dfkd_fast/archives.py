@@ -64,10 +64,16 @@ def tar_sequence(path: Path, what: str) -> list[tuple[str, InTar]]:
 
 
 def zip_tree(path: Path, what: str) -> Tree:
-    """The files of a zip archive. Raises UserError, which begins with `what`, for a damaged one."""
+    """The files of a zip archive. Raises UserError, which begins with `what`, for a damaged one, and
+    for one that would unpack to more than it can hold.
+    """
     tree = Tree({}, set())
     with _opened_zip(path, what) as archive:
+        claimed, limit = 0, _limit(path)
         for info in archive.infolist():
+            claimed += info.file_size
+            if claimed > limit:
+                raise UserError(f"{what}: {_too_much(limit)}")
             if stat.S_ISLNK(info.external_attr >> 16):
                 raise UserError(f"{what}: {printable(info.filename)} is a link in a zip; unpack it")
             if info.flag_bits & _ENCRYPTED:
@@ -94,13 +100,13 @@ def opened_tar(path: Path, what: str, words: str = "not a readable tar") -> Iter
 
 def tar_members(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
     """All headers of a tar in their order. Raises ReadError where it ends early or cannot be what it says."""
-    limit, before = max(MAX_RATIO * path.stat().st_size, FREE_BYTES), -1
+    limit, before = _limit(path), -1
     while (member := tar.next()) is not None:
         if member.offset <= before or member.size < 0:
             raise tarfile.ReadError("its members overlap")
         before = member.offset
         if not member.issparse() and member.offset_data + member.size > limit:
-            raise tarfile.ReadError(f"it claims more than {limit:,} bytes, {MAX_RATIO} times what it has")
+            raise tarfile.ReadError(_too_much(limit))
         yield member
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
@@ -112,7 +118,16 @@ def tar_members(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
             raise tarfile.ReadError("more follows behind its end: tars written one behind the other; unpack them")
         read += len(rest)
         if read > limit:
-            raise tarfile.ReadError(f"it claims more than {limit:,} bytes, {MAX_RATIO} times what it has")
+            raise tarfile.ReadError(_too_much(limit))
+
+
+def _limit(path: Path) -> int:
+    """The bytes that an archive may unpack to."""
+    return max(MAX_RATIO * path.stat().st_size, FREE_BYTES)
+
+
+def _too_much(limit: int) -> str:
+    return f"it claims more than {limit:,} bytes, {MAX_RATIO} times what it has"
 
 
 def place_in_tar(member: tarfile.TarInfo, what: str) -> InTar:

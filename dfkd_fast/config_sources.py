@@ -101,7 +101,7 @@ def check_untouched(folder: Path) -> None:
         )
 
 
-_PATHS = ("teacher_weights", "class_names", "data", "collected", "text")
+_PATHS = ("teacher_weights", "class_names", "data", "collected", "text", "text_model")
 
 
 def _found(value: Any, start: Path) -> Any:

@@ -224,6 +224,15 @@ def test_tars_that_claim_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "200 bytes; at most 100 are read" in refusal(file)
 
 
+def test_zips_that_claim_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_zip(tmp_path / "a.zip", tree(tmp_path / "tree"))
+    monkeypatch.setattr(archives, "FREE_BYTES", 2**20)
+    with zipfile.ZipFile(source, "a", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(3):  # each of them within the limit
+            archive.writestr(f"notes{number}", bytes(2**19))
+    assert "it claims more than" in refusal(source)
+
+
 def test_a_sparse_member(tmp_path: Path) -> None:
     member = tarfile.TarInfo("test/ant/2.png")
     member.type = tarfile.GNUTYPE_SPARSE

@@ -189,6 +189,7 @@ def test_a_claim_that_is_not_kept_is_warned_of() -> None:
         lines = accuracy_lines(top1, replace(info, claimed_top1=claimed, claimed_by=by), test)
         assert "".join(lines).startswith(words)
         assert len(lines) == bool(words)
+        assert all("0.9000" in line for line in lines), "what its file says is named"
 
 
 @pytest.mark.parametrize(

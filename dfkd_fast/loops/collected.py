@@ -16,7 +16,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.image_files import decode
 from dfkd_fast.image_rows import ImageRows
 from dfkd_fast.loops.collected_file import rows_on_disk
-from dfkd_fast.loops.evaluate import as_expected, check_classes, check_fit, image_channels
+from dfkd_fast.loops.evaluate import Expected, S, as_expected, check_classes, check_fit, image_channels
 from dfkd_fast.methods.base import CollectedImages, Method
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.notes import note
@@ -73,9 +73,16 @@ def load_collected(config: TrainConfig, method: type[Method], info: ModelInfo) -
         return _pictures(config, source, info)
     how: dict[str, Any] = {"image_size": info.image_size, "interpolation": info.interpolation}
     loaded = load_split(source, "train", channels=image_channels(info), flag=_FLAG, **how)
-    found = as_expected(loaded, info, stated_order(config.class_order), flag=_FLAG).images
+    found = _said(as_expected(loaded, info, stated_order(config.class_order), flag=_FLAG))
     check_fit(found, info, _FLAG)
     return _arrays(config, found)
+
+
+def _said(expected: Expected[S]) -> S:
+    """The images, after a word on how their classes were read."""
+    for line in expected.notes:
+        note(line)
+    return expected.images
 
 
 def _arrays(config: TrainConfig, found: ImageSet) -> Collected:
@@ -93,7 +100,7 @@ def _arrays(config: TrainConfig, found: ImageSet) -> Collected:
 def _pictures(config: TrainConfig, source: str, info: ModelInfo) -> Collected:
     """Of encoded files, the share of which is taken before any is decoded."""
     listed = find_pictures(source, "train", flag=_FLAG)
-    files = as_expected(listed, info, stated_order(config.class_order), flag=_FLAG).images
+    files = _said(as_expected(listed, info, stated_order(config.class_order), flag=_FLAG))
     check_classes(files, info, _FLAG)
     labels = torch.tensor(files.labels)
     rows = _share(labels, len(files.class_names), config.collected_share)

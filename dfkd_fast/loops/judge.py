@@ -56,9 +56,11 @@ def accuracy_lines(top1: float, info: ModelInfo, test: Expected[LabelledImages])
     lines, images = list(test.notes), test.images
     chance = 1 / info.num_classes
     spread = math.sqrt(chance * (1 - chance) / len(images))
+    claimed, entry = info.claimed_top1, f" ({info.claimed_by})" if info.claimed_by else ""
+    is_far = claimed is not None and top1 < claimed - _FAR
     if top1 <= max(chance + 2 * spread, min(2.5 * chance, chance + 0.1 * (1 - chance))):
-        lines.append(f"warning: that is near chance, {chance:.4f} for {info.num_classes} classes; {CHECK}")
-    elif info.claimed_top1 is not None and top1 < info.claimed_top1 - _FAR:
-        entry = f" ({info.claimed_by})" if info.claimed_by else ""
-        lines.append(f"warning: that is far below the {info.claimed_top1:.4f} that its file says{entry}; {CHECK}")
+        said = f"; its file says {claimed:.4f}{entry}" if is_far else ""
+        lines.append(f"warning: that is near chance, {chance:.4f} for {info.num_classes} classes; {CHECK}{said}")
+    elif is_far:
+        lines.append(f"warning: that is far below the {claimed:.4f} that its file says{entry}; {CHECK}")
     return lines

@@ -151,6 +151,9 @@ def _find_logits(answer: Any, num_classes: int | None, name: str) -> tuple[Pick,
     if not found or (len(found) > 1 and isinstance(answer, Mapping)):
         many = f"{len(found)} outputs that could be" if found else "none that is"
         raise UserError(f"{name}: answers a {kind} with {many} {wanted}, and none is called logits")
+    if len({part.shape[1] for _, part in found}) > 1:
+        widths = " and ".join(str(part.shape[1]) for _, part in found)
+        raise UserError(f"{name}: answers a {kind} with outputs of {widths} numbers; say by --num-classes which it is")
     if len(found) > 1:
         note(f"{name}: answers a {kind} with {len(found)} outputs for the classes; the first is taken for its logits")
     pick, logits = found[0]

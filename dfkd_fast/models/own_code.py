@@ -135,7 +135,9 @@ def _imported(file: Path, base: Path) -> Iterator[Path]:
             for alias in node.names:
                 yield from _files(base, alias.name)
         elif isinstance(node, ast.ImportFrom):
-            folder = base if node.level == 0 else file.parents[node.level - 1]
+            folder = base if node.level == 0 else next(iter(file.parents[node.level - 1 :][:1]), None)
+            if folder is None:  # it leads above the root: said when it is run
+                continue
             for alias in node.names:
                 yield from _files(folder, f"{node.module or ''}.{alias.name}".strip("."))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -86,6 +87,23 @@ def test_other_files_are_not_decoded(load: Load, tree: Path) -> None:
     assert torch.equal(pixels(load(collected_share=0.25)), pixels(some))
     with pytest.raises(UserError, match=r"cannot be decoded"):
         load()
+
+
+@pytest.mark.parametrize("memory", [1.0, TINY])
+def test_how_classes_were_read_is_said(
+    load: Load, tree: Path, capsys: pytest.CaptureFixture[str], memory: float
+) -> None:
+    load(replace(INFO, class_names=("c", "a", "b")), collected_memory=memory)
+    assert "--collected tree: classes in the order of the network's: c, a, b" in capsys.readouterr().out
+    load(replace(INFO, class_names=("x", "y", "z")), collected_memory=memory)
+    assert "--collected tree: classes a, b, c are taken in this order" in capsys.readouterr().out
+    for split in ("train", "test"):
+        for number in range(12):
+            shutil.copytree(tree / split / "c", tree / split / str(number))
+        for name in "abc":
+            shutil.rmtree(tree / split / name)
+    load(replace(INFO, num_classes=12), collected_memory=memory)
+    assert "--class-order natural" in capsys.readouterr().out
 
 
 def test_the_share_is_of_the_classes_in_the_teachers_order(load: Load) -> None:

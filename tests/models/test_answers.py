@@ -122,6 +122,11 @@ def test_the_number_of_classes_is_found() -> None:
     assert settle_answer(Net(ANSWERS["dict"]), SHAPE, None, name="net") == 5
 
 
+def test_outputs_for_several_numbers_of_classes_need_a_word() -> None:
+    with pytest.raises(UserError, match="a tuple with outputs of 4 and 5 numbers; say by --num-classes which it is"):
+        settle_answer(Net(ANSWERS["features first"]), SHAPE, None, name="net")
+
+
 def test_the_least_size_is_named() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 11), nn.MaxPool2d(3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
     with pytest.raises(UserError, match="it takes 13 pixels and more: choose --image-size 13, or another") as caught:
