@@ -116,6 +116,17 @@ def test_every_suite_is_a_command(target: str) -> None:
     assert all(suite in refused.value.stderr for suite in suites)
 
 
+def test_every_make_command_of_a_page_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("kernels/**/*.md")]
+    for page in pages:
+        for target, suite in re.findall(r"`make ([a-z-]+)(?: SUITE=([a-z-]+))?", page.read_text(encoding="utf-8")):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name}: make {target}"
+            assert re.search(rf"^{target.upper()}_{suite} ", makefile, re.MULTILINE) or not suite, (
+                f"{page.name}: {suite}"
+            )
+
+
 def test_the_makefile_is_short() -> None:
     targets = re.findall(r"^([a-z-]+):(?! SUITE)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert len(targets) <= 10

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -156,3 +157,13 @@ def test_fp16_on_one_card(methods: list[str]) -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_joined_ranks(precision: str) -> None:
     scanned(["nayer"], "--precision", precision, "--ranks", "2", "--bn-scope", "global")
+
+
+def test_the_page_names_every_count_above_its_goal() -> None:
+    """Synthesis at most 460 launches, a student step at most 291."""
+    page = (HERE.parent.parent / "docs" / "performance.md").read_text(encoding="utf-8")
+    numbers = set(re.findall(r"\d+(?:,\d{3})*", page.partition("Above the goal are:")[2].partition("\n\nNone of")[0]))
+    for method, steps in json.loads(TABLE.read_text())["steps"].items():
+        for step, bound in steps.items():
+            goal = 291 if step.startswith("student") else 460
+            assert bound["bound"] <= goal or f"{bound['bound']:,}" in numbers, f"{method}: {step}: {bound['bound']}"

@@ -126,6 +126,7 @@ def test_ablations_change_what_they_name(bench: dict[str, ModuleType]) -> None:
     cells = bench["cells"]
     expected = {
         ("nayer", "without re-initialised noisy layers"): {"method.reset_noise": False},
+        ("nayer", "with the student in train mode, as released"): {"method.student_mode": "released"},
         ("ssdkd", "without priorities"): {"method.priority_sampling": False},
         ("msarc", "without attention"): {"method.attention": False},
         ("msarc", "without consistency"): {"method.msarc_weight": 0.0},
