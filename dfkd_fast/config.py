@@ -7,14 +7,13 @@ run folder are `TrainConfig`'s own fields. Where the values come from: `config_s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from dfkd_fast.catalog import METHODS
-from dfkd_fast.config_limits import ABOVE_ZERO, LEAST, MOST, MOST_OTHERS, SHARES
+from dfkd_fast.config_limits import limit_broken
 from dfkd_fast.config_sections import (
     BnConfig,
     CheckpointConfig,
@@ -168,34 +167,40 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
                 raise UserError(
                     f"--method.student-ramp-share {share}: give it or --method.student-ramp-epochs, not both"
                 )
-        if self.collected_share > 1:
-            raise UserError(f"--collected-share {self.collected_share}: choose a share above 0 and up to 1")
+        _check_together(values)
         if self.train_teacher and self.teacher_weights is not None:
             raise UserError("--train-teacher: leave it out where --teacher-weights brings a trained one")
         if self.train_teacher and self.data is None:
             raise UserError("--train-teacher: needs --data with a training split")
 
 
+def _check_together(values: dict[str, Any]) -> None:
+    """Raise UserError for settings of a recipe that do not go with each other."""
+    if values.get("method.rounds") == 0 and not (values.get("method.warmup_rounds") and values["method.warmup_epochs"]):
+        raise UserError("--method.rounds 0: makes no images; choose 1 or more, or --method.warmup-rounds and epochs")
+    inner, outer = values.get("method.inner_radius", 0), values.get("method.outer_radius", 0)
+    if inner > outer:
+        raise UserError(f"--method.inner-radius {inner}: choose no more than --method.outer-radius {outer}")
+
+
 def check_values(config: Any) -> None:
     """Raise UserError for the first number of a config that nothing can be computed with, or name that no file has."""
     if isinstance(config, NetworkInput):
         _check_normalisation(config)
+    if isinstance(config, TrainConfig):
+        check_share(config.collected_share)
     for key, value in flatten(config):
         if isinstance(value, str | Path):
             _check_name(key, str(value))
-        if not isinstance(value, int | float):
-            continue
-        setting = f"--{key.replace('_', '-')} {value}"
-        if not math.isfinite(value):
-            raise UserError(f"{setting}: choose a finite number")
-        if key in LEAST and value < LEAST[key]:
-            raise UserError(f"{setting}: choose {LEAST[key]} or more")
-        if key in ABOVE_ZERO and value <= 0:
-            raise UserError(f"{setting}: choose more than 0")
-        if key in SHARES and value > 1:
-            raise UserError(f"{setting}: choose 1 or less")
-        if isinstance(value, int) and value > MOST.get(key, MOST_OTHERS):
-            raise UserError(f"{setting}: choose {MOST.get(key, MOST_OTHERS)} or less")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and (limit := limit_broken(key, number)):
+                raise UserError(f"--{key.replace('_', '-')} {number}: choose {limit}")
+
+
+def check_share(share: float) -> None:
+    """Raise UserError for a share of the collected images that is none; counts may follow it before all is checked."""
+    if not 0 < share <= 1:
+        raise UserError(f"--collected-share {share}: choose a share above 0 and up to 1")
 
 
 def _check_name(key: str, value: str) -> None:

@@ -1,6 +1,8 @@
-"""What a number among the settings may not fall below or exceed, by its key, in whichever config. Imports nothing."""
+"""What a number among the settings may not fall below or exceed, by its key, in whichever config."""
 
 from __future__ import annotations
+
+import math
 
 _RECIPE_LEAST = {
     **dict.fromkeys(("epochs", "batch_size"), 1),
@@ -19,6 +21,11 @@ LEAST = {
     **dict.fromkeys(("method.student_lr", "method.student_lr_min", "method.generator_lr", "method.crop_padding"), 0),
     **dict.fromkeys(("method.student_momentum", "method.student_weight_decay"), 0),
     **dict.fromkeys(("method.student_ramp_epochs", "method.student_ramp_share"), 0),
+    **dict.fromkeys(("method.student_lr_steps", "method.image_sizes", "method.batch_shares"), 1),
+    **dict.fromkeys(("method.buffer_size", "method.bank_size", "method.full_images", "method.image_budget"), 1),
+    **dict.fromkeys(("method.focus", "method.priority_exponent", "method.is_exponent", "method.bn_momentum"), 0),
+    **dict.fromkeys(("method.inner_radius", "method.outer_radius", "method.image_betas", "method.jitter"), 0),
+    **dict.fromkeys(("method.meta_latent_lr", "method.meta_life", "method.low_res_steps"), 0),
     "method.synthesis_batch_size": 2,  # one image has no batch statistics
     **{f"{section}.{key}": least for section in ("recipe", "teacher_recipe") for key, least in _RECIPE_LEAST.items()},
     **dict.fromkeys(
@@ -37,17 +44,28 @@ ABOVE_ZERO = (
     "method.kd_temperature",
     "method.priority_temperature",
     "method.contrastive_temperature",
-    "collected_share",
+    "method.priority_eps",  # an image of priority 0 is never drawn again
+    "method.data_ratio",
+    "method.cam_sigma",
+    "method.crop_scale",
+    "method.student_crop_scale",
+    "method.local_scale",
     "recipe.crop_scale",
     "teacher_recipe.crop_scale",
     "collected_memory",
 )
 """settings that must be above 0"""
 
-SHARES = tuple(
-    f"{section}.{key}" for section in ("recipe", "teacher_recipe") for key in ("crop_scale", "label_smoothing")
+SHARES = (
+    *(f"{section}.{key}" for section in ("recipe", "teacher_recipe") for key in ("crop_scale", "label_smoothing")),
+    *(f"method.{key}" for key in ("crop_scale", "student_crop_scale", "local_scale", "image_betas", "bn_momentum")),
+    *(f"method.{key}" for key in ("exchange_probability", "blend_threshold", "frequency_momentum")),
+    "method.student_momentum",
 )
 """settings that may not be above 1"""
+
+ANY = ("method.cam_peak", "method.attention_scale", "method.first_bn_weight", "method.reptile_scale")
+"""a recipe's factors, which any finite number can be, beside the weights of its terms (`..._weight`, `msarc_alpha`)"""
 
 MOST = {
     **dict.fromkeys(("method.epochs", "method.warmup_epochs", "recipe.epochs", "teacher_recipe.epochs"), 10**6),
@@ -59,3 +77,20 @@ MOST = {
 """the most of a whole number, far above what anybody computes: a slip of the pen ends at once, not in years"""
 MOST_OTHERS = 10**9
 """of one that is not listed"""
+
+
+def limit_broken(key: str, value: int | float) -> str:
+    """The limit that a number breaks, as what to choose instead; "" for one that is allowed. Of several in a setting
+    each has its limits.
+    """
+    if not math.isfinite(value):
+        return "a finite number"
+    if key in LEAST and value < LEAST[key]:
+        return f"{LEAST[key]} or more"
+    if key in ABOVE_ZERO and value <= 0:
+        return "more than 0"
+    if key in SHARES and value > 1:
+        return "1 or less"
+    if isinstance(value, int) and value > MOST.get(key, MOST_OTHERS):
+        return f"{MOST.get(key, MOST_OTHERS)} or less"
+    return ""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd_fast.catalog import FACTS, METHODS, presets
-from dfkd_fast.config import CONFIG_FILE, M, TrainConfig
+from dfkd_fast.config import CONFIG_FILE, M, TrainConfig, check_share
 from dfkd_fast.config_record import FORMAT, config_hash
 from dfkd_fast.data_sets import data_set_of
 from dfkd_fast.errors import UserError, refused, unknown
@@ -55,6 +55,7 @@ def _changed(config: TrainConfig[M], settings: Sequence[Setting], *, follow: boo
     are given, too; each is said.
     """
     after = _apply(config, settings)
+    check_share(after.collected_share)
     given = {setting.flag.rpartition(".")[2].removeprefix("--") for setting in settings}
     share = after.collected_share / config.collected_share if config.collected_share else 1.0
     before: Any = config.method

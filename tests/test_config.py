@@ -8,13 +8,16 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfkd_fast import catalog
+from dfkd_fast.catalog import METHODS
 from dfkd_fast.config import TrainConfig, flatten
+from dfkd_fast.config_limits import ABOVE_ZERO, ANY, LEAST
 from dfkd_fast.config_record import config_hash, differences, write_config
 from dfkd_fast.config_sources import default_config, load_config, load_run, named_method, read_toml
 from dfkd_fast.data_sets import data_set_of
@@ -207,6 +210,50 @@ def test_limits_of_methods(method: str, flag: str, least: int) -> None:
     config.check()
     with pytest.raises(UserError, match=rf"^{flag} {least - 1}(\.0)?: choose {least} or more$"):
         load_config(config, flags=[flag, str(least - 1)]).check()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_number_of_a_recipe_has_a_limit_or_is_free(method: str) -> None:
+    """Weights of terms may have any sign; whatever else counts or measures something has a least value."""
+    config = default_config(method).method
+    hints = get_type_hints(type(config))
+    numbers = [key for key in hints if {int, float} & {hints[key], *get_args(hints[key])}]
+    assert "epochs" in numbers
+    stated = {*LEAST, *ABOVE_ZERO, *ANY}
+    free = [key for key in numbers if key.endswith("_weight") or key == "msarc_alpha"]
+    assert [key for key in numbers if f"method.{key}" not in stated and key not in free] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "flags"),
+    [
+        ("ssdkd", "--priority-eps 0"),
+        ("ssdkd", "--priority-exponent -1"),
+        ("ssdkd", "--buffer-size 0"),
+        ("ssdkd", "--bn-momentum 1.5"),
+        ("ssdkd", "--student-lr-steps 3 -5"),
+        ("muse", "--data-ratio 0"),
+        ("muse", "--cam-sigma 0"),
+        ("muse", "--batch-shares 0 0"),
+        ("muse", "--batch-shares -1 2"),
+        ("muse", "--image-sizes 0 32"),
+        ("muse", "--inner-radius 0.5"),
+        ("muse", "--rounds 0"),
+        ("nayer", "--rounds 0 --warmup-rounds 0"),
+        ("nayer", "--rounds 0 --warmup-epochs 0"),
+        ("nayer", "--crop-scale 0"),
+        ("hidfd", "--blend-threshold 2"),
+        ("hidfd", "--frequency-momentum 2"),
+        ("cmi", "--local-scale 1.5"),
+        ("deepinversion", "--image-betas 0.5 2"),
+    ],
+)
+def test_impossible_recipes_are_refused(method: str, flags: str) -> None:
+    config = load_config(default_config(method), preset="digits")
+    config.check()
+    config = load_config(config, flags=flags.split())
+    with pytest.raises(UserError, match=rf"^--method\.{flags.split()[0][2:]} .*: (choose|makes no images)"):
+        config.check()
 
 
 def test_run_folder() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dfkd_fast.methods.base import SynthBatch
 from dfkd_fast.methods.hidfd_gan import TeacherGuidedGan
+from dfkd_fast.notes import note
 from dfkd_fast.pool.pool import REPEATS
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class HybridData:
     def __init__(self, config: HidfdConfig, gan: TeacherGuidedGan) -> None:
         self.config, self._gan = config, gan
         size = config.synthesis_batch_size
+        check_passes(config, gan.count)
         self._generated = -(-config.synthetic_images // size)
         self.batches = self._generated - (-gan.count // size)
         self.images = config.synthetic_images + gan.count
@@ -61,13 +63,29 @@ def images_in_a_pass(config: HidfdConfig, collected: int) -> int:
 
 def following(config: HidfdConfig, before: HidfdConfig, share: float) -> dict[str, int]:
     """`HidfdConfig.following`: the GAN's epoch goes over the collected images as often as it did, and the student's is
-    one pass if it was one.
+    one pass if it was one. Nothing follows counts that the config's check refuses.
     """
+    if min(each for sizes in (config, before) for each in (sizes.batch_size, sizes.synthesis_batch_size)) < 1:
+        return {}
     collected = before.synthesis_steps // TURNS * before.synthesis_batch_size
     old, new = images_in_a_pass(before, collected), images_in_a_pass(config, round(collected * share))
     found = {}
-    if share != 1:
-        found["synthesis_steps"] = max(1, round(before.synthesis_steps / TURNS * share)) * TURNS
-    if new != old and abs(before.student_steps * before.batch_size / old - 1) < 0.01:
-        found["student_steps"] = max(1, round(before.student_steps * new / old))
+    if share != 1 or config.synthesis_batch_size != before.synthesis_batch_size:
+        batches = before.synthesis_steps / TURNS * share * before.synthesis_batch_size / config.synthesis_batch_size
+        found["synthesis_steps"] = max(1, round(batches)) * TURNS
+    changed = new != old or config.batch_size != before.batch_size
+    if changed and abs(before.student_steps * before.batch_size / old - 1) < 0.01:
+        passes = before.student_steps * before.batch_size / old
+        found["student_steps"] = max(1, round(passes * new / config.batch_size))
     return found
+
+
+def check_passes(config: HidfdConfig, collected: int) -> None:
+    """Say where an epoch of the GAN is not one pass over so many collected images, to 1 %."""
+    seen = config.synthesis_steps // TURNS * config.synthesis_batch_size
+    if abs(seen / collected - 1) > 0.01 and abs(seen - collected) >= config.synthesis_batch_size:
+        steps = max(1, round(collected / config.synthesis_batch_size)) * TURNS
+        note(
+            f"--synthesis-steps {config.synthesis_steps}: an epoch of the GAN sees {seen} images, "
+            f"{seen / collected:.2g} passes over the {collected} collected ones; --synthesis-steps {steps} is one pass"
+        )

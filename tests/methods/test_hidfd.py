@@ -37,7 +37,7 @@ from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.loops.train import train
 from dfkd_fast.methods.base import CollectedImages, Setup, weighted_sum
 from dfkd_fast.methods.hidfd import Hidfd, HidfdConfig
-from dfkd_fast.methods.hidfd_hybrid import images_in_a_pass
+from dfkd_fast.methods.hidfd_hybrid import check_passes, images_in_a_pass
 from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_twin
 from dfkd_fast.notes import note
 from dfkd_fast.pool.pool import Pool, PoolBatch
@@ -239,6 +239,9 @@ def test_a_pass_has_each_collected_image_as_often_as_inflation_says(
         ("cifar10", ["--collected-share", "0.3"], (300, 1484)),
         ("cifar10", ["--inflation", "1"], (100, 859)),
         ("cifar10", ["--inflation", "20"], (100, 2343)),
+        ("cifar10", ["--inflation", "1", "--batch-size", "128"], (100, 430)),
+        ("cifar10", ["--batch-size", "128"], (100, 781)),
+        ("cifar10", ["--synthesis-batch-size", "50"], (200, 1562)),
         ("cifar10", ["--collected-share", "1.0", "--inflation", "2"], (1000, 2343)),
         ("cifar10", ["--collected-share", "1.0", "--synthesis-steps", "7", "--method.student-steps", "9"], (7, 9)),
         ("cinic", ["--collected-share", "1.0"], (1800, 2812)),
@@ -277,6 +280,30 @@ def test_counts_follow_in_a_file_over_a_preset_only(tmp_path: Path) -> None:
     assert load(preset="cifar10").method.synthesis_steps == 10
     plain = load_config(default_config("hidfd"), flags=["--collected-share", "0.5"]).method
     assert plain == HidfdConfig()
+
+
+@pytest.mark.parametrize(("collected", "passes"), [(50_000, "0.1"), (2_500, "2"), (5_000, ""), (5_040, "")])
+def test_a_gan_that_does_not_pass_once_over_its_images_says_so(
+    capsys: pytest.CaptureFixture[str], collected: int, passes: str
+) -> None:
+    note.cache_clear()
+    check_passes(HidfdConfig(), collected)
+    said = capsys.readouterr().out
+    assert (
+        said.startswith(f"--synthesis-steps 100: an epoch of the GAN sees 5000 images, {passes} passes") or not passes
+    )
+    assert bool(said) == bool(passes)
+    assert not passes or said.endswith(f"--synthesis-steps {collected // 50} is one pass\n")
+
+
+@pytest.mark.parametrize("share", ["nan", "inf", "0", "-1", "1.5"])
+def test_a_share_that_is_none_is_refused_before_counts_follow_it(
+    capsys: pytest.CaptureFixture[str], share: str
+) -> None:
+    note.cache_clear()
+    with pytest.raises(UserError, match=r"^--collected-share .*: choose a share above 0 and up to 1$"):
+        load_config(default_config("hidfd"), preset="cifar10", flags=["--collected-share", share])
+    assert not capsys.readouterr().out
 
 
 def test_released_images_are_stretched(make: Make, runtime: Runtime) -> None:
