@@ -66,6 +66,7 @@ _LATER = {
     "teacher_recipe.precision": "same",
     "teacher_recipe.style": "auto",
     "teacher_recipe.crop_scale": "1.0",
+    "teacher_recipe.kept": "()",
     "method.generator_lr_schedule": "constant",
     "method.generator_output": "sigmoid",
     "collected": "None",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,36 +36,53 @@ def load_config(
 ) -> TrainConfig[M]:
     """`config`, then the preset, then the file, then the flags, each over the one before. `--help` prints and exits."""
     method = config.method_name
+    settings: list[Setting] = []
     if preset is not None:
         known = presets(method)
         if preset not in known:
             raise unknown("--preset", preset, known)
         table = tomllib.loads(known[preset].read_text(encoding="utf-8"))
         config = _apply(config, from_toml(_without_metadata(table, method, preset), f"preset {preset}"))
-        if not config.train_teacher:  # a teacher that is trained takes its values from what it learns
-            config = replace(config, teacher_data=data_set_of(preset))
+        config = replace(config, teacher_data=data_set_of(preset))
     if file is not None:
-        table = _without_metadata(read_toml(file, "--config"), method, str(file))
-        config = _changed(config, from_toml(table, str(file)), follow=preset is not None)
-    return _changed(config, from_flags(flags), follow=preset is not None or file is not None)
+        table = read_toml(file, "--config")
+        settings = from_toml(_without_metadata(table, method, str(file)), str(file))
+        # of what a run has written nobody need have given anything
+        config = _changed(config, settings, follow=preset is not None, keeps="written" not in table)
+    written = from_flags(flags)
+    config = _changed(config, written, follow=preset is not None or file is not None)
+    stated = any(setting.flag == "--teacher-data" for setting in (*settings, *written))
+    if preset is not None and config.train_teacher and not stated:  # it takes its values from what it learns
+        return replace(config, teacher_data="")
+    return config
 
 
-def _changed(config: TrainConfig[M], settings: Sequence[Setting], *, follow: bool) -> TrainConfig[M]:
+def _changed(
+    config: TrainConfig[M], settings: Sequence[Setting], *, follow: bool, keeps: bool = True
+) -> TrainConfig[M]:
     """The settings over a config. Of a recipe that somebody has written, counts `follow` what is changed, unless they
-    are given, too; each is said.
+    are given, too; each is said. The teacher's recipe `keeps` what is given.
     """
     after = _apply(config, settings)
+    kept = given_keys(settings, "teacher_recipe") if keeps else ()
+    after = replace(after, teacher_recipe=after.teacher_recipe.keeping(kept))
     check_share(after.collected_share)
-    given = {setting.flag.rpartition(".")[2].removeprefix("--") for setting in settings}
+    given = given_keys(settings)
     share = after.collected_share / config.collected_share if config.collected_share else 1.0
     before: Any = config.method
     recipe: Any = after.method
     known: dict[str, int] = recipe.following(before, share) if follow else {}
-    known = {key: count for key, count in known.items() if key.replace("_", "-") not in given}
+    known = {key: count for key, count in known.items() if key not in given}
     for key, count in known.items():
         flag = f"--{key.replace('_', '-')}"
         note(f"{flag} {count} (not {getattr(before, key)}) follows what else is changed; {flag} N sets it")
     return replace(after, method=replace(recipe, **known)) if known else after
+
+
+def given_keys(settings: Iterable[Setting], section: str = "") -> set[str]:
+    """Names of the fields that settings give; of `section` alone where one is named."""
+    flags = [setting.flag[2:].replace("-", "_") for setting in settings]
+    return {flag.rpartition(".")[2] for flag in flags if not section or flag.startswith(f"{section}.")}
 
 
 def settle(config: TrainConfig[M]) -> TrainConfig[M]:

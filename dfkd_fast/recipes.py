@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
+
+from dfkd_fast.errors import unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,11 +18,14 @@ class TeacherRecipe:
     """
 
     style: Literal["auto", "small", "large"] = "auto"
-    """whose values stand for settings that are left at their defaults: small, the CIFAR recipe's; large: 300 epochs of
-    batches of 64, learning rate 0.05, crops of 0.35 of the area and more, label smoothing 0.1; auto: large from 96
-    pixels on
+    """whose values stand for settings that are not given: small, the CIFAR recipe's; large: 300 epochs of batches of
+    64, learning rate 0.05, crops of 0.35 of the area and more, label smoothing 0.1; auto: large from 96 pixels on
     """
 
+    kept: tuple[str, ...] = ()
+    """settings whose default is meant, and holds for large images, too (lr, label_smoothing); filled in from flags and
+    files that give a default value
+    """
     epochs: int = 200
     """passes over the training images"""
     batch_size: int = 128
@@ -46,10 +52,24 @@ class TeacherRecipe:
     def for_size(self, image_size: int) -> Self:
         """What is trained by on images of so many pixels a side: every value stated, the style settled."""
         if self.style == "small" or (self.style == "auto" and image_size < LARGE_FROM):
-            return replace(self, style="small")
-        defaults = {item.name: item.default for item in fields(self)}
-        left = {key: value for key, value in LARGE.items() if getattr(self, key) == defaults[key]}
-        return replace(self, style="large", **left)
+            return replace(self, style="small", kept=())
+        left = {key: value for key, value in LARGE.items() if self._is_default(key) and key not in self.kept}
+        if self.crop_padding and "crop_padding" not in left:  # which resized crops would replace
+            left.pop("crop_scale", None)
+        return replace(self, style="large", kept=(), **left)
+
+    def keeping(self, given: Iterable[str]) -> Self:
+        """The recipe that keeps the settings of these names, which somebody has given, where they are at a default that
+        a size would replace. Raises UserError for a name in `kept` that is none of those.
+        """
+        for key in self.kept:
+            if key not in LARGE:
+                raise unknown("--kept", key, LARGE)
+        kept = sorted({*self.kept, *(key for key in given if key in LARGE and self._is_default(key))})
+        return replace(self, kept=tuple(kept))
+
+    def _is_default(self, key: str) -> bool:
+        return any(item.name == key and getattr(self, key) == item.default for item in fields(self))
 
 
 LARGE_FROM = 96

@@ -38,6 +38,9 @@ class ToyConfig:
     sizes: tuple[int, ...] = (1, 2)
     rounds: int | None = None
 
+    def following(self, before: typing.Any, share: float) -> dict[str, int]:
+        return {}
+
 
 @pytest.fixture(autouse=True)
 def _toy_method(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,6 +352,17 @@ def test_presets(method: str, name: str, tmp_path: Path) -> None:
     assert written == {key for key, _, _ in differences(base, config)}
     write_config(config, tmp_path / "config.toml")
     assert load_config(base, file=tmp_path / "config.toml") == config
+
+
+def test_the_convention_of_a_preset_is_for_teachers_that_are_not_trained() -> None:
+    """Whatever says in the end whether it is."""
+    nayer = default_config("nayer")
+    assert load_config(nayer, preset="cifar10").teacher_data == "cifar10"
+    assert load_config(nayer, preset="cifar10", flags=["--train-teacher"]).teacher_data == ""
+    flags = ["--train-teacher", "--teacher-data", "svhn"]
+    assert load_config(nayer, preset="cifar10", flags=flags).teacher_data == "svhn"
+    assert load_config(nayer, preset="digits").teacher_data == ""
+    assert load_config(nayer, preset="digits", flags=["--no-train-teacher"]).teacher_data == "digits"
 
 
 def flatten_table(table: dict[str, typing.Any], prefix: str = "") -> Iterator[tuple[str, object]]:

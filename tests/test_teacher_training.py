@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dfkd_fast.augment import draw_boxes
 from dfkd_fast.cli.main import main
+from dfkd_fast.config_record import write_config
 from dfkd_fast.config_sources import default_config, load_config
 from dfkd_fast.data import ImageSet, load_split
 from dfkd_fast.data_sets import DATA_SETS
@@ -132,7 +133,7 @@ def test_large_images_have_a_recipe_of_their_own() -> None:
 
 @pytest.mark.parametrize(
     ("method", "preset"),
-    [("msarc", "imagenette"), ("msarc", "imagenet100"), ("muse", "imagewoof"), ("hidfd", "ham10000")],
+    [("msarc", "imagenette"), ("msarc", "imagenet100"), ("hidfd", "ham10000")],
 )
 def test_presets_of_large_images_train_their_teachers_so(method: str, preset: str) -> None:
     config = load_config(default_config(method), preset=preset, flags=["--train-teacher", "--data", "digits"])
@@ -140,6 +141,36 @@ def test_presets_of_large_images_train_their_teachers_so(method: str, preset: st
     assert config.teacher_recipe.for_size(size) == TeacherRecipe(style="large").for_size(size)
     small = load_config(default_config("nayer"), preset="cifar10").teacher_recipe
     assert small.for_size(32) == TeacherRecipe(style="small")
+
+
+@pytest.mark.parametrize("method", ["muse", "muse-s", "fast"])
+@pytest.mark.parametrize("data", ["imagenette", "imagewoof"])
+def test_muses_teachers_are_trained_as_it_prints(method: str, data: str) -> None:
+    """A.1; crops are not published."""
+    config = load_config(default_config(method), preset=data + "-fast100" * (method == "fast"))
+    recipe = config.teacher_recipe.for_size(224)
+    assert (recipe.lr, recipe.batch_size, recipe.epochs, recipe.momentum) == (0.1, 128, 200, 0.9)
+    assert (recipe.weight_decay, recipe.label_smoothing, recipe.crop_scale) == (5e-4, 0.0, 0.35)
+
+
+def test_a_default_that_is_given_holds_at_any_size(tmp_path: Path) -> None:
+    """By a flag, a file, or a run's own config.toml, which tells it from what was left."""
+    given = {"epochs": 200, "batch_size": 128, "lr": 0.1, "label_smoothing": 0, "crop_padding": 4, "crop_scale": 1.0}
+    for key, value in given.items():
+        flags = [f"--teacher-recipe.{key.replace('_', '-')}", str(value)]
+        config = load_config(default_config("nayer"), flags=flags)
+        assert getattr(config.teacher_recipe.for_size(224), key) == value
+        padded = {"crop_scale": 1.0} if key == "crop_padding" else {}  # which resized crops would replace
+        assert config.teacher_recipe.for_size(224) == replace(TeacherRecipe().for_size(224), **{key: value}, **padded)
+        write_config(config, tmp_path / "config.toml")
+        assert load_config(default_config("nayer"), file=tmp_path / "config.toml") == config
+        (tmp_path / "own.toml").write_text(f"[teacher_recipe]\n{key} = {value}\n")
+        assert load_config(default_config("nayer"), file=tmp_path / "own.toml") == config
+    write_config(default_config("nayer"), tmp_path / "config.toml")
+    assert load_config(default_config("nayer"), file=tmp_path / "config.toml").teacher_recipe == TeacherRecipe()
+    assert TeacherRecipe(kept=("lr",)).for_size(32) == TeacherRecipe().for_size(32)
+    with pytest.raises(UserError, match="--kept lrr: did you mean lr"):
+        TeacherRecipe(kept=("lrr",)).keeping(())
 
 
 def test_the_recipe_for_large_images_is_said(runtime: Runtime, capsys: pytest.CaptureFixture[str]) -> None:

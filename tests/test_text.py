@@ -407,6 +407,17 @@ def test_a_file_of_names_comes_first(hub: list[str], tmp_path: Path) -> None:
     assert hub[:2] == ["a photo of a thing 0", "a photo of a thing 1"]
 
 
+@pytest.mark.parametrize("source", ["orthogonal", "one-hot", "class-index"])
+@pytest.mark.parametrize("flag", ["--prompt P3", "--text-model some/model", "--class-names names.txt"])
+def test_what_made_up_vectors_do_not_hear_of_is_refused(hub: list[str], source: str, flag: str) -> None:
+    config = load_config(default_config("nayer"), preset="cifar10", flags=["--text", source, *flag.split()])
+    if (source, flag) == ("class-index", "--text-model some/model"):
+        class_vectors(config, load_method("nayer"), 10, ())
+        return
+    said = complaint(lambda: class_vectors(config, load_method("nayer"), 10, ()))
+    assert said == f"{flag}: has no effect with --text {source}; leave it out, or choose --text clip or sbert"
+
+
 def test_nayers_presets_stop_without_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """They ask for label text and take nothing else in its place; the digits preset asks for none."""
     for name in ("transformers", "open_clip"):

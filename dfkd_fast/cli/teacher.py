@@ -12,6 +12,7 @@ from typing import Any
 from dfkd_fast.catalog import MODELS
 from dfkd_fast.cli.report import say
 from dfkd_fast.config import Hardware, NetworkInput, check_teacher_data, check_values
+from dfkd_fast.config_sources import given_keys
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.flags import from_flags, parse
 from dfkd_fast.own_networks import check_untrained, settled
@@ -72,6 +73,7 @@ def train(model: str, arguments: Sequence[str]) -> int:
     about = "A flag of the recipe may leave out its prefix, unless another has that name: --epochs for --recipe.epochs."
     flags, prog = from_flags(arguments), "dfkd-fast teacher train MODEL"
     options = parse(TeacherOptions, TeacherOptions(), flags, short="recipe", prog=prog, description=about)
+    options = replace(options, recipe=options.recipe.keeping(given_keys(flags)))
     check_values(options)
     check_untrained(model, "teacher train")
     model = settled(model, options.teacher_args, "--teacher")

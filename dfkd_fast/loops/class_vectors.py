@@ -30,6 +30,7 @@ def class_vectors(
         return torch.empty(num_classes, 0), source
     if source not in method.text_sources:
         raise UserError(f"--text {config.text}: {config.method_name} takes {one_of(method.text_sources)}")
+    _check_used(config, source)
     names = None
     if config.class_names is not None:
         names = read_class_names(config.class_names, num_classes)
@@ -39,3 +40,17 @@ def class_vectors(
             names = with_synonyms(names, flag="--prompt released")
     embeddings = label_embeddings(config.text, num_classes, names=names, prompt=config.prompt, model=config.text_model)
     return embeddings, source
+
+
+def _check_used(config: TrainConfig, source: str) -> None:
+    """Raise UserError for a setting that vectors of this source do not hear of: it would change nothing, silently."""
+    if source in ENCODED:
+        return
+    model = "" if source == "class-index" else config.text_model
+    settings = {"--prompt": config.prompt, "--text-model": model, "--class-names": config.class_names}
+    for flag, value in settings.items():
+        if value not in ("", None, type(config).prompt):
+            raise UserError(
+                f"{flag} {value}: has no effect with --text {config.text}; leave it out, or choose --text "
+                f"{one_of(ENCODED)}"
+            )

@@ -73,6 +73,12 @@ def load_teacher(
             f"--teacher {config.teacher}: no published weights; give --teacher-weights FILE or --train-teacher"
         )
     published = config.teacher_weights is None
+    if not published and config.teacher.startswith("tv:") and "@" in config.teacher:
+        weights = config.teacher.partition("@")[2]
+        note(
+            f"--teacher {config.teacher}: --teacher-weights brings other weights; what neither flags nor that file say "
+            f"of images is taken from @{weights}"
+        )
     if published and own_network(config.teacher) is not None:
         published = False
         note(f"--teacher {config.teacher}: no --teacher-weights, so it is taken as its code returns it")

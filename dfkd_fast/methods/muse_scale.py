@@ -152,6 +152,8 @@ def check_centres(config: MuseSConfig, text: str, first: MuseScale) -> None:
     """Raise UserError where class centres are needed and not learnt, or not all of them before the student starts:
     they are the features of the first images of each class, which `first` makes.
     """
+    if config.aed_network == "teacher" and not config.aed_weight:
+        raise UserError("--aed-network teacher: has no effect with --aed-weight 0; leave one of them out")
     if text != CENTRES:
         if config.aed_network == "teacher":
             raise UserError(

@@ -71,7 +71,11 @@ def torchvision_network(order: Order) -> tuple[nn.Module, ModelInfo]:
     if order.name not in names:
         raise _no_such(order, names, "torchvision")
     published = models.get_model_weights(order.name)
-    chosen = chosen_weights(published, order.spec.partition("@")[2], f"{order.flag} {order.spec}")
+    _, at, choice = order.spec.partition("@")
+    if at and not choice:
+        known = one_of(f"@{weights.name}" for weights in published)
+        raise UserError(f"{order.flag} {order.spec}: names no weights behind the @; choose {known}, or leave it out")
+    chosen = chosen_weights(published, choice, f"{order.flag} {order.spec}")
     preset = chosen.transforms()
     categories = tuple(chosen.meta["categories"])
     values = {

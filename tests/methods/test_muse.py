@@ -363,6 +363,8 @@ def test_the_generators_embedding_term_on_the_teacher(
 def test_text_vectors_are_in_another_space_than_the_teachers_features(setup: Setup) -> None:
     with pytest.raises(UserError, match=r"^--aed-network teacher: --text clip gives vectors in another space than "):
         MuseS(replace(CONFIG, aed_network="teacher"), setup._replace(text="clip")).check_run()
+    with pytest.raises(UserError, match=r"^--aed-network teacher: has no effect with --aed-weight 0"):
+        MuseS(replace(CONFIG, aed_network="teacher", aed_weight=0.0), setup._replace(text=CENTRES)).check_run()
 
 
 def test_the_cost_of_a_step_with_the_term_on_the_teacher(setup: Setup) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from dfkd_fast.catalog import MODELS
 from dfkd_fast.config_sources import default_config
 from dfkd_fast.errors import UserError
+from dfkd_fast.loops.networks import load_teacher
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.sealed import HEADER
 from dfkd_fast.models.torchvision_cpu import ensure_importable
@@ -220,9 +221,26 @@ def test_which_of_the_published_weights_is_chosen_and_said(
     assert "published" not in info.header()
 
 
+def test_a_file_in_place_of_the_weights_that_are_named_is_said(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for spec, says in (("tv:resnet50@IMAGENET1K_V2", True), ("tv:resnet50", False)):
+        config = replace(default_config("fast"), teacher=spec, teacher_weights=tmp_path / "none.safetensors")
+        with pytest.raises(UserError, match=r"none\.safetensors"):
+            load_teacher(config, None, None, on_step=lambda: None)  # type: ignore[arg-type]
+        said = (
+            f"--teacher {spec}: --teacher-weights brings other weights; what neither flags nor that file say of images"
+        )
+        assert capsys.readouterr().out.startswith(said) == says
+
+
 def test_weights_that_cannot_be_had() -> None:
     assert message_of("tv:resnet50@V2", pretrained=True) == (
         "--teacher tv:resnet50@V2: torchvision has no such weights; choose @IMAGENET1K_V1 or @IMAGENET1K_V2"
+    )
+    known = "@IMAGENET1K_V1 or @IMAGENET1K_V2"
+    assert message_of("tv:resnet50@", pretrained=True) == (
+        f"--teacher tv:resnet50@: names no weights behind the @; choose {known}, or leave it out"
     )
     _, info = load_model("tv:resnet18@IMAGENET1K_V1", num_classes=7, image_size=64)
     assert (info.num_classes, info.image_size, info.published) == (7, 64, ""), "its configuration alone"
