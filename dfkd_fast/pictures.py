@@ -152,6 +152,15 @@ def is_plain(image: Image.Image, channels: Channels) -> bool:
     )
 
 
+def is_deep(image: Image.Image) -> bool:
+    """Whether a file, of which no pixels are decoded yet, has more than 8 bits a channel: also those of which Pillow
+    keeps the upper ones alone.
+    """
+    codec = str(image.tile[0][3]) if getattr(image, "tile", ()) and image.format == "PNG" else ""
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))
+    return _is_deep(image) or ";16" in codec or max(bits) > 8
+
+
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
     """Whatever a decoder says of a file's bytes becomes a UserError that begins with `what`."""

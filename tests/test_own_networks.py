@@ -54,6 +54,15 @@ from torch import nn
 def block(ins, outs):
     return nn.Sequential(nn.Conv2d(ins, outs, 3, padding=1, bias=False), nn.BatchNorm2d(outs))
 """
+WIDE = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, WIDTH)
+
+    def forward(self, x):
+        return self.fc(x.mean((2, 3)))
+"""
 SHAPE: dict[str, Any] = {"image_size": 8, "mean": (0.5,) * 3, "std": (0.2,) * 3}
 SIZES = ("--epochs", "2", "--student-steps", "1", "--batch-size", "4", "--synthesis-batch-size", "4")
 SMALL = (*SIZES, "--device", "cpu", "--image-size", "8")
@@ -207,6 +216,25 @@ def test_arguments_are_python_values(code: Path) -> None:
     own = own_network("a.py:F?x=1%2C2&y=some%20text&z=%2Bshared3&s=3e-1")
     assert own is not None
     assert own.values() == {"x": (1, 2), "y": "some text", "z": "+shared3", "s": 0.3}
+
+
+def test_networks_of_two_folders_have_each_their_own_parts(tmp_path: Path) -> None:
+    for name, width in (("a", 4), ("b", 6)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "net.py").write_text("from layers_beside import WIDTH\nfrom torch import nn\n" + WIDE)
+        (tmp_path / name / "layers_beside.py").write_text(f"WIDTH = {width}\n")
+    for name, width in (("a", 4), ("b", 6), ("a", 4)):
+        model: Any = load_model(f"{tmp_path / name}/net.py:Net", **SHAPE)[0]
+        assert model.fc.out_features == width
+
+
+def test_a_part_that_an_installed_module_hides(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("WIDTH = 4\nfrom torch import nn\nimport safetensors\n" + WIDE)
+    (tmp_path / "safetensors.py").touch()
+    with pytest.raises(
+        UserError, match=r"its import of safetensors takes \S+__init__.py, not \S+/safetensors.py; rename"
+    ):
+        load_model(f"{tmp_path}/net.py:Net", **SHAPE)
 
 
 def test_a_module_by_its_name(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,14 +111,15 @@ def _build_for(order: Order, stored: Weights, key: str | None) -> tuple[nn.Modul
     Raises UserError where flags state another number, and where code of the user's own builds one for another.
     """
     model, info = _build(order)
-    count = classes_in(stored, model, info.num_classes, key)
+    is_known = bool(order.num_classes) or own_network(order.spec) is not None
+    count = classes_in(stored, model, info.num_classes, key, is_stated=is_known)
     differs, said = count not in (None, info.num_classes), f"{stored.flag} {stored.path}: its last layer is for {count}"
     if differs and order.flags.values.get("num_classes"):
         raise UserError(f"{said} classes, not {info.num_classes}; give --num-classes {count}, or leave it out")
     if differs and own_network(order.spec) is not None:
         built = f"{order.flag} {order.spec} builds one for {info.num_classes}"
         raise UserError(f"{said} classes, and {built}; say by {order.flag}-args NAME={count} how many")
-    if order.num_classes or own_network(order.spec) is not None:
+    if is_known:
         return model, info
     if differs:
         model, info = _build(replace(order, file=Source("its file", {**order.file.values, "num_classes": count})))

@@ -23,9 +23,14 @@ class _Place(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What `--teacher-weights-key` calls it: the dict's key, and the prefix within the dict."""
-        whole, prefix = self.entry.key == WHOLE, self.fit.prefix.rstrip(".")
-        return prefix or WHOLE if whole else f"{self.entry.key}.{prefix}".rstrip(".")
+        """What `--teacher-weights-key` calls it."""
+        return place_key(self.entry, self.fit)
+
+
+def place_key(entry: Entry, fit: Fit) -> str:
+    """What `--teacher-weights-key` calls a network in a file: the dict's key, and the prefix within the dict."""
+    whole, prefix = entry.key == WHOLE, fit.prefix.rstrip(".")
+    return prefix or WHOLE if whole else f"{entry.key}.{prefix}".rstrip(".")
 
 
 def fill(model: nn.Module, weights: Weights, *, name: str, blank: Tensor, key: str | None = None) -> None:

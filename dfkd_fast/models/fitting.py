@@ -51,13 +51,18 @@ def find_fits(network: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> list
     are several networks in one dict.
     """
     best: list[Fit] = []
-    for names, taken in _variants(network, file):
-        fits = [_fit(network, names, prefix, taken) for prefix in _prefixes(network, names)]
+    for fits in readings(network, file):
         whole = [fit for fit in fits if fit.is_whole]
         if whole:
             return whole
         best += fits
     return sorted(best, key=lambda fit: (len(fit.missing) + len(fit.misfits), len(fit.strange), len(fit.prefix)))[:1]
+
+
+def readings(network: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> Iterator[list[Fit]]:
+    """All ways that `find_fits` tries, those without the same parts of the names together."""
+    for names, taken in _variants(network, file):
+        yield [_fit(network, names, prefix, taken) for prefix in _prefixes(network, names)]
 
 
 def difference(network: Mapping[str, Tensor], file: Mapping[str, Tensor]) -> str:

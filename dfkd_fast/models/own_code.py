@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +21,8 @@ from dfkd_fast.own_networks import OwnNetwork
 
 _MOST_FILES = 500
 _INSTALLED = ("site-packages", "dist-packages")
+_REACHED: list[Path] = []
+"""folders of own code that can be imported from, the latest first"""
 
 
 def build_own(own: OwnNetwork, flag: str) -> nn.Module:
@@ -28,6 +32,8 @@ def build_own(own: OwnNetwork, flag: str) -> nn.Module:
     nn.Module.
     """
     called = f"{flag} {own}"
+    files = {} if not own.is_file else _beside(own, flag)
+    _make_way(files)
     module = _import_file(own, called) if own.is_file else _import_module(own, called)
     found = getattr(module, own.name, None)
     if found is None:
@@ -41,9 +47,44 @@ def build_own(own: OwnNetwork, flag: str) -> nn.Module:
         network = found(**own.values())
     except (Exception, SystemExit) as error:  # the user's own code: anything may come out of it
         raise UserError(f"{called}: {own.name}() fails ({_reason(error)}); see {flag}-args") from error
+    _check_origin(files, called)
     if not isinstance(network, nn.Module):
         raise UserError(f"{called}: returns a {type(network).__name__}, not an nn.Module")
     return network
+
+
+def _beside(own: OwnNetwork, flag: str) -> dict[str, Path]:
+    """The modules beside a file that its code imports, by the names that it imports them by."""
+    _, *others = source_files(own, flag)
+    folder = Path(own.place).parent
+    names = {other: other.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for other in others}
+    return {name: folder / other for other, name in names.items()}
+
+
+def _make_way(files: Mapping[str, Path]) -> None:
+    """Forget modules of these names that lie beside another file of the user's own, which keeps those that it has."""
+    for name, file in files.items():
+        origin = _origin(name)
+        if origin is not None and not _is_same(origin, file) and any(f in origin.parents for f in _REACHED):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+def _check_origin(files: Mapping[str, Path], called: str) -> None:
+    """Raise UserError where another module than that beside the file was imported: it would not be what is hashed."""
+    for name, file in files.items():
+        origin = _origin(name)
+        if origin is not None and not _is_same(origin, file):
+            raise UserError(f"{called}: its import of {name} takes {origin}, not {file}; rename {file.name}")
+
+
+def _origin(name: str) -> Path | None:
+    found = getattr(sys.modules.get(name), "__file__", None)
+    return None if found is None else Path(found)
+
+
+def _is_same(origin: Path, file: Path) -> bool:
+    return origin.resolve() == file.resolve()
 
 
 def source_files(own: OwnNetwork, flag: str) -> dict[str, str]:
@@ -69,7 +110,8 @@ def _import_file(own: OwnNetwork, called: str) -> ModuleType:
     file = Path(own.place)
     if not file.is_file():
         raise UserError(f"{called}: no such file")
-    name = f"_own_{file.stem}_{of_file(file)[:12]}"
+    place = sha256(os.fsencode(file.absolute())).hexdigest()[:12]
+    name = f"_own_{file.stem}_{place}_{of_file(file)[:12]}"
     if name in sys.modules:
         return sys.modules[name]
     note(f"{called}: runs the code of {file}")
@@ -119,9 +161,15 @@ def _no_module(own: OwnNetwork, called: str) -> UserError:
 
 
 def _reach(folder: Path) -> None:
-    """Let code import what lies beside it; behind everything else, so that no name of Python's own is hidden."""
-    if str(folder.absolute()) not in sys.path:
-        sys.path.append(str(folder.absolute()))
+    """Let code import what lies beside it: before what lies beside others' code, and behind everything else, so that
+    no name of Python's own is hidden.
+    """
+    folder = folder.absolute()
+    if str(folder) in sys.path and folder not in _REACHED:
+        return
+    _REACHED[:] = [folder, *(other for other in _REACHED if other != folder)]
+    others = {str(other) for other in _REACHED}
+    sys.path[:] = [entry for entry in sys.path if entry not in others] + [str(other) for other in _REACHED]
 
 
 def _imported(file: Path, base: Path) -> Iterator[Path]:

@@ -15,7 +15,7 @@ from dfkd_fast.archives import Tree
 from dfkd_fast.errors import UserError
 from dfkd_fast.file_trees import class_name, folder_tree, is_hidden, is_tar, pictures
 from dfkd_fast.notes import note, printable
-from dfkd_fast.pictures import PictureReader, opened
+from dfkd_fast.pictures import PictureReader, is_deep, opened
 from dfkd_fast.pool.exports import UNLABELLED
 from dfkd_fast.pool.import_arrays import BATCH, Batch, read_npz, read_safetensors
 from dfkd_fast.pool.journal import Journal
@@ -169,7 +169,7 @@ def _read_samples(source: Path, samples: Mapping[Path, Sequence[Sample]], image_
 def _decode(reader: PictureReader, path: Path, content: bytes | Path, image_size: int | None) -> Tensor:
     what = printable(f"import {path}:")
     with opened(content, what) as file:
-        if file.mode[0] in "IF":  # the pool holds bytes, and which eight bits were meant is not ours to say
+        if is_deep(file):  # the pool holds bytes, and which eight bits were meant is not ours to say
             raise UserError(f"{what} cannot be decoded (mode {file.mode}: more than 8 bits a channel)")
     picture = reader.read(content, what)
     if image_size is not None and picture.size != (image_size, image_size):

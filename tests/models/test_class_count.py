@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,28 @@ def test_the_last_layer_tells(tmp_path: Path, spec: str, classes: int) -> None:
     assert info.num_classes == classes
     assert info.sources["num_classes"] == "the last layer in its file"
     assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, classes)
+
+
+@pytest.mark.parametrize(("teacher", "student"), [(7, 10), (7, 5), (10, 7)])
+@pytest.mark.parametrize("is_nested", [True, False])
+def test_networks_for_different_numbers_in_one_file(
+    tmp_path: Path, teacher: int, student: int, is_nested: bool
+) -> None:
+    options: dict[str, Any] = dict(INPUT)
+    states = {
+        name: load_model("resnet8", num_classes=count, **options)[0].state_dict()
+        for name, count in (("teacher", teacher), ("student", student))
+    }
+    flat = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
+    torch.save(states if is_nested else flat, tmp_path / "t.pth")
+    options["weights"] = tmp_path / "t.pth"
+    with pytest.raises(UserError, match="holds 2 networks that could be meant; choose one by --teacher-weights-key: "):
+        load_model("resnet8", **options)
+    with pytest.raises(UserError, match="--teacher-weights-key teechar: did you mean teacher"):
+        load_model("resnet8", weights_key="teechar", **options)
+    assert load_model("resnet8", weights_key="teacher", **options)[1].num_classes == teacher
+    assert load_model("resnet8", weights_key="student", **options)[1].num_classes == student
+    assert load_model("resnet8", num_classes=student, **options)[1].num_classes == student
 
 
 def test_what_flags_state_must_be_what_the_file_has(tmp_path: Path) -> None:

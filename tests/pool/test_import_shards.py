@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import struct
 import tarfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -274,3 +276,21 @@ def test_a_safetensors_file_that_lies(tmp_path: Path) -> None:
     for content in (b"", b"\xff" * 64, (2**60).to_bytes(8, "little") + b"{}"):
         file.write_bytes(content)
         assert "cannot be read" in refusal(file)
+
+
+def deep_png() -> bytes:
+    """4 x 4 pixels of 16 bits in colour, which Pillow shows as RGB."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = zlib.compress((b"\0" + bytes(4 * 6)) * 4)
+    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_colours_of_sixteen_bits_are_refused(tmp_path: Path) -> None:
+    assert Image.open(io.BytesIO(deep_png())).mode == "RGB"
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "0.png").write_bytes(deep_png())
+    assert "0.png: cannot be decoded (mode RGB: more than 8 bits a channel)" in refusal(tmp_path / "deep")
