@@ -165,9 +165,9 @@ def read_record(path: Path) -> dict[str, Any]:
             f"{file}: written by a dfkd-fast {__version__} of before checkpoints had checksums; this one cannot check "
             "it: go on with the program that wrote it, or start a new run"
         )
-    version, crc = table.get("version"), table.pop("crc", None)
-    if crc != crc_of_json(table):  # first: what it says of its version may be the damage
+    if table.pop("crc", None) != crc_of_json(table):  # first: what it says of its version may be the damage
         raise DamagedCheckpoint(f"{file}: damaged (its checksum does not fit)")
+    version: int = table["version"]
     if version > VERSION:
         by = f"dfkd-fast {table.get('program')}"
         raise UserError(f"{file}: format {version}, written by {by}; this program reads up to {VERSION}: use that one")

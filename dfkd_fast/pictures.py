@@ -156,7 +156,8 @@ def is_deep(image: Image.Image) -> bool:
     """Whether a file, of which no pixels are decoded yet, has more than 8 bits a channel: also those of which Pillow
     keeps the upper ones alone.
     """
-    codec = str(image.tile[0][3]) if getattr(image, "tile", ()) and image.format == "PNG" else ""
+    tiles = getattr(image, "tile", ())
+    codec = str(tiles[0][3]) if tiles and image.format == "PNG" else ""
     bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))
     return _is_deep(image) or ";16" in codec or max(bits) > 8
 
