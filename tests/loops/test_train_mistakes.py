@@ -150,7 +150,10 @@ def test_class_vectors_are_missed_before_a_teacher_is_trained(
     [
         ("--pool.capacity 10", "--pool.capacity 10: choose 240000 or more for --pool.policy append (or --pool.policy "),
         ("--pool.capacity 10 --pool.policy ring", "--pool.capacity 10: choose 400 or more for --pool.policy ring"),
-        ("--warmup-epochs 0 --rounds 0", "--method.warmup-epochs 0: no synthesis round before the student's first "),
+        (
+            "--warmup-epochs 0 --rounds 0",
+            "--method.rounds 0: makes no images; choose 1 or more, or --method.warmup-rounds ",
+        ),
         ("--image-size 18", "--image-size 18: choose a multiple of 4, as this generator doubles its maps"),
     ],
 )

@@ -469,7 +469,7 @@ def test_the_collected_share_is_of_each_class(teacher_file: Path) -> None:  # no
         ("hidfd", ["--data", "digits"], "--collected: missing; hidfd is not strictly data-free, "),
         ("hidfd", ["--collected", "nowhere"], "--collected nowhere: no such folder or file"),
         ("hidfd", ["--collected", "digits", "--collected-share", "1.5"], "--collected-share 1.5: choose a share above"),
-        ("hidfd", ["--collected", "digits", "--collected-share", "0"], "--collected-share 0.0: choose more than 0"),
+        ("hidfd", ["--collected", "digits", "--collected-share", "0"], "--collected-share 0.0: choose a share above"),
         ("fast", ["--collected", "digits"], "--collected digits: fast is data-free and takes no real images"),
     ],
 )
