@@ -57,6 +57,11 @@ def check_untrained(spec: str, flag: str) -> None:
         raise UserError(f"{flag} {spec}: starts untrained, without published weights; choose {name}")
 
 
+def arguments_flag(flag: str) -> str:
+    """The flag of the arguments that a network named by `flag`, a flag or a command, is built with."""
+    return "--student-args" if flag in ("--student", "eval") else "--teacher-args"
+
+
 def settled(spec: str, arguments: Sequence[str], flag: str) -> str:
     """A spec with its file's absolute path and the `NAME=VALUE` arguments of `flag`-args in it.
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import textwrap
+from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -18,7 +19,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from dfkd_fast.cli.eval import EvalOptions
 from dfkd_fast.cli.main import main
+from dfkd_fast.cli.teacher import InfoOptions
+from dfkd_fast.config import TrainConfig
 from dfkd_fast.config_sources import load_run
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import load_model
@@ -281,6 +285,21 @@ def test_mistakes_are_one_line(code: Path, spec: str, words: str) -> None:
     assert str(caught.value).startswith(f"--teacher {spec.partition(':')[0]}:")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("flag", ["--teacher", "--student", "--network", "teacher info", "eval"])
+def test_hints_name_flags_that_the_command_has(code: Path, flag: str) -> None:
+    """Of a network that cannot be built, and of one whose code makes numbers that are not finite."""
+    (code / "nan.py").write_text(
+        "import torch\n\ndef Net():\n    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))\n"
+        "    torch.nn.init.constant_(net[1].bias, float('nan'))\n    return net\n"
+    )
+    options = {"eval": EvalOptions, "teacher info": InfoOptions, "--network": InfoOptions}.get(flag, TrainConfig)
+    known = {f"--{field.name.replace('_', '-')}" for field in fields(options)}
+    for spec in ("net.py:broken", "nan.py:Net"):
+        with pytest.raises(UserError) as caught:
+            load_model(spec, flag=flag, **SHAPE)
+        assert set(re.findall(r"--[a-z][a-z-]*", str(caught.value))) <= known, str(caught.value)
 
 
 def test_mistakes_of_a_command_line(code: Path, capsys: pytest.CaptureFixture[str]) -> None:

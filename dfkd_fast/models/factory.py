@@ -21,7 +21,7 @@ from dfkd_fast.models.libraries import NOBODY, Order, timm_network, torchvision_
 from dfkd_fast.models.library_values import values_of_built
 from dfkd_fast.models.own_code import build_own
 from dfkd_fast.models.weights import Weights, check_numbers, read_weights
-from dfkd_fast.own_networks import OwnNetwork, own_network
+from dfkd_fast.own_networks import OwnNetwork, arguments_flag, own_network
 
 _LAST_LAYER = "the last layer in its file"
 _TRIED = 10  # classes, where the file will tell
@@ -85,8 +85,9 @@ def load_model(
         found = (saved.get("top1"), "") if saved or claim is None else claim
         info = replace(info, claimed_top1=found[0], claimed_by=found[1])
     elif order.pretrained or own_network(spec) is not None:  # elsewhere weights are at random
-        why = "its published weights are of no use" if order.pretrained else "its code made it so"
-        check_numbers(model.state_dict(), f"{flag} {full}", why=f"{why}: give {flag}-weights")
+        why = "its published weights are of no use" if order.pretrained else "its code made it so: mend that"
+        given = f"{why}, or give --teacher-weights" if flag == "--teacher" else why
+        check_numbers(model.state_dict(), f"{flag} {full}", why=given)
     return model, info
 
 
@@ -118,7 +119,7 @@ def _build_for(order: Order, stored: Weights, key: str | None) -> tuple[nn.Modul
         raise UserError(f"{said} classes, not {info.num_classes}; give --num-classes {count}, or leave it out")
     if differs and own_network(order.spec) is not None:
         built = f"{order.flag} {order.spec} builds one for {info.num_classes}"
-        raise UserError(f"{said} classes, and {built}; say by {order.flag}-args NAME={count} how many")
+        raise UserError(f"{said} classes, and {built}; say by {arguments_flag(order.flag)} NAME={count} how many")
     if is_known:
         return model, info
     if differs:

@@ -17,7 +17,7 @@ from torch import nn
 from dfkd_fast.digests import of_file
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.notes import note
-from dfkd_fast.own_networks import OwnNetwork
+from dfkd_fast.own_networks import OwnNetwork, arguments_flag
 
 _MOST_FILES = 500
 _INSTALLED = ("site-packages", "dist-packages")
@@ -46,7 +46,7 @@ def build_own(own: OwnNetwork, flag: str) -> nn.Module:
     try:
         network = found(**own.values())
     except (Exception, SystemExit) as error:  # the user's own code: anything may come out of it
-        raise UserError(f"{called}: {own.name}() fails ({_reason(error)}); see {flag}-args") from error
+        raise UserError(f"{called}: {own.name}() fails ({_reason(error)}); see {arguments_flag(flag)}") from error
     _check_origin(files, called)
     if not isinstance(network, nn.Module):
         raise UserError(f"{called}: returns a {type(network).__name__}, not an nn.Module")
