@@ -26,6 +26,7 @@ from dfkd_fast.config import TrainConfig
 from dfkd_fast.config_sources import load_run
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import load_model
+from dfkd_fast.models.own_code import source_files
 from dfkd_fast.models.torchvision_cpu import ensure_importable
 from dfkd_fast.own_networks import folder_name, own_network, settled
 
@@ -254,12 +255,33 @@ def test_a_module_by_its_name(code: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.syspath_prepend(str(code))
     spec = f"{package.name}.nets.plain:Net"
     assert load_model(spec, **SHAPE)[1].num_classes == 3
-    from dfkd_fast.models.own_code import source_files
-
     own = own_network(spec)
     assert own is not None
     files = [f"{package.name}/{name}" for name in ("__init__.py", "nets/__init__.py", "nets/plain.py", "parts.py")]
-    assert set(files[2:]) <= set(source_files(own, "--teacher")) <= set(files)
+    assert set(source_files(own, "--teacher")) == set(files)
+
+
+def test_a_packages_own_code_is_found_without_being_run(code: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """So that its hash is compared first; and where it fails, that is one line."""
+    package = code / f"failing_{code.name.replace('-', '_')}"
+    package.mkdir()
+    (package / "__init__.py").write_text("open('ran', 'w').close()\nraise RuntimeError('no such luck')\n")
+    (package / "net.py").write_text("from torch import nn\n")
+    own = own_network(f"{package.name}.net:Net")
+    assert own is not None
+    assert set(source_files(own, "--teacher")) == {f"{package.name}/__init__.py", f"{package.name}/net.py"}
+    assert not (code / "ran").exists()
+    capsys.readouterr()
+    assert train(student=str(own)) == 2
+    assert "its code fails (RuntimeError: no such luck)" in line_of(capsys)
+
+
+def test_more_files_than_can_be_watched(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfkd_fast.models.own_code._MOST_FILES", 1)
+    own = own_network("net.py:Net")
+    assert own is not None
+    with pytest.raises(UserError, match="imports more than 1 files below"):
+        source_files(own, "--teacher")
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
@@ -89,7 +90,8 @@ def _is_same(origin: Path, file: Path) -> bool:
 
 def source_files(own: OwnNetwork, flag: str) -> dict[str, str]:
     """The files that a network's code is in, with the SHA-256 of each: first its own, then those beside it, or in its
-    package, that they import. Of an installed package its own alone. Runs none of it but a package's `__init__`.
+    package, that they import, and the `__init__.py` of every package that it is in. Of an installed package its own
+    file alone. Runs none of it. Raises UserError where there are more files than can be kept an eye on.
     """
     file = Path(own.place) if own.is_file else _module_file(own, f"{flag} {own}")
     if not file.is_file():
@@ -97,12 +99,17 @@ def source_files(own: OwnNetwork, flag: str) -> dict[str, str]:
     base = file.parent
     if not own.is_file:
         base = file.parents[own.place.count(".") + (file.name == "__init__.py")]
-    found, todo = {file: None}, [file]
-    while todo and not set(_INSTALLED) & set(file.parts):
+    installed = bool(set(_INSTALLED) & set(file.parts))
+    packages = [] if installed else [folder / "__init__.py" for folder in file.parents if base in folder.parents]
+    todo = [file, *(path for path in packages if path.is_file() and path != file)]
+    found = dict.fromkeys(todo)
+    while todo and not installed:
         for other in _imported(todo.pop(), base):
-            if other not in found and base in other.parents and len(found) < _MOST_FILES:
+            if other not in found and base in other.parents:
                 found[other] = None
                 todo.append(other)
+        if len(found) > _MOST_FILES:
+            raise UserError(f"{flag} {own}: imports more than {_MOST_FILES} files below {base}; move it elsewhere")
     return {path.relative_to(base).as_posix(): of_file(path) for path in (file, *sorted(set(found) - {file}))}
 
 
@@ -143,14 +150,25 @@ def _import_module(own: OwnNetwork, called: str) -> ModuleType:
 
 
 def _module_file(own: OwnNetwork, called: str) -> Path:
+    """Where a module lies, found package by package without running any of them."""
     _reach(Path.cwd())
-    try:
-        spec = importlib.util.find_spec(own.place)
-    except (ImportError, ValueError):
-        spec = None
+    parts, search = own.place.split("."), None
+    for depth in range(1, len(parts) + 1):
+        spec = _spec_of(".".join(parts[:depth]), search)
+        search = None if spec is None else spec.submodule_search_locations
+        if spec is None or (search is None and depth < len(parts)):
+            raise _no_module(own, called)
     if spec is None or spec.origin is None:
         raise _no_module(own, called)
     return Path(spec.origin)
+
+
+def _spec_of(name: str, search: Sequence[str] | None) -> ModuleSpec | None:
+    try:
+        found = (finder.find_spec(name, search) for finder in sys.meta_path)
+        return next((spec for spec in found if spec is not None), None)
+    except (ImportError, ValueError):
+        return None
 
 
 def _no_module(own: OwnNetwork, called: str) -> UserError:
