@@ -49,13 +49,28 @@ class Weights:
         return self.tensors_of(None)
 
     def tensors_of(self, key: str | None) -> dict[str, Tensor]:
-        """The same of the entry that `key` names. Raises UserError for any other key."""
+        """The same of the entry that `key` names, or of the tensors in one that have it as prefix. Raises UserError for
+        any other key.
+        """
         by_key = {entry.key: entry.tensors for entry in self.entries}
-        if key not in (None, *by_key):
+        part = {} if key is None or key in by_key else self._below(key)
+        if key not in (None, *by_key) and not part:
             raise unknown(self.key_flag, key, by_key)
-        found = _without_prefixes(by_key[key or self.choose(list(by_key))])
+        found = _without_prefixes(part or by_key[key or self.choose(list(by_key))])
         check_numbers(found, f"{self.flag} {self.path}")
         return found
+
+    def _below(self, key: str) -> dict[str, Tensor]:
+        """The tensors of one entry whose names begin with what `key` says behind the entry's own."""
+        for entry in self.entries:
+            start = "" if entry.key == WHOLE else f"{entry.key}."
+            prefix = f"{key.removeprefix(start)}."
+            below = {
+                name.removeprefix(prefix): value for name, value in entry.tensors.items() if name.startswith(prefix)
+            }
+            if key.startswith(start) and below:
+                return below
+        return {}
 
     def choose(self, keys: Sequence[str]) -> str:
         """The only one of several keys, or of a pair the averaged one. Raises UserError, with the list and the flag,

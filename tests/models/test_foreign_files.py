@@ -351,3 +351,6 @@ def test_teacher_info_and_eval_choose_too(tmp_path: Path, capsys: pytest.Capture
     assert "parameters        7\n" in capsys.readouterr().out
     assert main(["eval", file, "--student", "cnn_s", "--data", "digits", "--weights-key", "teech", *STATED]) == 2
     assert "--weights-key teech: did you mean teacher?" in capsys.readouterr().err
+    torch.save({"student.head.weight": torch.ones(5), "teacher.head.weight": torch.ones(7)}, file)
+    assert main(["teacher", "info", file, "--weights-key", "teacher"]) == 0, "a prefix, as train and eval take it"
+    assert "parameters        7\n" in capsys.readouterr().out
