@@ -38,7 +38,7 @@ FREE = (
 add up in another order
 """
 
-MOVABLE = ("data", "dataset", "teacher_weights", "text", "text_model", "class_names", "collected")
+MOVABLE = ("data", "dataset", "teacher_weights", "text", "text_model", "class_names", "class_order", "collected")
 """keys that say where something lies: a resumed run may change them, since what is read there is compared"""
 
 BY_MACHINE = ("precision", "device")

@@ -119,7 +119,7 @@ def check_untouched(folder: Path) -> None:
         )
 
 
-_PATHS = ("teacher_weights", "class_names", "data", "collected", "text", "text_model")
+_PATHS = ("teacher_weights", "class_names", "class_order", "data", "collected", "text", "text_model")
 
 
 def _found(value: Any, start: Path) -> Any:

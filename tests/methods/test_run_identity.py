@@ -98,6 +98,23 @@ def test_relative_paths_start_where_the_run_was_started(
     assert same(tmp_path / "run", runs / "whole")
 
 
+def test_a_class_order_is_found_from_elsewhere_and_counts_by_content(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, run = [f"class {index}" for index in range(10)], tmp_path / "run"
+    (tmp_path / "order.txt").write_text("\n".join(names))
+    (tmp_path / "away").mkdir()
+    with monkeypatch.context() as patched:
+        patched.chdir(tmp_path)
+        config = tiny("nayer", runs / "teacher.safetensors", Path("run"), class_order="order.txt")
+        train(replace(config, stop_after_epoch=1))
+        patched.chdir(tmp_path / "away")
+        train(replace(load_run(run), stop_after_epoch=2), resume=True)
+        (tmp_path / "order.txt").write_text("\n".join(names[::-1]))
+        with pytest.raises(UserError, match=r"the teacher is not .*info = "):
+            go_on(run)
+
+
 def test_class_vectors_count_by_content(runs: Path, tmp_path: Path) -> None:
     vectors, moved = tmp_path / "vectors.safetensors", tmp_path / "moved.safetensors"
     save_file({"x": torch.eye(10)}, vectors)
