@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pickle
 import random
@@ -257,7 +258,9 @@ def wrapped(rng: random.Random, state: dict[str, Any], canary: Path) -> Any:
     sparse = {name: value.to_sparse() if value.ndim == 2 else value for name, value in state.items()}
     meta = {name: value.to("meta") for name, value in state.items()}
     prefix = rng.choice(("module.", "model.", "_orig_mod.", "\x1b[31m"))
-    good = [state, {"net": state, "epoch": 3}, {"state_dict": {prefix + name: value for name, value in state.items()}}]
+    accuracy = rng.choice([93.1, 0.93, 10**400, -1, "x", math.nan, math.inf, True, [1], {"top1": 10**400}, None])
+    stated = {"net": state, rng.choice(("acc", "best_prec1", "metrics", "val_acc")): accuracy}
+    good = [state, stated, {"state_dict": {prefix + name: value for name, value in state.items()}}]
     odd = [
         loop,
         deep,

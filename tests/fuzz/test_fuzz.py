@@ -35,7 +35,8 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """
     import random
 
-    folder = tmp_path_factory.mktemp("fuzz")
+    folder = tmp_path_factory.mktemp("fuzz") / "above" / "ground"  # `listing` sees what is written above, too
+    folder.mkdir(parents=True)
     info = ModelInfo(name="cnn", num_classes=3, image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
     torch.manual_seed(0)
     save_network(folder / "student.safetensors", cnn(3), info)
