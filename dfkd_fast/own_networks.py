@@ -84,10 +84,11 @@ def settled(spec: str, arguments: Sequence[str], flag: str) -> str:
 
 
 def unplaced(spec: str) -> str:
-    """A spec without where its code lies, `Net?depth=20`: what stays when the code moves."""
+    """A spec without where its code lies, `Net?depth=20`, arguments by name: what stays when the code moves."""
     own = own_network(spec)
     if own is None:
         return spec
+    own = own._replace(arguments=tuple(sorted(own.arguments)))
     return str(own)[len(own.place) + 1 :] + spec.removeprefix(spec.partition("+shared")[0])
 
 

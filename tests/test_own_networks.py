@@ -28,7 +28,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.own_code import source_files
 from dfkd_fast.models.torchvision_cpu import ensure_importable
-from dfkd_fast.own_networks import folder_name, own_network, settled
+from dfkd_fast.own_networks import folder_name, own_network, settled, unplaced
 
 CODE = """
 from torch import nn
@@ -467,3 +467,8 @@ def test_names_of_ours_and_of_libraries_are_no_code() -> None:
     assert folder_name("/a/c++/n.py:Net?d=2") == "n_Net"
     assert folder_name("my.package.nets:Net") == "nets_Net"
     assert folder_name("tv:resnet18") == "tv_resnet18"
+
+
+def test_the_order_of_arguments_makes_no_other_network() -> None:
+    assert unplaced("/a/n.py:Net?width=3&depth=2+shared8") == unplaced("/b/n.py:Net?depth=2&width=3+shared8")
+    assert unplaced("/a/n.py:Net?width=3") != unplaced("/a/n.py:Net?width=4")
