@@ -85,9 +85,9 @@ def load_model(
         found = (saved.get("top1"), "") if saved or claim is None else claim
         info = replace(info, claimed_top1=found[0], claimed_by=found[1])
     elif order.pretrained or own_network(spec) is not None:  # elsewhere weights are at random
-        why = "its published weights are of no use" if order.pretrained else "its code made it so: mend that"
-        given = f"{why}, or give --teacher-weights" if flag == "--teacher" else why
-        check_numbers(model.state_dict(), f"{flag} {full}", why=given)
+        why = "its published weights are of no use" if order.pretrained else "its code made it so"
+        hint = "give --teacher-weights" if flag == "--teacher" else "mend it"
+        check_numbers(model.state_dict(), f"{flag} {full}", why=f"{why}: {hint}")
     return model, info
 
 
