@@ -233,6 +233,19 @@ def test_networks_of_two_folders_have_each_their_own_parts(tmp_path: Path) -> No
         assert model.fc.out_features == width
 
 
+def test_a_part_that_is_imported_when_the_network_runs(tmp_path: Path) -> None:
+    """Of two parts of one name only one can be found by then: it was the other network's."""
+    for name, content in (("a", "SCALE = 1\n"), ("b", "SCALE = 2\n"), ("c", "SCALE = 1\n")):
+        (tmp_path / name).mkdir()
+        late = WIDE.replace("WIDTH", "3").replace("return ", "from late_beside import SCALE\n        return SCALE * ")
+        (tmp_path / name / "net.py").write_text("from torch import nn\n" + late)
+        (tmp_path / name / "late_beside.py").write_text(content)
+    load_model(f"{tmp_path}/a/net.py:Net", **SHAPE)
+    load_model(f"{tmp_path}/c/net.py:Net", **SHAPE)
+    with pytest.raises(UserError, match=r"late_beside is imported within a function, and is both \S+ and \S+; rename"):
+        load_model(f"{tmp_path}/b/net.py:Net", **SHAPE)
+
+
 def test_a_part_that_an_installed_module_hides(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text("WIDTH = 4\nfrom torch import nn\nimport safetensors\n" + WIDE)
     (tmp_path / "safetensors.py").touch()
@@ -259,6 +272,15 @@ def test_a_module_by_its_name(code: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert own is not None
     files = [f"{package.name}/{name}" for name in ("__init__.py", "nets/__init__.py", "nets/plain.py", "parts.py")]
     assert set(source_files(own, "--teacher")) == set(files)
+
+
+def test_a_modules_part_that_an_installed_module_hides(code: Path) -> None:
+    """A module by its name is watched as a file is."""
+    name = f"plain_{code.name.replace('-', '_')}"
+    (code / f"{name}.py").write_text("WIDTH = 4\nfrom torch import nn\nimport safetensors\n" + WIDE)
+    (code / "safetensors.py").touch()
+    with pytest.raises(UserError, match=r"its import of safetensors takes \S+__init__.py, not \S+/safetensors.py"):
+        load_model(f"{name}:Net", **SHAPE)
 
 
 def test_a_packages_own_code_is_found_without_being_run(code: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,38 @@ def test_flags_come_before_the_file_and_the_file_before_the_library(tmp_path: Pa
     assert (bare.mean, bare.sources["mean"]) == ((0.485, 0.456, 0.406), "torchvision's configuration")
 
 
+BRIGHT = """
+import torch
+from torch import nn
+
+class Bright(nn.Module):
+    '''Tells pictures above a grey of 0.3 from those below, if they were shifted by 0.5 and divided by 0.5.'''
+    def __init__(self):
+        super().__init__()
+        self.level = nn.Parameter(torch.tensor((0.3 - 0.5) / 0.5))
+
+    def forward(self, x):
+        level = x.mean((1, 2, 3)) - self.level
+        return torch.stack([-level, level], 1)
+"""
+
+
+@pytest.mark.parametrize(("mean", "top1"), [("0.5", "1.0000"), ("0.2", "0.5000")])
+def test_eval_prepares_images_as_is_stated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mean: str, top1: str
+) -> None:
+    """A network that was trained elsewhere has its own accuracy with its own values, and not with others."""
+    (tmp_path / "bright.py").write_text(BRIGHT)
+    torch.save({"state_dict": {"level": torch.tensor(-0.4)}}, tmp_path / "bright.pth")
+    for name, shade in (("dark", 60), ("light", 130)):
+        (tmp_path / "data" / "test" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (shade,) * 3).save(tmp_path / "data" / "test" / name / "0.png")
+    network = ("--student", f"{tmp_path}/bright.py:Bright", "--data", str(tmp_path / "data"))
+    stated = ("--mean", mean, "--std", "0.5", "--image-size", "8", "--device", "cpu")
+    assert main(["eval", str(tmp_path / "bright.pth"), *network, *stated]) == 0
+    assert f"top-1 {top1}" in capsys.readouterr().out
+
+
 def test_a_data_set_stands_in_last_and_is_named(foreign: Path) -> None:
     info = load_model("cnn", data_set="cifar10")[1]
     assert (info.num_classes, info.image_size, info.std) == (10, 32, (0.2023, 0.1994, 0.2010))

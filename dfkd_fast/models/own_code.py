@@ -24,6 +24,10 @@ _MOST_FILES = 500
 _INSTALLED = ("site-packages", "dist-packages")
 _REACHED: list[Path] = []
 """folders of own code that can be imported from, the latest first"""
+_BESIDE: dict[str, dict[str, Path]] = {}
+"""what was found beside own files, by module name and then by SHA-256"""
+_LATE: set[str] = set()
+"""of those that some function imports, their SHA-256"""
 
 
 def build_own(own: OwnNetwork, flag: str) -> nn.Module:
@@ -33,8 +37,10 @@ def build_own(own: OwnNetwork, flag: str) -> nn.Module:
     nn.Module.
     """
     called = f"{flag} {own}"
-    files = {} if not own.is_file else _beside(own, flag)
-    _make_way(files)
+    files = _beside(own, flag)
+    if own.is_file:
+        _check_late_imports(Path(own.place), files, called)
+        _make_way(files)
     module = _import_file(own, called) if own.is_file else _import_module(own, called)
     found = getattr(module, own.name, None)
     if found is None:
@@ -55,11 +61,26 @@ def build_own(own: OwnNetwork, flag: str) -> nn.Module:
 
 
 def _beside(own: OwnNetwork, flag: str) -> dict[str, Path]:
-    """The modules beside a file that its code imports, by the names that it imports them by."""
-    _, *others = source_files(own, flag)
-    folder = Path(own.place).parent
-    names = {other: other.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for other in others}
-    return {name: folder / other for other, name in names.items()}
+    """The modules that a network's code imports of those beside it or in its package, by the names that it imports
+    them by.
+    """
+    base, (_, *others) = _sources(own, flag)
+    names = [other.relative_to(base).with_suffix("").as_posix().removesuffix("/__init__") for other in others]
+    return {name.replace("/", "."): other for name, other in zip(names, others, strict=True)}
+
+
+def _check_late_imports(file: Path, beside: Mapping[str, Path], called: str) -> None:
+    """Raise UserError where two networks' code has different modules of one name and imports it within a function: at
+    that moment only one of the two can be found.
+    """
+    for importer in (file, *beside.values()):
+        _LATE.update(of_file(path) for path in _imported(importer, file.parent, late=True))
+    for name, path in beside.items():
+        known = _BESIDE.setdefault(name, {})
+        known[of_file(path)] = path
+        if len(known) > 1 and _LATE & known.keys():
+            both = " and ".join(map(str, known.values()))
+            raise UserError(f"{called}: {name} is imported within a function, and is both {both}; rename one of them")
 
 
 def _make_way(files: Mapping[str, Path]) -> None:
@@ -93,6 +114,12 @@ def source_files(own: OwnNetwork, flag: str) -> dict[str, str]:
     package, that they import, and the `__init__.py` of every package that it is in. Of an installed package its own
     file alone. Runs none of it. Raises UserError where there are more files than can be kept an eye on.
     """
+    base, files = _sources(own, flag)
+    return {path.relative_to(base).as_posix(): of_file(path) for path in files}
+
+
+def _sources(own: OwnNetwork, flag: str) -> tuple[Path, list[Path]]:
+    """The folder that imports start at, and the files of `source_files`."""
     file = Path(own.place) if own.is_file else _module_file(own, f"{flag} {own}")
     if not file.is_file():
         raise UserError(f"{flag} {own}: no such file")
@@ -110,7 +137,7 @@ def source_files(own: OwnNetwork, flag: str) -> dict[str, str]:
                 todo.append(other)
         if len(found) > _MOST_FILES:
             raise UserError(f"{flag} {own}: imports more than {_MOST_FILES} files below {base}; move it elsewhere")
-    return {path.relative_to(base).as_posix(): of_file(path) for path in (file, *sorted(set(found) - {file}))}
+    return base, [file, *sorted(set(found) - {file})]
 
 
 def _import_file(own: OwnNetwork, called: str) -> ModuleType:
@@ -190,13 +217,15 @@ def _reach(folder: Path) -> None:
     sys.path[:] = [entry for entry in sys.path if entry not in others] + [str(other) for other in _REACHED]
 
 
-def _imported(file: Path, base: Path) -> Iterator[Path]:
-    """The files within `base` that a file's import statements name."""
+def _imported(file: Path, base: Path, *, late: bool = False) -> Iterator[Path]:
+    """The files within `base` that a file's import statements name; `late`: those within functions alone."""
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):  # said when it is run
         return
-    for node in ast.walk(tree):
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    tops: list[ast.AST] = [node for node in ast.walk(tree) if isinstance(node, functions)] if late else [tree]
+    for node in (node for top in tops for node in ast.walk(top)):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield from _files(base, alias.name)
