@@ -6,7 +6,6 @@ import json
 import zlib
 from array import array
 from bisect import bisect_left
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dfkd_fast.digests import crc_of_json
 from dfkd_fast.errors import UserError
 from dfkd_fast.files import write_file
 from dfkd_fast.pool.layout import BLOCK, Field, Layout
 from dfkd_fast.terminal import command
 
-MAGIC, VERSION = "dfkd-fast pool", 1
+MAGIC, VERSION = "dfkd-fast pool", 2
 MANIFEST, COPY = "manifest.json", "manifest.copy.json"
 
 
@@ -86,7 +86,8 @@ class Manifest:
     def save(self, folder: Path) -> None:
         """Replace the folder's manifest, then its copy, each all or nothing: one of them is whole at any moment."""
         body = self._body()
-        text = json.dumps({"magic": MAGIC, "version": VERSION, "crc": _crc(body), **body}, indent=1)
+        table = {"version": VERSION, **body}
+        text = json.dumps({"magic": MAGIC, "crc": crc_of_json(table), **table}, indent=1)
         for name in (MANIFEST, COPY):
             write_file(folder / name, text)
 
@@ -119,11 +120,17 @@ def load_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
         raise _damaged(file, "damaged (it is not JSON)") from None
     if not isinstance(table, dict) or table.pop("magic", None) != MAGIC:
         raise _damaged(file, "not a pool's manifest")
-    version, crc = table.pop("version", None), table.pop("crc", None)
-    if version != VERSION:
-        raise UserError(f"pool {file}: version {version}, this program reads {VERSION}; use the one that wrote it")
-    if crc != _crc(table) or table["block"] != BLOCK:
+    version = table.get("version")
+    if version == 1:  # whose checksum leaves the version out
+        del table["version"]
+    if table.pop("crc", None) != crc_of_json(table):  # first: what it says of its version may be the damage
         raise _damaged(file, "damaged (its checksum does not fit)")
+    if version not in (1, VERSION):
+        raise UserError(
+            f"pool {file}: version {version}, this program reads up to {VERSION}; use the one that wrote it"
+        )
+    if table["block"] != BLOCK:
+        raise _damaged(file, f"damaged (blocks of {table['block']})")
     fields = {name: Field(dtype, tuple(shape)) for name, (dtype, shape) in table["fields"].items()}
     checksums = {name: array("I", bytes.fromhex(known)) for name, known in table["checksums"].items()}
     layout = Layout(fields, table["segment"])
@@ -140,7 +147,3 @@ def _damaged(file: Path, why: str) -> ManifestError:
     command = f"`dfkd-fast pool verify --repair {file.parent}`"
     what_to_do = f"{command} takes its copy" if has_copy else "no copy is whole, and without one the pool is lost"
     return ManifestError(f"pool {file}: {why}; {what_to_do}")
-
-
-def _crc(body: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(body, sort_keys=True).encode())

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from written import held, journal, records, write
 
+from dfkd_fast.digests import crc_of_json
 from dfkd_fast.errors import UserError
 from dfkd_fast.pool import layout
 from dfkd_fast.pool.files import PoolFiles
@@ -29,6 +30,12 @@ def flip(file: Path, offset: int) -> None:
         byte = handle.read(1)[0]
         handle.seek(offset)
         handle.write(bytes([byte ^ 16]))
+
+
+def seal(file: Path, table: dict[str, object]) -> None:
+    """Write a manifest with a checksum that fits."""
+    body = {key: value for key, value in table.items() if key not in ("magic", "crc")}
+    file.write_text(json.dumps(table | {"crc": crc_of_json(body)}))
 
 
 SEGMENT = "segment-000001.bin"
@@ -79,7 +86,9 @@ def test_a_damaged_end_is_dropped_whole_and_not_written_to_again(tmp_path: Path)
 
 MANIFESTS = {
     "magic": ({"magic": "something else"}, "not a pool's manifest"),
-    "version": ({"version": 2}, "version 2, this program reads 1"),
+    "version": ({"version": 3}, "damaged"),
+    "older version": ({"version": 1}, "damaged"),
+    "version that is none": ({"version": [2]}, "damaged"),
     "count": ({"count": 999}, "damaged"),
     "shape": ({"fields": {"images": ["uint8", [2, 2, 4]]}}, "damaged"),
 }
@@ -138,15 +147,31 @@ def test_a_manifest_without_a_whole_copy_is_the_end(tmp_path: Path) -> None:
         repair(tmp_path)
 
 
-def test_a_pool_of_another_version_is_not_repaired(tmp_path: Path) -> None:
+def test_a_pool_of_a_newer_version_is_not_repaired(tmp_path: Path) -> None:
     """It may be whole."""
     write(tmp_path, 700)
     file = tmp_path / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 2}))
+    seal(file, json.loads(file.read_text()) | {"version": 3})
     before = file.read_bytes()
-    with pytest.raises(UserError, match="version 2, this program reads 1"):
+    with pytest.raises(UserError, match="version 3, this program reads up to 2; use the one that wrote it"):
         repair(tmp_path)
     assert file.read_bytes() == before
+
+
+def test_a_pool_of_version_1_is_read_and_grows(tmp_path: Path) -> None:
+    """Its checksum left the version out."""
+    write(tmp_path, 700)
+    for name in ("manifest.json", "manifest.copy.json"):
+        file = tmp_path / name
+        seal(file, {key: value for key, value in json.loads(file.read_text()).items() if key != "version"})
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 1}))
+    assert held(tmp_path) == list(range(700))
+    with journal(tmp_path) as made:
+        made.restore(700)
+        made.append(records(700, 100))
+        made.flush()
+    assert held(tmp_path) == list(range(800))
+    assert json.loads((tmp_path / "manifest.json").read_text())["version"] == 2
 
 
 def test_neighbours_that_suffer_alike_are_named_as_one(tmp_path: Path) -> None:
