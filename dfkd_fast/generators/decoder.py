@@ -42,10 +42,10 @@ class Decoder(nn.Module):
         _reset(self.layers)
 
     def reset_first_layers(self) -> None:
-        """`draw_small` for the stem and the first BN: Fast's release does so once, half-way, for the sake of diversity.
-        The BN's weights are around 0 there, not 1.
+        """`draw_small` for the stem and its BN: Fast's release does so once, half-way, for the sake of diversity. The
+        BN's weights are around 0 there, not 1. A deep decoder has no BN behind its stem, and draws that alone.
         """
-        draw_small(self.stem, self.layers.get_submodule("norm0"))
+        draw_small(self.stem, *(layer for name, layer in self.layers.named_children() if name == "norm0"))
 
     @property
     def block_starts(self) -> list[int]:

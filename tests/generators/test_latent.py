@@ -55,6 +55,16 @@ def test_reset_first_layers_touches_those_alone() -> None:
     assert decoder.stem.bias.abs().sum() == 0
 
 
+def test_first_layers_of_a_deep_decoder_are_its_stem() -> None:
+    torch.manual_seed(0)
+    decoder = make_decoder(8, 96, width=4)
+    before = {name: value.detach().clone() for name, value in decoder.named_parameters()}
+    decoder.reset_first_layers()
+    changed = {name for name, value in decoder.named_parameters() if not torch.equal(value, before[name])}
+    assert changed == {"stem.weight", "stem.bias"}
+    assert decoder.stem.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
 def test_spatial_decoder_size_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match="--image-size 100: choose a multiple of 16"):
         make_spatial_decoder(8, 100)
