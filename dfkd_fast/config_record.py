@@ -91,6 +91,9 @@ _LATER = {
 }
 """settings that are younger than recorded runs, with the value that those had: that one is left out of the hash"""
 
+_LATER_OF = {"ssdkd": {"method.reset_epoch": "0"}}
+"""such settings of one method, where older methods have a setting of that name"""
+
 
 def write_config(config: TrainConfig[Any], file: Path) -> None:
     """Write every setting as TOML, so that `load_config` of the file over the defaults gives `config` again.
@@ -124,13 +127,17 @@ def settled(config: TrainConfig[Any]) -> dict[str, str]:
     elsewhere = (*MOVABLE, *BY_MACHINE)
     values = {key: str(value) for key, value in flatten(config) if not key.startswith(FREE) and key not in elsewhere}
     values |= {key: unplaced(values[key]) for key in NETWORKS}
-    decisive = {key: value for key, value in values.items() if _LATER.get(key) != value}
-    return {"method": config.method_name, **decisive}
+    return _decisive(config.method_name, values)
 
 
 def config_hash(config: TrainConfig[Any]) -> str:
     """16 hex digits that stand for everything that the run computes: equal for equal configs, `FREE` keys apart."""
     values = {key: str(value) for key, value in flatten(config) if not key.startswith(FREE)}
-    decisive = {key: value for key, value in values.items() if _LATER.get(key) != value}
-    text = json.dumps({"method": config.method_name, **decisive}, sort_keys=True)
+    text = json.dumps(_decisive(config.method_name, values), sort_keys=True)
     return sha256(text.encode()).hexdigest()[:16]
+
+
+def _decisive(method: str, values: dict[str, str]) -> dict[str, str]:
+    """The method's name and its settings as text, less those that an older run of the same did not know."""
+    then = _LATER | _LATER_OF.get(method, {})
+    return {"method": method, **{key: value for key, value in values.items() if then.get(key) != value}}

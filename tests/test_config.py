@@ -18,7 +18,7 @@ from dfkd_fast import catalog
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.config import TrainConfig, flatten
 from dfkd_fast.config_limits import ABOVE_ZERO, ANY, LEAST
-from dfkd_fast.config_record import config_hash, differences, write_config
+from dfkd_fast.config_record import config_hash, differences, settled, write_config
 from dfkd_fast.config_sources import default_config, load_config, load_run, named_method, read_toml
 from dfkd_fast.data_sets import data_set_of
 from dfkd_fast.errors import UserError
@@ -249,6 +249,7 @@ def test_every_number_of_a_recipe_has_a_limit_or_is_free(method: str) -> None:
         ("hidfd", "--frequency-momentum 2"),
         ("cmi", "--local-scale 1.5"),
         ("deepinversion", "--image-betas 0.5 2"),
+        ("ssdkd", "--reset-epoch -1"),
     ],
 )
 def test_impossible_recipes_are_refused(method: str, flags: str) -> None:
@@ -274,6 +275,16 @@ def test_a_new_setting_leaves_the_hashes_of_older_runs() -> None:
     expected = json.loads((Path(__file__).parent / "golden" / "config_hashes.json").read_text())
     assert expected.keys() == catalog.FACTS.keys()
     assert {method: config_hash(default_config(method)) for method in expected} == expected
+
+
+def test_a_new_setting_of_one_method_stays_in_the_hashes_of_others() -> None:
+    """SSD-KD's reset is younger than its runs; Fast and MSARC had theirs, and 0 was no default there."""
+    for method, value in (("ssdkd", 120), ("fast", 0), ("msarc", 0)):
+        default = default_config(method)
+        changed = load_config(default, flags=["--reset-epoch", str(value)])
+        assert config_hash(changed) != config_hash(default)
+        assert settled(changed)["method.reset_epoch"] == str(value)
+    assert "method.reset_epoch" not in settled(default_config("ssdkd"))
 
 
 def test_round_trip_keeps_every_kind_of_value(tmp_path: Path) -> None:

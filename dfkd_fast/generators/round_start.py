@@ -59,6 +59,15 @@ class RoundStart(nn.Module):
         """The module that the next round starts from: the learnt start, or else the generator itself."""
         return self._generator[0] if self.learnt is None else self.learnt
 
+    def reset_once(self, epoch: int, *, warmup_epochs: int, reset_epoch: int) -> None:
+        """Draw the first layers of `weights` anew in one epoch of the run, before its first round's `begin`.
+
+        It is `reset_epoch` epochs after warm-up, counted from 1 as Fast's release does; 0: never. Nothing is drawn with
+        "fresh", whose rounds draw every layer themselves. Spatial latents have no such layers: 0 is all they take.
+        """
+        if reset_epoch and epoch + 1 == warmup_epochs + reset_epoch and self.start != "fresh":
+            self.weights.reset_first_layers()
+
     @torch.no_grad()
     def begin(self) -> None:
         """Give the generator its weights, and forget the learnt start's gradient of the round before.

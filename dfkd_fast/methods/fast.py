@@ -57,7 +57,9 @@ class FastConfig(MethodConfig):
     reptile_scale: float = 67.0
     """factor on Reptile's gradient (release: 67 for CIFAR, 1 for ImageNet)"""
     reset_epoch: int = 120
-    """the start's first layers are drawn anew once, this many epochs after warm-up (release: reset_l0); 0: never"""
+    """the start's first layers are drawn anew once, this many epochs after warm-up (release: reset_l0); 0, or a fresh
+    start: never
+    """
     latent_dim: int = 256
     """size of a latent, channels where it is spatial (paper: z)"""
     spatial_latents: bool = False
@@ -122,8 +124,8 @@ class Fast(Method):
 
     def begin_round(self, epoch: int, index: int) -> None:
         config = self.config
-        if index == 0 and config.reset_epoch and epoch + 1 == config.warmup_epochs + config.reset_epoch:
-            self.start.weights.reset_first_layers()
+        if index == 0:
+            self.start.reset_once(epoch, warmup_epochs=config.warmup_epochs, reset_epoch=config.reset_epoch)
         if index == 0 and config.meta_life and (epoch + 1) % config.meta_life == 0:
             self.start.weights.draw_latents()
             self.start.forget()

@@ -57,7 +57,7 @@ class MsarcConfig(MethodConfig):
     open)
     """
     reset_epoch: int = 120
-    """the start's first layers are drawn anew once, this many epochs after warm-up, as Fast; 0: never"""
+    """epochs after warm-up at which the start's first layers are drawn anew, as Fast; 0, or a fresh start: never"""
     latent_dim: int = 256
     """size of a latent (paper: z)"""
     generator_width: int = 512
@@ -140,8 +140,7 @@ class Msarc(Method):
 
     def begin_round(self, epoch: int, index: int) -> None:
         config = self.config
-        if config.reset_epoch and epoch + 1 == config.warmup_epochs + config.reset_epoch:
-            self.start.weights.reset_first_layers()
+        self.start.reset_once(epoch, warmup_epochs=config.warmup_epochs, reset_epoch=config.reset_epoch)
         self.start.begin()
         self.generator.draw_latents()
         self.labels.random_(self.info.num_classes)

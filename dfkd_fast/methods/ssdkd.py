@@ -1,8 +1,7 @@
 """SSD-KD: Small Scale Data-Free Knowledge Distillation.
 
-Liu, Wang, Liu, Sun, Yao. CVPR 2024. arXiv:2406.07876. Algorithm 1. No code was released and the supplement is not
-public: the rest is from Fast (arXiv:2112.06253), whose settings it follows, or from prioritised experience replay
-(arXiv:1511.05952). docs/methods/ssdkd.md says which value comes from where.
+Liu, Wang, Liu, Sun, Yao. CVPR 2024. arXiv:2406.07876. Algorithm 1. No code was released, the supplement is not
+public: the rest is Fast's (arXiv:2112.06253) or of prioritised replay (arXiv:1511.05952), see docs/methods/ssdkd.md.
 Distributed: generator per rank, BN moments per rank, buffer and priorities sharded by rank; with `--bn.scope global`
 one generator on all ranks, moments of the joined batch, the whole buffer and its priorities on each rank.
 """
@@ -46,6 +45,8 @@ class SsdkdConfig(MethodConfig):
     """Adam's learning rate for the latents"""
     start: Start = "fresh"
     """where a round's generator starts: fresh (Alg. 1 line 4), or as in Fast: learnt by fomaml or reptile, or carry"""
+    reset_epoch: int = 0
+    """epochs after warm-up at which the start's first layers are drawn anew, as Fast; 0, or a fresh start: never"""
     diversity: bool = True
     """weaken the label term for classes that fill the buffer (Eq. 3, first factor); off for the ablation"""
     focus: float = 2.0
@@ -128,6 +129,7 @@ class Ssdkd(Method):
         return OptimizerSpec(kind="adam", groups=groups, betas=(0.5, 0.999))
 
     def begin_round(self, epoch: int, index: int) -> None:
+        self.start.reset_once(epoch, warmup_epochs=self.config.warmup_epochs, reset_epoch=self.config.reset_epoch)
         self.start.begin()  # Alg. 1 line 4
         self.generator.draw_latents()  # line 5
         self.labels.random_(self.info.num_classes)
@@ -139,8 +141,7 @@ class Ssdkd(Method):
         images = self.generator()  # line 7
         view = self.augment(images)
         teacher = self.teacher(view)
-        random = self.config.label_source == "random"
-        labels = self.joined.part(self.labels) if random else teacher.logits.argmax(dim=1)
+        labels = self.joined.part(self.labels) if self.config.label_source == "random" else teacher.logits.argmax(dim=1)
         phi = modulation(teacher.logits, self.class_shares, self.config.focus)  # Eq. 3
         terms = {
             "bn": self.statistics.loss(teacher.moments),  # Eq. 1

@@ -121,6 +121,26 @@ def test_starts_that_nothing_is_learnt_for(rule: Start) -> None:
     assert not start.state_dict()
 
 
+@pytest.mark.parametrize(
+    ("rule", "reset_epoch", "expected"),
+    [("fomaml", 2, [4]), ("reptile", 1, [3]), ("carry", 2, [4]), ("fomaml", 0, []), ("fresh", 2, [])],
+)
+def test_first_layers_are_drawn_anew_in_one_epoch(rule: Start, reset_epoch: int, expected: list[int]) -> None:
+    """Warm-up 3 + 2, counted from 1, is epoch 4 of ours. With "fresh" not a random number is drawn for it."""
+    start = make(generator(), rule)
+    drawn = []
+    for epoch in range(7):
+        before = {name: value.clone() for name, value in start.weights.state_dict().items()}
+        random = torch.get_rng_state()
+        start.reset_once(epoch, warmup_epochs=3, reset_epoch=reset_epoch)
+        changed = {name for name, value in start.weights.state_dict().items() if not torch.equal(value, before[name])}
+        assert bool(changed) != torch.equal(torch.get_rng_state(), random)
+        if changed:
+            assert changed == {"decoder.stem.weight", "decoder.stem.bias", "decoder.layers.norm0.weight"}
+            drawn.append(epoch)
+    assert drawn == expected
+
+
 def test_a_step_that_the_loss_scaler_skips_does_not_count() -> None:
     adapted = generator()
     start = make(adapted, "fomaml")

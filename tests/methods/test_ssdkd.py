@@ -17,9 +17,11 @@ from torch.nn import functional as F
 
 from dfkd_fast.catalog import presets
 from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.generators.round_start import Start
 from dfkd_fast.loops.student import StudentTrainer
 from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.base import Setup
+from dfkd_fast.methods.fast import FastConfig
 from dfkd_fast.methods.ssdkd import Ssdkd, SsdkdConfig
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.pool.multi import MultiPool
@@ -243,6 +245,28 @@ def test_generator_is_re_initialised_each_epoch(make_method: Callable[..., Any],
     assert not torch.equal(latents, drawn)
 
 
+@pytest.mark.parametrize("start", ["fomaml", "carry", "fresh"])
+def test_first_layers_are_drawn_anew_as_fast_does(
+    make_method: Callable[..., Any], runtime: Runtime, start: Start
+) -> None:
+    """Once, warm-up 2 + 2 counted from 1; a fresh start's rounds are the same, bit for bit, with and without."""
+    states = []
+    for reset_epoch in (0, 2):
+        method = make_method(Ssdkd, replace(CONFIG, start=start, reset_epoch=reset_epoch))
+        open_pool(method, runtime)
+        torch.manual_seed(1)
+        for epoch in range(6):
+            method.begin_round(epoch, 0)
+            weights = method.start.weights.state_dict()
+            states.append({name: value.clone() for name, value in weights.items() if "latents" not in name})
+    layers = {"decoder.stem.weight", "decoder.stem.bias", "decoder.layers.norm0.weight"}
+    apart = [
+        {name for name, value in plain.items() if not torch.equal(value, reset[name])}
+        for plain, reset in zip(states[:6], states[6:], strict=True)
+    ]
+    assert apart == [set()] * 3 + [set() if start == "fresh" else layers] * 3
+
+
 def test_frozen_networks_get_no_weight_gradients(method: Ssdkd, setup: Setup, runtime: Runtime) -> None:
     Synthesizer(method, runtime).round(1, 0, ignore)
     assert all(p.grad is None for p in [*setup.teacher.net.parameters(), *setup.student.parameters()])
@@ -268,7 +292,7 @@ def test_presets(dataset: str, suffix: str, buffer: int, steps: int) -> None:
         assert (recipe.adv_weight, recipe.ce_weight) == WEIGHTS[entry["teacher"]]
         assert (recipe.epochs, recipe.warmup_epochs, recipe.synthesis_batch_size) == (220, 20, 256)
         assert recipe.student_steps == pytest.approx(2 * buffer / recipe.batch_size, rel=0.03)
-        assert recipe.start == "fomaml"
+        assert (recipe.start, recipe.reset_epoch) == ("fomaml", FastConfig().reset_epoch)
     assert len(about["published"]) == 4
 
 
