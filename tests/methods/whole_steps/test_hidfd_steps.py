@@ -2,7 +2,8 @@
 not from the code.
 
 Two epochs of the GAN, whose networks step in turn, with the gate of Eq. 8 open and shut; two student steps. Once as the
-paper has it, once as released, and the student's step also as Eq. 14 is printed. The networks themselves, their
+paper has it, once as released, the student's step also as Eq. 14 is printed, and the class weights of L_reg also with
+mean 1. The networks themselves, their
 spectral norms with them, are the toolkit's: what stands here is what is done with what they say.
 """
 
@@ -51,6 +52,8 @@ CONFIG = HidfdConfig(
 )
 RELEASED = replace(CONFIG, released=True, generator_lr=2e-4, discriminator_lr=2e-4)
 POOLED = replace(CONFIG, alignment="pooled")
+MEAN_ONE = replace(CONFIG, reg_mean_one=True)
+"""class weights as the authors' regulariser scales them"""
 
 
 class Given(NamedTuple):
@@ -86,6 +89,7 @@ class Gan:
     d: State
     teacher: State
     released: bool
+    mean_one: bool
     counts: Tensor
     g_adam: Adam
     d_adam: Adam
@@ -139,6 +143,8 @@ class Gan:
         p = logits.softmax(1).mean(0)
         counts = self.counts.clamp(min=0.1)
         weights = torch.ones(4).double() if self.released else counts.sum() / counts  # Eq. 11: 1 / (n_c / sum n)
+        if self.mean_one:
+            weights = weights * 4 / weights.sum()
         terms = {
             "g_gan": -scores.mean() if self.released else (1 - scores.sigmoid()).log().mean(),
             "g_adc": (cross_entropy(classes, 2 * y) - cross_entropy(classes, 2 * y + 1)).mean(),
@@ -165,7 +171,7 @@ def published(config: HidfdConfig, given: Given) -> tuple[Trace, Gan]:
     )
     adams = Adam((0.0, 0.999)), Adam((0.0, 0.999))
     networks = method.gan.generator, method.gan.discriminator, g, d, state_of(place.teacher)
-    gan = Gan(*networks, config.released, torch.full((4,), 6 / 4).double(), *adams, [])
+    gan = Gan(*networks, config.released, config.reg_mean_one, torch.full((4,), 6 / 4).double(), *adams, [])
     pixels = place.setup.collected.pixels.permute(0, 3, 1, 2).double() / 255
     for epoch, (start, order) in enumerate(zip(given.starts, given.orders, strict=True)):
         drawn = deque(start.drawn)
@@ -203,7 +209,7 @@ def student_steps(trace: Trace, student: State, teacher: State, side: State) -> 
         note_statistics(trace, f"{key} side", sides)
 
 
-CASES = {"paper": CONFIG, "released": RELEASED, "pooled": POOLED}
+CASES = {"paper": CONFIG, "released": RELEASED, "pooled": POOLED, "mean-one": MEAN_ONE}
 
 
 @functools.cache

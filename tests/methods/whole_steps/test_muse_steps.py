@@ -62,12 +62,17 @@ CONFIG = MuseConfig(
 SINGLE = MuseSConfig(
     **{**CONFIG.__dict__, "image_sizes": (12,), "batch_shares": (1,), "synthesis_batch_size": 12, "batch_size": 12}
 )
+ON_TEACHER = replace(CONFIG, aed_network="teacher", outer_radius=0.5)
+"""L_aed as the sentence above Eq. 11 has it, which takes class embeddings in the teacher's space: section 3.3's other
+choice, the mean of the teacher's features of a class in the first batch. These images lie ten times as far from their
+class as two classes from each other, and the radius is one that opens the hinge.
+"""
 LABELS = torch.tensor([0, 3, 1, 2, 2, 0, 1, 3, 1, 1, 0, 2])
 
 
 def built(config: MuseSConfig) -> tuple[Any, Muse]:
     """Embeddings of CLIP's scale, as the radii are given for; features start near enough for both hinges to be open."""
-    place = arena(text="orthogonal")
+    place = arena(text="class-centre" if config.aed_network == "teacher" else "orthogonal")
     method = place.method(Muse if len(config.image_sizes) > 1 else MuseS, config)
     with torch.no_grad():
         for value in method.embedding.side.parameters():
@@ -90,22 +95,27 @@ def ours(config: MuseSConfig) -> tuple[Trace, list[list[Start]]]:
     return trace, starts
 
 
-def published(starts: list[list[Start]], sizes: tuple[int, ...]) -> tuple[Trace, list[float]]:
+def published(
+    starts: list[list[Start]], sizes: tuple[int, ...], *, on_teacher: bool = False
+) -> tuple[Trace, list[float]]:
     """The same by hand, and the shares of images that the adversarial term counts."""
-    (place, method), trace, shares = built(CONFIG), Trace(), []
+    (place, method), trace, shares = built(ON_TEACHER if on_teacher else CONFIG), Trace(), []
     networks = state_of(place.teacher), state_of(place.student)
     side = state_of(method.embedding.side)
     embeddings = place.setup.label_embeddings
-    distances = [(embeddings[i] - embeddings[j]).square().mean() for i in range(4) for j in range(i)]
-    centres = embeddings * (0.03 / min(distances)) ** 0.5
+    centres, scale = (torch.empty(0), torch.empty(0)) if on_teacher else spread(embeddings)
     for size, (first, second) in zip(sizes, starts, strict=True):
         net = {name.removeprefix("generator."): value for name, value in first.state.items()}
         pool: Moments | None = None
         for epoch, start in enumerate((first, second)):
             noise = {name: start.state[f"generator.{name}"] for name in ("noise.weight", "noise.bias")}
             net, key = net | noise, f"{size} px {epoch}.0"
-            pool, counted = one_round(key, trace, net, start, networks, (embeddings, centres, side), pool, epoch >= 1)
+            spaces = embeddings, centres, side, scale if on_teacher else None
+            pool, counted = one_round(key, trace, net, start, networks, spaces, pool, epoch >= 1)
             shares += counted
+            if on_teacher and not len(centres):  # the first batch of all
+                pooled = look(networks[0], normalised(trace[f"{key} images"])).pooled.detach()
+                centres, scale = spread(torch.stack([pooled[start.labels == label].mean(0) for label in range(4)]))
     optimizer, rate = Adam((0.9, 0.999), decay=0.01), cosine_lr(2, first=1, last=5, high=1e-3, low=0.0)  # AdamW
     learnt = networks[1] | {f"side.{name}": value for name, value in side.items()}
     for step, parts in enumerate(batches(sizes)):
@@ -121,6 +131,13 @@ def published(starts: list[list[Start]], sizes: tuple[int, ...]) -> tuple[Trace,
     return trace, shares
 
 
+def spread(centres: Tensor) -> tuple[Tensor, Tensor]:
+    """Centres at CLIP's scale, and what they were multiplied by: the smallest MSE between two of them is 0.03."""
+    distances = [(centres[i] - centres[j]).square().mean() for i in range(4) for j in range(i)]
+    scale = (0.03 / min(distances)) ** 0.5
+    return centres * scale, scale
+
+
 def distance_to(centres: Tensor, features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """MSE(f_S(x), f_y) over batch and dimensions."""
     return (features @ weight.T + bias - centres[labels]).square().mean()
@@ -132,12 +149,14 @@ def one_round(
     net: State,
     start: Start,
     networks: tuple[State, State],
-    spaces: tuple[Tensor, Tensor, State],
+    spaces: tuple[Tensor, Tensor, State, Tensor | None],
     pool: Moments | None,
     adversarial: bool,
 ) -> tuple[Moments, list[float]]:
-    """Algorithm 1's steps on Eq. 11. The student is in evaluation mode, and its map to the embeddings is a constant."""
-    (teacher, student), (embeddings, centres, side) = networks, spaces
+    """Algorithm 1's steps on Eq. 11. The student is in evaluation mode, and its map to the embeddings is a constant.
+    The last of `spaces`: what brings the teacher's features to the centres' scale, where L_aed looks at these.
+    """
+    (teacher, student), (embeddings, centres, side, scale) = networks, spaces
     optimizer, drawn, labels, shares = Adam((0.5, 0.999)), deque(start.drawn), start.labels, []
     lowest, kept = float("inf"), torch.empty(0)
     for step in range(3):
@@ -156,8 +175,11 @@ def one_round(
             other = look(student, view)
             agree = agreement(other.logits, seen.logits)
             terms["adv"] = -(agree * kl(other.logits, seen.logits)).mean()
-            distance = distance_to(centres, other.pooled, labels, side["weight"], side["bias"])
-            terms["aed"] = (0.03 - distance).clamp(min=0)  # Eq. 12: r_o
+            if scale is None:
+                distance = distance_to(centres, other.pooled, labels, side["weight"], side["bias"])
+            else:
+                distance = (scale * seen.pooled - centres[labels]).square().mean()
+            terms["aed"] = ((0.03 if scale is None else 0.5) - distance).clamp(min=0)  # Eq. 12: r_o
             loss = loss + 1.3 * terms["adv"] + 5 * terms["aed"]
             shares.append(float(agree.mean()))
         if loss.item() < lowest:
@@ -183,6 +205,14 @@ def test_steps_are_the_published_ones(statement: tuple[Trace, Trace]) -> None:
 def test_one_size_is_muse_s() -> None:
     found, starts = ours(SINGLE)
     check_same(found, published(starts, (12,))[0])
+
+
+def test_the_generators_game_in_the_teachers_space() -> None:
+    found, starts = ours(ON_TEACHER)
+    expected, shares = published(starts, (12, 16), on_teacher=True)
+    check_mixed(shares)
+    check_at_work(expected, "adv", "aed", "ed")
+    check_same(found, expected)
 
 
 CHANGES: list[dict[str, Any]] = [

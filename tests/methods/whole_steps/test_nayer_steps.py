@@ -7,6 +7,7 @@ student steps. Weights, temperature and rates are written out as published.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +42,8 @@ from plain import (
     mixed,
 )
 from torch import Tensor
+from torch.nn import functional as F
+from toy_networks import INFO
 from traces import Trace, check_at_work, check_mixed, check_same, check_seen
 
 from dfkd_fast.loops.synthesis import Synthesizer
@@ -51,11 +54,14 @@ CONFIG = NayerConfig(
 )
 PRINTED = replace(CONFIG, adv_masked=False, student_mode="eval")
 """Eq. 5 to the letter: the divergence of all images, from a student that is not in training"""
+TABLES = replace(CONFIG, generator_form="printed")
+"""the generator of the supplement's tables 8 (CIFAR, Tiny-ImageNet) and 9 (ImageNet)"""
 ROUNDS = ((0, 0), (1, 0), (1, 1))
 
 
-def ours(config: NayerConfig) -> tuple[Trace, list[Start]]:
+def ours(config: NayerConfig, side: int = 16) -> tuple[Trace, list[Start]]:
     place, trace = arena(), Trace()
+    place = place._replace(setup=place.setup._replace(info=replace(INFO, image_size=side)))
     method = place.method(Nayer, config)
     synthesizer = Synthesizer(method, place.runtime)
     starts = [follow_round(synthesizer, *where, trace) for where in ROUNDS]
@@ -64,7 +70,9 @@ def ours(config: NayerConfig) -> tuple[Trace, list[Start]]:
     return trace, starts
 
 
-def published(starts: list[Start], *, printed: bool = False) -> tuple[Trace, list[float]]:
+def published(
+    starts: list[Start], *, printed: bool = False, generator: Callable[[State, Tensor], Tensor] = decode
+) -> tuple[Trace, list[float]]:
     """The same by hand, and the shares of images that the adversarial term counts."""
     place, trace, pool, shares = arena(), Trace(), None, []
     teacher, student = state_of(place.teacher), state_of(place.student)
@@ -75,7 +83,7 @@ def published(starts: list[Start], *, printed: bool = False) -> tuple[Trace, lis
         # a new generator in epoch 0 and when the warm-up ends, else new noisy layers alone
         net = new if index == 0 else net | {name: new[name] for name in ("noise.weight", "noise.bias")}
         e = embeddings[start.labels]
-        pool, counted = one_round((epoch, index), trace, net, start, (teacher, student), e, pool, printed)
+        pool, counted = one_round((epoch, index), trace, net, start, (teacher, student), e, pool, printed, generator)
         shares += counted
     note_statistics(trace, "after synthesis", student)
     optimizer, rate = Sgd(momentum=0.9, decay=1e-4), cosine_lr(2, first=1, last=5, high=0.2, low=2e-4)
@@ -97,6 +105,7 @@ def one_round(
     embeddings: Tensor,
     pool: Moments | None,
     printed: bool,
+    generator: Callable[[State, Tensor], Tensor],
 ) -> tuple[Moments, list[float]]:
     """Algorithm 1's inner loop: Adam anew, g steps on Eq. 5, the images of the lowest loss; then the running average of
     the teacher's statistics. From an epoch's second round on the student is in train mode.
@@ -108,7 +117,7 @@ def one_round(
         e = batch_norm(net, "norm", embeddings, train=True)  # Eq. 2
         # K-to-1: each K = 4 images in turn have a noisy layer
         noisy = [part @ net["noise.weight"][i] + net["noise.bias"][i] for i, part in enumerate(e.split(4))]
-        images = decode(net, torch.cat(noisy))  # Eq. 3
+        images = generator(net, torch.cat(noisy))  # Eq. 3
         view = normalised(crop_flip(images, drawn.popleft(), drawn.popleft(), pad=4))
         seen = look(teacher, view)
         ce, bn = cross_entropy(seen.logits, start.labels).mean(), bn_distance(teacher, seen.moments, pool, 0.9)
@@ -124,6 +133,35 @@ def one_round(
         descend(trace, f"{key} step {step}", terms, loss, net, optimizer, 4e-3, "generator.")
     trace[f"{key} images"] = kept
     return [(m.detach(), v.detach()) for m, v in mixed(seen.moments, pool, 0.9)], shares
+
+
+def decode_table(net: State, vectors: Tensor) -> Tensor:
+    """Table 8 or 9, row by row, for images of 16 or 80 pixels and maps of 8 and 4 in place of 128 and 64 channels. What
+    the last BatchNorm gives counts as normalised by the data's mean and standard deviation.
+    """
+    rows = vectors @ net["decoder.stem.weight"].T + net["decoder.stem.bias"]
+    side, widths = {8 * 4 * 4: (16 // 4, (8, 4)), 8 * 5 * 5: (80 // 16, (8, 8, 4, 4))}[rows.shape[1]]
+    x = batch_norm(net, "decoder.stem_norm", rows, train=True).view(len(rows), 8, side, side)
+    for place, channels in enumerate(widths):
+        x = F.conv2d(x, spectral(net, f"decoder.convs.{place}"), padding=1)
+        assert x.shape[1:] == (channels, side * 2**place, side * 2**place)
+        x = batch_norm(net, f"decoder.norms.{place}", x, train=True)
+        x = torch.where(x > 0, x, 0.2 * x).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    x = F.conv2d(x, spectral(net, "decoder.to_rgb"), net["decoder.to_rgb.bias"], padding=1)
+    x = batch_norm(net, "decoder.image_norm", 1 / (1 + (-x).exp()), train=True)
+    mean, std = (torch.tensor(values).double().view(3, 1, 1) for values in (INFO.mean, INFO.std))
+    return x * std + mean
+
+
+def spectral(net: State, name: str) -> Tensor:
+    """W / sigma(W), sigma by one power iteration from where the last one ended (Miyato et al., algorithm 1); a gradient
+    goes through sigma, none through the singular vectors.
+    """
+    matrix, u = net[f"{name}.weight"].flatten(1), net[f"{name}.left"]
+    with torch.no_grad():
+        v = matrix.T @ u / (matrix.T @ u).square().sum().sqrt()
+        u.copy_(matrix @ v / (matrix @ v).square().sum().sqrt())
+    return net[f"{name}.weight"] / (u.clone() @ matrix @ v)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +180,15 @@ def test_steps_are_the_published_ones(statement: tuple[Trace, Trace]) -> None:
 def test_equation_5_as_printed() -> None:
     found, starts = ours(PRINTED)
     check_same(found, published(starts, printed=True)[0])
+
+
+@pytest.mark.parametrize("side", [16, 80], ids=["table8", "table9"])
+def test_the_generator_as_printed(side: int) -> None:
+    found, starts = ours(TABLES, side)
+    expected, shares = published(starts, generator=decode_table)
+    check_mixed(shares)
+    check_at_work(expected, "ce", "bn", "adv", "kd")
+    check_same(found, expected)
 
 
 CHANGES: list[dict[str, Any]] = [
