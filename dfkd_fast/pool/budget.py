@@ -7,8 +7,6 @@ buys (full / e)^2 images, since it is the pixels that cost.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -18,16 +16,6 @@ def data_ratio_capacity(data_size: int, ratio: float, *, full_size: int, image_s
     ImageNet-1k counts as 1,000 images a class: 10 % of 1,000,000 at 224 px is 400,000 at 112 px.
     """
     return round(data_size * ratio * (full_size / image_size) ** 2)
-
-
-def split_capacity(data_size: int, ratio: float, *, full_size: int, shares: Mapping[int, float]) -> dict[int, int]:
-    """One budget over several resolutions: `shares` gives the part of it that each image size gets."""
-    if not math.isclose(sum(shares.values()), 1):
-        raise ValueError(f"shares {dict(shares)}: expected a sum of 1")
-    return {
-        size: data_ratio_capacity(data_size, ratio * share, full_size=full_size, image_size=size)
-        for size, share in shares.items()
-    }
 
 
 def rounds_in_epoch(epoch: int, *, epochs: int, capacity: int, batch_size: int) -> int:

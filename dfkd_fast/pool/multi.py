@@ -11,7 +11,7 @@ from dfkd_fast.sampling import Sampler
 
 
 class MultiPool:
-    """Pools by image size. `capacity` of each comes from one budget: see `budget.split_capacity`."""
+    """Pools by image size. Raises ValueError for one whose images have another size."""
 
     def __init__(self, pools: Mapping[int, Pool]) -> None:
         for size, pool in pools.items():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.pool.budget import data_ratio_capacity, rounds_in_epoch, split_capacity
+from dfkd_fast.pool.budget import data_ratio_capacity, rounds_in_epoch
 from dfkd_fast.pool.journal import Journal
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.pool.pool import Pool
@@ -66,10 +66,6 @@ def test_the_papers_numbers() -> None:
     assert data_ratio_capacity(1_000_000, 0.1, full_size=224, image_size=112) == 400_000
     assert data_ratio_capacity(10_000, 0.01, full_size=224, image_size=96) == 544
     assert data_ratio_capacity(50_000, 1.0, full_size=32, image_size=28) == 65_306
-    halves = split_capacity(10_000, 1.0, full_size=224, shares={96: 0.5, 112: 0.5})
-    assert halves == {96: 27_222, 112: 20_000}
-    with pytest.raises(ValueError, match="sum of 1"):
-        split_capacity(10_000, 1.0, full_size=224, shares={96: 0.5, 112: 0.4})
 
 
 @pytest.mark.parametrize(
