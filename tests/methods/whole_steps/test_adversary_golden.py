@@ -1,0 +1,43 @@
+"""Golden numbers of rounds after warm-up, with a student that agrees with the teacher on some images and not on others:
+in the methods' own golden trajectories it agrees on none, and so their adversarial terms are 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from follow import arena
+from golden import check_golden, trajectory
+
+from dfkd_fast.methods.cmi import Cmi, CmiConfig
+from dfkd_fast.methods.fast import Fast, FastConfig
+from dfkd_fast.methods.msarc import Msarc, MsarcConfig
+from dfkd_fast.methods.nayer import Nayer, NayerConfig
+from dfkd_fast.methods.ssdkd import Ssdkd, SsdkdConfig
+from dfkd_fast.pool.pool import Pool
+
+SMALL: dict[str, Any] = {"epochs": 6, "warmup_epochs": 1, "synthesis_batch_size": 10, "generator_width": 8}
+CASES: dict[str, tuple[Any, Any]] = {
+    "nayer": (Nayer, NayerConfig(**SMALL, synthesis_steps=4, noise_features=12)),
+    "fast": (Fast, FastConfig(**SMALL, synthesis_steps=4, latent_dim=8)),
+    "ssdkd": (Ssdkd, SsdkdConfig(**SMALL, synthesis_steps=4, latent_dim=8, buffer_size=25)),
+    "cmi": (Cmi, CmiConfig(**SMALL, synthesis_steps=4, latent_dim=8, bank_size=20)),
+    "msarc": (Msarc, MsarcConfig(**SMALL, synthesis_steps=4, latent_dim=8)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rounds_with_an_adversary_that_is_at_work(name: str) -> None:
+    """Three rounds of four steps; the term is there in most of the last two and moves the images that are kept."""
+    cls, config = CASES[name]
+    place = arena()
+    method = place.method(cls, config)
+    pool = Pool(method.pool_capacity(), (3, 16, 16), runtime=place.runtime, num_classes=4, policy=method.pool_policy)
+    method.open_pool(pool)
+    terms = ("ce", "bn", "adv", "contrastive") if name == "cmi" else ("ce", "bn", "adv")
+    found = trajectory(method, place.runtime, epochs=3, terms=terms)
+    assert int((found["losses"][4:, 2].abs() > 1e-6).sum()) > 4
+    assert torch.isfinite(found["images"]).all()
+    check_golden(f"{name}-adversary", found)
