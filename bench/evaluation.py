@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 
 from dfkd_fast.benchmark.machine import machine_record
-from dfkd_fast.data import open_test
-from dfkd_fast.image_stream import Decoding, ImageStream
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.data.splits import open_test
+from dfkd_fast.data.stream import Decoding, ImageStream
+from dfkd_fast.device.runtime import make_runtime
 
 RESULTS = Path(__file__).resolve().parent / "results" / "evaluation-cpu.jsonl"
 CHOICES = ("dali", "pil")

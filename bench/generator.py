@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from kernels.report import machine
 from kernels.timing import Race
 
-from dfkd_fast.compilation import CLOCK, compiled
+from dfkd_fast.device.compilation import CLOCK, compiled
+from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.generators.noisy_embedding import NoisyEmbeddingGenerator
 from dfkd_fast.generators.upsample_conv import UpsampleConv2d
-from dfkd_fast.runtime import Runtime, make_runtime
 
 RESULTS = Path(__file__).parent / "results"
 CASES = {"nayer, 32 px": (100, 32, 100), "muse-s, 112 px": (20, 112, 1000)}

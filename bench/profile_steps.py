@@ -21,8 +21,8 @@ from torch.profiler import ProfilerActivity, profile
 from dfkd_fast.benchmark.machine import machine_record
 from dfkd_fast.benchmark.methods import read_target
 from dfkd_fast.benchmark.rehearsal import Rehearsal
-from dfkd_fast.config_sources import default_config, load_config
-from dfkd_fast.runtime import Runtime, make_runtime
+from dfkd_fast.config.sources import default_config, load_config
+from dfkd_fast.device.runtime import Runtime, make_runtime
 
 RESULTS = Path(__file__).resolve().parent / "results"
 GROUPS = {

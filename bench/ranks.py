@@ -67,8 +67,8 @@ class Side:
 
         from dfkd_fast.benchmark.rehearsal import Rehearsal
         from dfkd_fast.costs.work import probe_epoch
+        from dfkd_fast.device.runtime import make_runtime
         from dfkd_fast.models.factory import ModelInfo
-        from dfkd_fast.runtime import make_runtime
 
         together, case = self.pair != ALONE, CASES[self.case]
         if together:
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", default=list(CASES))
     options = parser.parse_args()
     from dfkd_fast.benchmark.machine import machine_record
-    from dfkd_fast.runtime import make_runtime
+    from dfkd_fast.device.runtime import make_runtime
 
     where = machine_record(make_runtime(device="cpu", precision=options.precision, channels_last=True, threads=1))
     options.results.parent.mkdir(parents=True, exist_ok=True)

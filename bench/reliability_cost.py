@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from dfkd_fast.checkpoint import Checkpoint, save_checkpoint
-from dfkd_fast.loggers import RunLogger
+from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.pool.journal import Journal
 from dfkd_fast.pool.pool import Pool
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.reporting.loggers import RunLogger
+from dfkd_fast.training.checkpoint import Checkpoint, save_checkpoint
 
 IMAGES, BATCH = 20_000, 200
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.joined import ALONE, JoinedBatch
 from dfkd_fast.models.factory import ModelInfo
+from dfkd_fast.parallel.global_batch import ALONE, JoinedBatch
 
 
 class CropFlip(NamedTuple):

@@ -1,6 +1,6 @@
 """Randomness as a function of (seed, epoch, phase), so that a resumed run repeats a run bit for bit.
 
-That is, where operators do: `switches.py` has what a GPU needs for it.
+That is, where operators do: `device/switches.py` has what a GPU needs for it.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dfkd_fast import cache
 from dfkd_fast.errors import UserError
+from dfkd_fast.files import cache
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dfkd_fast.checkpoint import (
+from dfkd_fast.errors import UserError
+from dfkd_fast.files.digests import crc_of_json
+from dfkd_fast.models.factory import ModelInfo, load_model
+from dfkd_fast.models.sealed import HEADER, SEAL
+from dfkd_fast.optim import OptimizerSpec, reset_state, set_lr
+from dfkd_fast.training.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,
     Shelf,
@@ -25,13 +30,8 @@ from dfkd_fast.checkpoint import (
     save_checkpoint,
     save_network,
 )
-from dfkd_fast.digests import crc_of_json
-from dfkd_fast.errors import UserError
-from dfkd_fast.loops.run_record import read_run_record
-from dfkd_fast.models.factory import ModelInfo, load_model
-from dfkd_fast.models.sealed import HEADER, SEAL
-from dfkd_fast.optim import OptimizerSpec, reset_state, set_lr
-from dfkd_fast.state_tensors import load_module, load_optimizer, module_tensors, optimizer_tensors
+from dfkd_fast.training.run_record import read_run_record
+from dfkd_fast.training.state_tensors import load_module, load_optimizer, module_tensors, optimizer_tensors
 
 INFO = ModelInfo(name="cnn_s", num_classes=3, image_size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from dfkd_fast.catalog import presets
-from dfkd_fast.config_sources import default_config, load_config
-from dfkd_fast.loops import run_costs, run_record
+from dfkd_fast.config.sources import default_config, load_config
+from dfkd_fast.training import run_costs, run_record
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -17,11 +17,11 @@ import torch
 from dfkd_fast import __version__
 from dfkd_fast.cli import train as train_command
 from dfkd_fast.cli.main import COMMANDS, main
-from dfkd_fast.config import TrainConfig
-from dfkd_fast.config_record import write_config
-from dfkd_fast.config_sources import default_config, load_config, load_run
+from dfkd_fast.config.record import write_config
+from dfkd_fast.config.sources import default_config, load_config, load_run
+from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops.interrupt import Interrupted
+from dfkd_fast.training.interrupt import Interrupted
 
 NAMED = ("--teacher", "cnn", "--student", "cnn_s")
 
@@ -201,9 +201,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainConfig, bool]]:
             write_config(config, config.run_folder / "config.toml")
         return config.run_folder
 
-    module = types.ModuleType("dfkd_fast.loops.train")
+    module = types.ModuleType("dfkd_fast.training.train")
     module.train = train  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "dfkd_fast.loops.train", module)
+    monkeypatch.setitem(sys.modules, "dfkd_fast.training.train", module)
     return calls
 
 
@@ -325,7 +325,7 @@ def test_interrupted_run_says_how_to_go_on(
     def train(config: TrainConfig, *, resume: bool, other_code: bool = False) -> Path:
         raise stop
 
-    monkeypatch.setattr(sys.modules["dfkd_fast.loops.train"], "train", train)
+    monkeypatch.setattr(sys.modules["dfkd_fast.training.train"], "train", train)
     start = ["train", "nayer", "--preset", "cifar10", "--run-dir", str(tmp_path)]
     assert main(start) == status
     assert capsys.readouterr().err == f"dfkd-fast: stopped by {name} before anything was written\n"

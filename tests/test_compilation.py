@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfkd_fast import compilation, runtime
-from dfkd_fast.compilation import CLOCK, PreparationClock, compiled, keep_compile_caches
+from dfkd_fast.device import compilation, runtime
+from dfkd_fast.device.compilation import CLOCK, PreparationClock, compiled, keep_compile_caches
+from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.runtime import make_runtime
 
 
 def test_the_clock_counts_what_is_nested_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_a_run_that_compiles_keeps_its_caches(tmp_path: Path) -> None:
     code = """
 import os, torch
 from dfkd_fast.optim import OptimizerSpec
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.device.runtime import make_runtime
 make_runtime(device="cpu", compilation="default")
 weight = torch.ones(2, requires_grad=True)
 OptimizerSpec(kind="adam", groups=[{"params": [weight], "lr": 0.1}]).build()

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from dfkd_fast import catalog
 from dfkd_fast.catalog import METHODS
-from dfkd_fast.config import TrainConfig, flatten
-from dfkd_fast.config_limits import ABOVE_ZERO, ANY, LEAST
-from dfkd_fast.config_record import config_hash, differences, settled, write_config
-from dfkd_fast.config_sources import default_config, load_config, load_run, named_method, read_toml
-from dfkd_fast.data_sets import data_set_of
+from dfkd_fast.config.data_sets import data_set_of
+from dfkd_fast.config.flags import flag_types
+from dfkd_fast.config.limits import ABOVE_ZERO, ANY, LEAST
+from dfkd_fast.config.record import config_hash, differences, settled, write_config
+from dfkd_fast.config.sources import default_config, load_config, load_run, named_method, read_toml
+from dfkd_fast.config.train import TrainConfig, flatten
 from dfkd_fast.errors import UserError
-from dfkd_fast.flags import flag_types
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from dfkd_fast.data import check_apart, load_split, open_test
+from dfkd_fast.data.arrays import resized
+from dfkd_fast.data.splits import check_apart, load_split, open_test
+from dfkd_fast.data.statistics import compute_statistics
+from dfkd_fast.data.stream import Decoding
 from dfkd_fast.errors import UserError
-from dfkd_fast.image_arrays import resized
-from dfkd_fast.image_statistics import compute_statistics
-from dfkd_fast.image_stream import Decoding
 
 CLASSES = ("ant", "bee", "cow")
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

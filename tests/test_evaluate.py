@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dfkd_fast.data import ImageSet
+from dfkd_fast.data.splits import ImageSet
+from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops.evaluate import Evaluation, agreement, evaluate
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.small import cnn_s
-from dfkd_fast.runtime import Runtime, make_runtime
+from dfkd_fast.training.evaluate import Evaluation, agreement, evaluate
 
 MEAN, STD = (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)
 

@@ -16,10 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dfkd_fast import archives, file_trees
-from dfkd_fast.data import ImageSet, load_split, open_test
+from dfkd_fast.data.splits import ImageSet, load_split, open_test
+from dfkd_fast.data.stream import Decoding, ImageStream
 from dfkd_fast.errors import UserError
-from dfkd_fast.image_stream import Decoding, ImageStream
+from dfkd_fast.files import archives
+from dfkd_fast.files import trees as file_trees
 
 CLASSES = ("ant", "bee", "cow")
 

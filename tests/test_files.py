@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dfkd_fast import files
-from dfkd_fast.files import append_line, drop_folder, make_folder, sweep, write_file, write_folder
+from dfkd_fast.files import write as files
+from dfkd_fast.files.write import append_line, drop_folder, make_folder, sweep, write_file, write_folder
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "dfkd_fast"
@@ -20,24 +20,24 @@ ELSEWHERE = {
     "pool/exports.py": "images for others, streamed into a hidden folder that cli/pool.py syncs and renames",
     "pool/journal.py": "segments of images: appended, synced by `flush`, found by checksum",
     "pool/verify.py": "gives a segment its full length again",
-    "locks.py": "the lock's owner, which nothing depends on",
+    "files/locks.py": "the lock's owner, which nothing depends on",
     "benchmark/plot.py": "draws into memory",
     "cli/main.py": "opens the null device for reading and writing",
     "cli/pool.py": "renames what was exported into a hidden folder, synced",
-    "image_decoder_dali.py": "writes an image into memory",
-    "visualize.py": "draws into memory",
+    "data/decoder_dali.py": "writes an image into memory",
+    "reporting/visualize.py": "draws into memory",
     "kernels/dfkd_kernels/bn_moments/tune.py": "rewrites a source file, for a developer",
 }
-"""what writes beside `files.py`, and why it may"""
+"""what writes beside `files/write.py`, and why it may"""
 
 FOLDERS = {
-    "cache.py": "a stand-in in the system's temporary folder, for this user alone",
-    "compilation.py": "caches that nothing is lost with, for this user alone",
+    "files/cache.py": "a stand-in in the system's temporary folder, for this user alone",
+    "device/compilation.py": "caches that nothing is lost with, for this user alone",
     "cli/pool.py": "the hidden folder of an export",
     "pool/exports.py": "folders within it",
-    "loops/teacher_state.py": "of a training that is over, or has kept nothing",
+    "training/teacher_state.py": "of a training that is over, or has kept nothing",
 }
-"""what makes or deletes whole folders beside `files.py`, and why it may"""
+"""what makes or deletes whole folders beside `files/write.py`, and why it may"""
 
 WRITES = {
     *("write_text", "write_bytes", "save_file", "savefig", "tofile", "savez", "savez_compressed", "pwrite"),
@@ -74,7 +74,7 @@ def writing_calls(source: str) -> list[str]:
 def test_nothing_else_writes() -> None:
     for place, path in sources():
         calls = writing_calls(path.read_text())
-        assert bool(calls) == (place in ELSEWHERE or place == "files.py"), (place, calls)
+        assert bool(calls) == (place in ELSEWHERE or place == "files/write.py"), (place, calls)
 
 
 def test_nothing_else_makes_or_drops_folders() -> None:
@@ -83,7 +83,7 @@ def test_nothing_else_makes_or_drops_folders() -> None:
     for place, path in sources():
         names = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         calls = [name for name in names if name.rpartition(".")[2] in verbs]
-        assert bool(calls) == (place in FOLDERS or place == "files.py"), (place, calls)
+        assert bool(calls) == (place in FOLDERS or place == "files/write.py"), (place, calls)
 
 
 def sources() -> list[tuple[str, Path]]:

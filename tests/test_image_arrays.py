@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd_fast import array_files
-from dfkd_fast.array_files import NpzFile
-from dfkd_fast.data import check_apart, load_split, open_test
+from dfkd_fast.data.splits import check_apart, load_split, open_test
+from dfkd_fast.data.stream import Decoding
 from dfkd_fast.errors import UserError
-from dfkd_fast.image_stream import Decoding
+from dfkd_fast.files import arrays as array_files
+from dfkd_fast.files.arrays import NpzFile
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 

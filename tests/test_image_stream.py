@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfkd_fast.data import ImageSet, load_split, open_test
+from dfkd_fast.data.splits import ImageSet, load_split, open_test
+from dfkd_fast.data.stream import Decoding, ImageStream
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.image_stream import Decoding, ImageStream
-from dfkd_fast.loops.evaluate import evaluate
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.torchvision_cpu import ensure_importable
 from dfkd_fast.pool import stream_dali
-from dfkd_fast.runtime import Runtime
+from dfkd_fast.training.evaluate import evaluate
 
 CPU = torch.device("cpu")
 SIZE, RESIZE = 28, 32

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfkd_fast.limits import available_cores, free_host_memory
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.device.runtime import make_runtime
+from dfkd_fast.files.limits import available_cores, free_host_memory
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -76,7 +76,7 @@ def test_cores_are_the_quota_rounded_up(tmp_path: Path, groups: str, files: dict
 
 def test_threads_follow_the_quota_unless_somebody_says(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
-    monkeypatch.setattr("dfkd_fast.runtime.available_cores", lambda: 1)
+    monkeypatch.setattr("dfkd_fast.device.runtime.available_cores", lambda: 1)
     try:
         torch.set_num_threads(3)
         monkeypatch.setenv("OMP_NUM_THREADS", "3")

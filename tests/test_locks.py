@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.locks import lock_file
+from dfkd_fast.files.locks import lock_file
 
 HOLD = """
 import fcntl, os, sys

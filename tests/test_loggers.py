@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dfkd_fast import loggers
-from dfkd_fast.console import count, duration
-from dfkd_fast.loggers import Pace, RunLogger, read_metrics
-from dfkd_fast.meters import Meter
+from dfkd_fast.reporting import loggers
+from dfkd_fast.reporting.console import count, duration
+from dfkd_fast.reporting.loggers import Pace, RunLogger, read_metrics
+from dfkd_fast.reporting.meters import Meter
 
 
 class Clock:

@@ -22,13 +22,13 @@ from safetensors.torch import load_file, save_file
 from dfkd_fast.cli.eval import EvalOptions
 from dfkd_fast.cli.main import main
 from dfkd_fast.cli.teacher import InfoOptions
-from dfkd_fast.config import TrainConfig
-from dfkd_fast.config_sources import load_run
+from dfkd_fast.config.own_networks import folder_name, own_network, settled, unplaced
+from dfkd_fast.config.sources import load_run
+from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.own_code import source_files
 from dfkd_fast.models.torchvision_cpu import ensure_importable
-from dfkd_fast.own_networks import folder_name, own_network, settled, unplaced
 
 CODE = """
 from torch import nn

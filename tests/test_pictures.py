@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dfkd_fast import pictures
-from dfkd_fast.data import load_split, open_test
+from dfkd_fast.data.arrays import with_channels
+from dfkd_fast.data.splits import load_split, open_test
+from dfkd_fast.data.stream import Decoding, ImageStream
 from dfkd_fast.errors import UserError
-from dfkd_fast.image_arrays import with_channels
-from dfkd_fast.image_stream import Decoding, ImageStream
-from dfkd_fast.pictures import Channels, PictureReader
+from dfkd_fast.files import pictures
+from dfkd_fast.files.pictures import Channels, PictureReader
 
 SIDE = 24
 ROOT = Path(__file__).parent.parent

@@ -14,20 +14,20 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dfkd_fast.checkpoint import load_network, save_network
-from dfkd_fast.class_order import natural, number_hint
 from dfkd_fast.cli.main import main
-from dfkd_fast.config_sources import default_config, load_config
-from dfkd_fast.data import load_split
-from dfkd_fast.data_sets import DATA_SETS, data_set_of
+from dfkd_fast.config.data_sets import DATA_SETS, data_set_of
+from dfkd_fast.config.sources import default_config, load_config
+from dfkd_fast.data.class_order import natural, number_hint
+from dfkd_fast.data.splits import load_split
+from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops.evaluate import Expected
-from dfkd_fast.loops.judge import accuracy_lines
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.info import ModelInfo
 from dfkd_fast.models.probe import suspicions
 from dfkd_fast.models.teacher import FrozenNet
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.training.checkpoint import load_network, save_network
+from dfkd_fast.training.evaluate import Expected
+from dfkd_fast.training.judge import accuracy_lines
 
 SHAPE = {"num_classes": 12, "image_size": 8}
 

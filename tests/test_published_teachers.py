@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from dfkd_fast.data import load_split
-from dfkd_fast.loops.evaluate import evaluate
+from dfkd_fast.data.splits import load_split
+from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.models.factory import load_model
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.training.evaluate import evaluate
 
 CODE = '''
 """Residual networks for CIFAR (He et al., 2015, section 4.2): three stages, shortcuts without parameters (option A)."""

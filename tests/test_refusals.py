@@ -10,7 +10,7 @@ import torch
 
 from dfkd_fast.cli import eval as eval_command
 from dfkd_fast.cli.main import main
-from dfkd_fast.refusals import refusal
+from dfkd_fast.messages.refusals import refusal
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.EMFILE, errno.ELOOP])

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from dfkd_fast import process_group
+from dfkd_fast.device.runtime import Runtime, has_fast_bf16, make_runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.runtime import Runtime, has_fast_bf16, make_runtime
+from dfkd_fast.parallel import group as process_group
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 
@@ -115,7 +115,7 @@ def test_world_of_one() -> None:
 LARGE_TENSOR = """
 import torch
 from pathlib import Path
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.device.runtime import make_runtime
 
 make_runtime(device="cpu")
 address = torch.empty(100 << 20, dtype=torch.uint8).data_ptr()

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from dfkd_fast.device.runtime import make_runtime
+from dfkd_fast.device.switches import named_operator, set_switches
 from dfkd_fast.errors import UserError
-from dfkd_fast.runtime import make_runtime
-from dfkd_fast.switches import named_operator, set_switches
 
 CUDA = torch.device("cuda", 0)
 

@@ -19,20 +19,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfkd_fast import digests
-from dfkd_fast.checkpoint import load_network, save_network
 from dfkd_fast.cli.main import main
-from dfkd_fast.data import ImageSet, load_split
+from dfkd_fast.config.recipes import TeacherRecipe
+from dfkd_fast.data.splits import ImageSet, load_split
+from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops import teacher as teacher_module
-from dfkd_fast.loops import teacher_state
-from dfkd_fast.loops.interrupt import Interrupted
-from dfkd_fast.loops.teacher import train_teacher
-from dfkd_fast.loops.teacher_cache import cached_teacher
-from dfkd_fast.loops.teacher_state import TrainingState, only_one
+from dfkd_fast.files import digests
 from dfkd_fast.models.factory import load_model
-from dfkd_fast.recipes import TeacherRecipe
-from dfkd_fast.runtime import Runtime, make_runtime
+from dfkd_fast.training import teacher as teacher_module
+from dfkd_fast.training import teacher_state
+from dfkd_fast.training.checkpoint import load_network, save_network
+from dfkd_fast.training.interrupt import Interrupted
+from dfkd_fast.training.teacher import train_teacher
+from dfkd_fast.training.teacher_cache import cached_teacher
+from dfkd_fast.training.teacher_state import TrainingState, only_one
 
 RECIPE = TeacherRecipe(epochs=3, batch_size=20, lr=0.2, crop_padding=2, flip=False)
 STEPS = 4

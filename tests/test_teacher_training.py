@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 from dfkd_fast.augment import draw_boxes
 from dfkd_fast.cli.main import main
-from dfkd_fast.config_record import write_config
-from dfkd_fast.config_sources import default_config, load_config
-from dfkd_fast.data import ImageSet, load_split
-from dfkd_fast.data_sets import DATA_SETS
+from dfkd_fast.config.data_sets import DATA_SETS
+from dfkd_fast.config.recipes import TeacherRecipe
+from dfkd_fast.config.record import write_config
+from dfkd_fast.config.sources import default_config, load_config
+from dfkd_fast.data.splits import ImageSet, load_split
+from dfkd_fast.data.statistics import compute_statistics
+from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.image_statistics import compute_statistics
-from dfkd_fast.loops import teacher as teacher_module
-from dfkd_fast.loops.teacher import train_teacher
-from dfkd_fast.loops.teacher_cache import cache_folder, cached_teacher
 from dfkd_fast.models.factory import load_model
-from dfkd_fast.recipes import TeacherRecipe
 from dfkd_fast.rng import seed_phase
-from dfkd_fast.runtime import Runtime, make_runtime
+from dfkd_fast.training import teacher as teacher_module
+from dfkd_fast.training.teacher import train_teacher
+from dfkd_fast.training.teacher_cache import cache_folder, cached_teacher
 
 RECIPE = TeacherRecipe(epochs=2, batch_size=32, lr=0.2, crop_padding=2, flip=False)
 

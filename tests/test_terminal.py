@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfkd_fast.cli.main import main
-from dfkd_fast.terminal import command, page, prepare_streams, quoted, show, shown
+from dfkd_fast.messages.terminal import command, page, prepare_streams, quoted, show, shown
 
 PACKAGE = Path(__file__).parent.parent / "dfkd_fast"
 

@@ -15,18 +15,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dfkd_fast.catalog import METHODS, presets
-from dfkd_fast.class_names import first_synonym, read_class_names, spoken_names, with_synonyms
-from dfkd_fast.config_sources import default_config, load_config
-from dfkd_fast.data_sets import DATA_SETS
+from dfkd_fast.config.data_sets import DATA_SETS
+from dfkd_fast.config.sources import default_config, load_config
+from dfkd_fast.config.wordnet import wordnet_words
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops.class_vectors import class_vectors
-from dfkd_fast.loops.networks import load_method
+from dfkd_fast.messages.notes import note
 from dfkd_fast.models.info import data_set_source
 from dfkd_fast.models.torchvision_cpu import ensure_importable, imagenet_categories
-from dfkd_fast.notes import note
-from dfkd_fast.text import CENTRES, PROMPTS, label_embeddings, origin, prompted
-from dfkd_fast.text_encoders import cache_folder, encode
-from dfkd_fast.wordnet import wordnet_words
+from dfkd_fast.text.class_names import first_synonym, read_class_names, spoken_names, with_synonyms
+from dfkd_fast.text.encoders import cache_folder, encode
+from dfkd_fast.text.label_embeddings import CENTRES, PROMPTS, label_embeddings, origin, prompted
+from dfkd_fast.training.class_vectors import class_vectors
+from dfkd_fast.training.networks import load_method
 
 NAMES = ("ice_cream", "T-shirt", "cat")
 

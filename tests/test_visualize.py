@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dfkd_fast.visualize import class_grid, save_grid
+from dfkd_fast.reporting.visualize import class_grid, save_grid
 
 GAP = 2
 

@@ -26,11 +26,11 @@ from torch.optim import Optimizer
 
 from dfkd_fast.benchmark.rehearsal import Rehearsal
 from dfkd_fast.catalog import METHODS
-from dfkd_fast.config_sources import default_config, load_config
-from dfkd_fast.loops.steps import WARM_UP_STEPS
+from dfkd_fast.config.sources import default_config, load_config
+from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.rng import seed_phase
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.training.steps import WARM_UP_STEPS
 
 INFO = ModelInfo(name="cnn", num_classes=10, image_size=32, mean=(0.3,) * 3, std=(0.4,) * 3)
 SLACK = 4.0

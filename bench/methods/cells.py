@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 import dfkd_fast
 from dfkd_fast.catalog import FACTS, METHODS
-from dfkd_fast.config import TrainConfig
-from dfkd_fast.config_record import config_hash
-from dfkd_fast.config_sources import default_config, load_config
-from dfkd_fast.loops.run_record import active_backends
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.config.record import config_hash
+from dfkd_fast.config.sources import default_config, load_config
+from dfkd_fast.config.train import TrainConfig
+from dfkd_fast.device.runtime import make_runtime
+from dfkd_fast.training.run_record import active_backends
 
 PRESET = "digits"
 PRESET_PRECISION = "bf16"

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.pool.journal import Journal
 from dfkd_fast.pool.pool import Pool
 from dfkd_fast.pool.stream import View
-from dfkd_fast.runtime import Runtime, make_runtime
 
 BATCH, PAD = 256, 4
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)

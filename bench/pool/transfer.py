@@ -12,9 +12,9 @@ from report import Figure
 from scene import BATCH, filled_pool, runtime_on, view_of
 from timing import medians
 
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.pool.pool import Pool
-from dfkd_fast.runtime import Runtime
 from dfkd_fast.sampling import EpochShuffle
 
 SIZE, COUNT, BATCHES = 112, 20_000, 50

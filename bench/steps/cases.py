@@ -10,10 +10,10 @@ from released_style.baseline import Baseline
 from released_style.recipe import recipe_of
 
 from dfkd_fast.benchmark.rehearsal import Rehearsal
-from dfkd_fast.config import TrainConfig
-from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.config.sources import default_config, load_config
+from dfkd_fast.config.train import TrainConfig
+from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.runtime import make_runtime
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,16 +8,16 @@ from typing import Any
 from dfkd_fast.benchmark.projection import Projection, project
 from dfkd_fast.benchmark.rehearsal import rehearse
 from dfkd_fast.benchmark.watch import Window
-from dfkd_fast.config import TrainConfig
-from dfkd_fast.config_sources import settle
+from dfkd_fast.config.sources import settle
+from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.costs.flops import count_step_flops
 from dfkd_fast.costs.peak import matmul_rate
 from dfkd_fast.costs.work import recipe_work
-from dfkd_fast.loops.evaluate import evaluation_images
-from dfkd_fast.loops.networks import check_teacher, load_method, runtime_of, stated_values
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.pool.build import check_pool
-from dfkd_fast.runtime import Runtime
+from dfkd_fast.training.evaluate import evaluation_images
+from dfkd_fast.training.networks import check_teacher, load_method, runtime_of, stated_values
 
 
 def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) -> Projection:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from dfkd_fast.loops.run_record import git_sha, versions
-from dfkd_fast.runtime import Runtime
+from dfkd_fast.device.runtime import Runtime
+from dfkd_fast.training.run_record import git_sha, versions
 
 
 def machine_record(runtime: Runtime) -> dict[str, Any]:

@@ -21,15 +21,15 @@ from dfkd_fast.benchmark.projection import Projection, project
 from dfkd_fast.benchmark.rehearsal import Timings, assemble, rehearse
 from dfkd_fast.benchmark.watch import Window, sample
 from dfkd_fast.catalog import METHODS, presets
-from dfkd_fast.config import TrainConfig
-from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.config.data_sets import DATA_SETS, DataSet, data_set_of
+from dfkd_fast.config.sources import default_config, load_config
+from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.costs.flops import StepFlops, count_step_flops
 from dfkd_fast.costs.work import recipe_work
-from dfkd_fast.data_sets import DATA_SETS, DataSet, data_set_of
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.methods.base import Method
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.runtime import Runtime
 
 TARGETS = (
     "nayer/cifar10",

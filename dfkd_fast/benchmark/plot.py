@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.files import write_file
+from dfkd_fast.files.write import write_file
 
 BARS = (
     ("arithmetic floor", "#9a9a9a", lambda row: row["ours"]["floor_hours"]),

@@ -10,7 +10,7 @@ from dfkd_fast.benchmark.rehearsal import Timings
 from dfkd_fast.benchmark.watch import Spread
 from dfkd_fast.costs.flops import StepFlops
 from dfkd_fast.costs.work import Work
-from dfkd_fast.runtime import Runtime
+from dfkd_fast.device.runtime import Runtime
 
 PHASES = ("synthesis", "distillation")
 

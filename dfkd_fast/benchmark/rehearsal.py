@@ -13,20 +13,20 @@ import torch
 from torch import nn
 
 from dfkd_fast.benchmark.watch import Spread, Watch, Window
-from dfkd_fast.config import TrainConfig
+from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.costs.work import SynthesisKind, Work, probe_epoch, stage_kinds
-from dfkd_fast.loops.logit_cache import make_cache
-from dfkd_fast.loops.networks import check_pool_use, load_method, make_method, make_student
-from dfkd_fast.loops.pools import make_pools
-from dfkd_fast.loops.student import StudentTrainer
-from dfkd_fast.loops.synthesis import Synthesizer
-from dfkd_fast.loops.trainers import make_trainer
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.methods.base import CollectedImages, LossTerms, Method, SynthBatch
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.teacher import FrozenNet
 from dfkd_fast.rng import seed_phase
-from dfkd_fast.runtime import Runtime
-from dfkd_fast.text import CENTRES
+from dfkd_fast.text.label_embeddings import CENTRES
+from dfkd_fast.training.logit_cache import make_cache
+from dfkd_fast.training.networks import check_pool_use, load_method, make_method, make_student
+from dfkd_fast.training.pools import make_pools
+from dfkd_fast.training.student import StudentTrainer
+from dfkd_fast.training.synthesis import Synthesizer
+from dfkd_fast.training.trainers import make_trainer
 
 
 @dataclass(kw_only=True)

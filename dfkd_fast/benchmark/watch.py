@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.methods.base import LossTerms
-from dfkd_fast.runtime import Runtime
 
 Clock = Callable[[], float]
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dfkd_fast.config import Hardware, check_values
+from dfkd_fast.config.flags import from_flags, parse
+from dfkd_fast.config.train import Hardware, check_values
 from dfkd_fast.errors import UserError, unknown
-from dfkd_fast.files import append_line, make_folder
-from dfkd_fast.flags import from_flags, parse
-from dfkd_fast.terminal import page, show
+from dfkd_fast.files.write import append_line, make_folder
+from dfkd_fast.messages.terminal import page, show
 
 USAGE = """usage: dfkd-fast bench methods [METHOD/PRESET ...] [flags]
 
@@ -76,7 +76,7 @@ def bench_methods(names: Sequence[str], options: BenchOptions) -> None:
     from dfkd_fast.benchmark.plot import plot
     from dfkd_fast.benchmark.watch import Window
     from dfkd_fast.costs.peak import matmul_rate
-    from dfkd_fast.runtime import make_runtime
+    from dfkd_fast.device.runtime import make_runtime
 
     targets = [methods.read_target(name) for name in names or methods.TARGETS]
     runtime = make_runtime(

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from dfkd_fast.cli.report import REPORTS, said, say
-from dfkd_fast.config import CONFIG_FILE
+from dfkd_fast.config.train import CONFIG_FILE
 from dfkd_fast.errors import UserError
-from dfkd_fast.limits import available_cores
-from dfkd_fast.terminal import command, page
+from dfkd_fast.files.limits import available_cores
+from dfkd_fast.messages.terminal import command, page
 
 GRACE = 60
 """seconds that ranks have for the end of their step when they are asked to stop"""

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dfkd_fast.config import Hardware, NetworkInput, check_teacher_data, check_values
-from dfkd_fast.config_sources import load_run
+from dfkd_fast.config.flags import from_flags, parse
+from dfkd_fast.config.own_networks import own_network, settled
+from dfkd_fast.config.sources import load_run
+from dfkd_fast.config.train import Hardware, NetworkInput, check_teacher_data, check_values
 from dfkd_fast.errors import UserError
-from dfkd_fast.flags import from_flags, parse
-from dfkd_fast.own_networks import own_network, settled
-from dfkd_fast.terminal import command, page, quoted, show
+from dfkd_fast.messages.terminal import command, page, quoted, show
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from dfkd_fast.loops.evaluate import Expected
+    from dfkd_fast.device.runtime import Runtime
     from dfkd_fast.models.factory import ModelInfo
-    from dfkd_fast.runtime import Runtime
+    from dfkd_fast.training.evaluate import Expected
 
 USAGE = """usage: dfkd-fast eval RUN --data DATA [flags]
        dfkd-fast eval FILE --data DATA [--student NAME] [flags]
@@ -65,9 +65,9 @@ def run(arguments: Sequence[str]) -> int:
     check_teacher_data(options.teacher_data)
     file, data = find_student(target, options.data)
 
-    from dfkd_fast.loops.evaluate import evaluate
-    from dfkd_fast.loops.judge import accuracy_lines
-    from dfkd_fast.runtime import make_runtime
+    from dfkd_fast.device.runtime import make_runtime
+    from dfkd_fast.training.evaluate import evaluate
+    from dfkd_fast.training.judge import accuracy_lines
 
     runtime = make_runtime(
         device=options.device,
@@ -106,8 +106,8 @@ def check_trusted(file: Path, run: Path | None) -> None:
 
     A run folder is the user's, and says which code it was; a file alone may be anybody's.
     """
-    from dfkd_fast.checkpoint import written_name
-    from dfkd_fast.loops.sources import check_sources
+    from dfkd_fast.training.checkpoint import written_name
+    from dfkd_fast.training.sources import check_sources
 
     name = written_name(file, flag="eval")
     if own_network(name) is None:
@@ -122,13 +122,13 @@ def load(
     file: Path, data: str, options: EvalOptions, runtime: Runtime, run: Path | None = None
 ) -> tuple[nn.Module, ModelInfo, Expected[Any]]:
     """The network in a file, of `run` if it lies in a run folder, and the test images as it expects them."""
-    from dfkd_fast.checkpoint import written_name
-    from dfkd_fast.class_order import stated_order
-    from dfkd_fast.data import open_test
-    from dfkd_fast.image_stream import Decoding
-    from dfkd_fast.loops.evaluate import as_expected, image_channels
-    from dfkd_fast.loops.networks import stated_values
+    from dfkd_fast.data.class_order import stated_order
+    from dfkd_fast.data.splits import open_test
+    from dfkd_fast.data.stream import Decoding
     from dfkd_fast.models.factory import load_model
+    from dfkd_fast.training.checkpoint import written_name
+    from dfkd_fast.training.evaluate import as_expected, image_channels
+    from dfkd_fast.training.networks import stated_values
 
     if options.student is None:
         check_trusted(file, run)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dfkd_fast.catalog import CIFAR10_PAIR, FACTS, METHODS, MODELS, MethodFacts, presets
-from dfkd_fast.data_sets import data_set_of
+from dfkd_fast.config.data_sets import data_set_of
 from dfkd_fast.errors import unknown
-from dfkd_fast.terminal import page, show
+from dfkd_fast.messages.terminal import page, show
 
 USAGE = """usage: dfkd-fast ls [methods|presets [METHOD ...]|models|kernels]
 

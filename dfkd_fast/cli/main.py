@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dfkd_fast import __version__
 from dfkd_fast.cli.report import say
 from dfkd_fast.errors import LostRank, UserError, unknown
-from dfkd_fast.refusals import refusal
-from dfkd_fast.terminal import page, prepare_streams, show
+from dfkd_fast.messages.refusals import refusal
+from dfkd_fast.messages.terminal import page, prepare_streams, show
 
 COMMANDS = {
     "train": "distil a student from a teacher by METHOD, without the teacher's data",

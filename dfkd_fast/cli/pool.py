@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dfkd_fast.config.flags import from_flags, parse
 from dfkd_fast.errors import UserError, one_of, unknown
-from dfkd_fast.files import sync_file, sync_folder
-from dfkd_fast.flags import from_flags, parse
-from dfkd_fast.terminal import page, show
+from dfkd_fast.files.write import sync_file, sync_folder
+from dfkd_fast.messages.terminal import page, show
 
 if TYPE_CHECKING:
     from dfkd_fast.pool.files import PoolFiles
@@ -156,7 +156,7 @@ def write_sheet(files: PoolFiles, target: Path, start: int, stop: int) -> None:
     """A contact sheet: the images in their order, 16 in a row."""
     import torch
 
-    from dfkd_fast.visualize import save_grid
+    from dfkd_fast.reporting.visualize import save_grid
 
     most = SHEET_COLUMNS * SHEET_ROWS
     if stop - start > most:

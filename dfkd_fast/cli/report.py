@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from dfkd_fast.files import write_file
-from dfkd_fast.terminal import show
+from dfkd_fast.files.write import write_file
+from dfkd_fast.messages.terminal import show
 
 REPORTS = "DFKD_FAST_REPORTS"
 """environment variable with the folder in which a launched process leaves its line"""

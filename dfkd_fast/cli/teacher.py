@@ -11,13 +11,13 @@ from typing import Any
 
 from dfkd_fast.catalog import MODELS
 from dfkd_fast.cli.report import say
-from dfkd_fast.config import Hardware, NetworkInput, check_teacher_data, check_values
-from dfkd_fast.config_sources import given_keys
+from dfkd_fast.config.flags import from_flags, parse
+from dfkd_fast.config.own_networks import check_untrained, settled
+from dfkd_fast.config.recipes import TeacherRecipe
+from dfkd_fast.config.sources import given_keys
+from dfkd_fast.config.train import Hardware, NetworkInput, check_teacher_data, check_values
 from dfkd_fast.errors import UserError, unknown
-from dfkd_fast.flags import from_flags, parse
-from dfkd_fast.own_networks import check_untrained, settled
-from dfkd_fast.recipes import TeacherRecipe
-from dfkd_fast.terminal import command, page, show
+from dfkd_fast.messages.terminal import command, page, show
 
 USAGE = """usage: dfkd-fast teacher train MODEL --data DATA --out FILE [--resume] [flags]
        dfkd-fast teacher info FILE|MODEL [flags]
@@ -81,10 +81,10 @@ def train(model: str, arguments: Sequence[str]) -> int:
         raise UserError("--data: missing; choose digits or the path of real images")
     out = check_out(options.out)
 
-    from dfkd_fast.data import check_apart, load_split, open_test
-    from dfkd_fast.image_stream import Decoding
-    from dfkd_fast.loops.evaluate import in_stated_order, stated_channels
-    from dfkd_fast.runtime import make_runtime
+    from dfkd_fast.data.splits import check_apart, load_split, open_test
+    from dfkd_fast.data.stream import Decoding
+    from dfkd_fast.device.runtime import make_runtime
+    from dfkd_fast.training.evaluate import in_stated_order, stated_channels
 
     runtime = make_runtime(
         device=options.device,
@@ -108,10 +108,10 @@ def train_into(
     out: Path, resume: bool, options: TeacherOptions, model: str, images: Any, test: Any, runtime: Any
 ) -> int:
     """Train into a file, one process at a time; `resume`: go on from what is beside it."""
-    from dfkd_fast.checkpoint import disk_error, save_network
-    from dfkd_fast.loops.interrupt import Interrupted, stop_signals
-    from dfkd_fast.loops.teacher import made_from, train_teacher
-    from dfkd_fast.loops.teacher_state import ENDING, TrainingState, only_one
+    from dfkd_fast.training.checkpoint import disk_error, save_network
+    from dfkd_fast.training.interrupt import Interrupted, stop_signals
+    from dfkd_fast.training.teacher import made_from, train_teacher
+    from dfkd_fast.training.teacher_state import ENDING, TrainingState, only_one
 
     recipe, again = options.recipe, "the same command with --resume"
     words: dict[str, Any] = {"flag": "--out", "go_on": again}
@@ -188,10 +188,10 @@ def info(target: str, arguments: Sequence[str]) -> None:
 
 def describe_file(file: Path, options: InfoOptions) -> Iterator[tuple[str, object]]:
     """What a checkpoint says of itself and what its tensors tell; its network is built where --network names it."""
-    from dfkd_fast.loops.networks import stated_values
     from dfkd_fast.models.factory import load_model, saved_info
     from dfkd_fast.models.info import Source, data_set_source, known_values
     from dfkd_fast.models.weights import read_weights
+    from dfkd_fast.training.networks import stated_values
 
     weights = read_weights(file, flag="teacher info")
     saved, tensors = saved_info(weights), weights.tensors_of(options.weights_key)
@@ -242,8 +242,8 @@ def describe_model(name: str, options: InfoOptions) -> Iterator[tuple[str, objec
     """
     from torch import nn
 
-    from dfkd_fast.loops.networks import stated_values
     from dfkd_fast.models.factory import load_model
+    from dfkd_fast.training.networks import stated_values
 
     values = stated_values(options)
     if name in MODELS:

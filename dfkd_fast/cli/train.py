@@ -11,13 +11,13 @@ from typing import Any
 
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.cli.report import REPORTS, say
-from dfkd_fast.config import CONFIG_FILE, TrainConfig
-from dfkd_fast.config_record import BY_MACHINE, FREE, MOVABLE, NETWORKS, differences
-from dfkd_fast.config_sources import default_config, load_config, load_run, named_method, settle
+from dfkd_fast.config.flags import take
+from dfkd_fast.config.own_networks import moved, unplaced
+from dfkd_fast.config.record import BY_MACHINE, FREE, MOVABLE, NETWORKS, differences
+from dfkd_fast.config.sources import default_config, load_config, load_run, named_method, settle
+from dfkd_fast.config.train import CONFIG_FILE, TrainConfig
 from dfkd_fast.errors import UserError, refused
-from dfkd_fast.flags import take
-from dfkd_fast.own_networks import moved, unplaced
-from dfkd_fast.terminal import command, page, show
+from dfkd_fast.messages.terminal import command, page, show
 
 USAGE = """usage: dfkd-fast train METHOD [--preset P] [--config FILE] [--run-dir DIR] [--resume [DIR]] [flags]
        dfkd-fast train METHOD ... [--devices N] [--dry-run]
@@ -53,8 +53,8 @@ def run(arguments: Sequence[str]) -> int:
 
         dry_run(config)
         return 0
-    from dfkd_fast.loops.interrupt import Interrupted
-    from dfkd_fast.loops.train import train
+    from dfkd_fast.training.interrupt import Interrupted
+    from dfkd_fast.training.train import train
 
     try:
         train(config, resume=resume, other_code=other_code)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from dfkd_fast.costs.work import SynthesisKind, Work, probe_epoch, stage_kinds
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.generators.upsample_conv import UpsampleConv2d
 from dfkd_fast.methods.base import CollectedImages, Method, Setup, SynthBatch, weighted_sum
 from dfkd_fast.methods.stepwise import StepwiseMethod
@@ -26,7 +27,6 @@ from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.taps import TappedNet
 from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_twin
 from dfkd_fast.pool.pool import Pool, PoolBatch
-from dfkd_fast.runtime import Runtime
 
 _BATCHES = (3, 6)
 """images that are counted with, for each size; two numbers, since a part of a step may not depend on the batch (CMI's

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from dfkd_fast.runtime import Runtime
+from dfkd_fast.device.runtime import Runtime
 
 _TRIES = 5
 

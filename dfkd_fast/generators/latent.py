@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dfkd_fast.generators.dcgan import DcganDecoder
 from dfkd_fast.generators.decoder import Decoder, SpatialDecoder, make_decoder, make_spatial_decoder
-from dfkd_fast.joined import ALONE, JoinedBatch
-from dfkd_fast.joined_norm import join_norms
+from dfkd_fast.parallel.global_batch import ALONE, JoinedBatch
+from dfkd_fast.parallel.sync_norm import join_norms
 
 
 class LatentGenerator(nn.Module):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from dfkd_fast.generators.decoder import Decoder, make_decoder
 from dfkd_fast.generators.noisy_layer import NoisyLayer
 from dfkd_fast.generators.printed_decoder import PrintedDecoder
-from dfkd_fast.joined import ALONE, JoinedBatch
-from dfkd_fast.joined_norm import join_norms
+from dfkd_fast.parallel.global_batch import ALONE, JoinedBatch
+from dfkd_fast.parallel.sync_norm import join_norms
 
 
 class NoisyEmbeddingGenerator(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dfkd_fast.joined import ALONE, JoinedBatch
+from dfkd_fast.parallel.global_batch import ALONE, JoinedBatch
 
 
 class NoisyLayer(nn.Module):

@@ -12,7 +12,6 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from dfkd_fast.joined import ALONE
 from dfkd_fast.methods.exchange import CollectedImages as CollectedImages
 from dfkd_fast.methods.exchange import LossTerms as LossTerms
 from dfkd_fast.methods.exchange import Setup as Setup
@@ -22,6 +21,7 @@ from dfkd_fast.methods.recipe import weighted_sum as weighted_sum
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.optim import OptimizerSpec
+from dfkd_fast.parallel.global_batch import ALONE
 from dfkd_fast.pool.pool import Policy, Pool, PoolBatch
 from dfkd_kernels import PrioritySampler
 

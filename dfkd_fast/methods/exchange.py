@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dfkd_fast.image_rows import ImageRows
-from dfkd_fast.joined import ALONE, JoinedBatch
+from dfkd_fast.files.image_rows import ImageRows
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.teacher import FrozenNet
+from dfkd_fast.parallel.global_batch import ALONE, JoinedBatch
 
 LossTerms = dict[str, Tensor]
 """scalar loss terms by name; term `x` is weighted by the config's `x_weight`"""

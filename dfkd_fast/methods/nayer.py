@@ -31,7 +31,7 @@ from dfkd_fast.models.teacher import NetOutput, frozen_twin
 from dfkd_fast.optim import OptimizerSpec
 from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.rng import balanced_labels
-from dfkd_fast.text import SOURCES
+from dfkd_fast.text.label_embeddings import SOURCES
 
 
 @dataclass(frozen=True, kw_only=True)

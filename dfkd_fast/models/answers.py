@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.notes import note
+from dfkd_fast.messages.notes import note
 
 Pick = str | int | None
 """where a network's answer has the logits: under a key or an attribute, at an index, or it is them"""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dfkd_fast.catalog import MODELS
+from dfkd_fast.config.own_networks import OwnNetwork, arguments_flag, own_network
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.models.answers import settle_answer
 from dfkd_fast.models.class_count import classes_in
@@ -21,7 +22,6 @@ from dfkd_fast.models.libraries import NOBODY, Order, timm_network, torchvision_
 from dfkd_fast.models.library_values import values_of_built
 from dfkd_fast.models.own_code import build_own
 from dfkd_fast.models.weights import Weights, check_numbers, read_weights
-from dfkd_fast.own_networks import OwnNetwork, arguments_flag, own_network
 
 _LAST_LAYER = "the last layer in its file"
 _TRIED = 10  # classes, where the file will tell
@@ -47,7 +47,7 @@ def load_model(
     """Build a network and fill it: from a file, else from its published weights if asked for, else at random.
 
     `spec` is a name of `catalog.MODELS`, `tv:NAME` (torchvision), `timm:NAME`, or the user's own code, which is run
-    (own_networks.py). An argument comes before what a header written by dfkd-fast says, that before the library's own
+    (config/own_networks.py). An argument comes before what a header written by dfkd-fast says, that before the library's own
     configuration, that before the convention of `data_set`, a name of `data_sets.DATA_SETS` (models/info.py). `mean`
     has one entry for each input channel. The network is on the CPU, in float32 and training mode.
 

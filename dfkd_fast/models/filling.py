@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_fast.errors import UserError, unknown
+from dfkd_fast.messages.notes import note
 from dfkd_fast.models.entries import WHOLE, Entry, is_averaged
 from dfkd_fast.models.fitting import Fit, find_fits, listed
 from dfkd_fast.models.weights import Weights, check_numbers, load_weights
-from dfkd_fast.notes import note
 
 
 class _Place(NamedTuple):

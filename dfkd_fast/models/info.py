@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from dfkd_fast.data_sets import DATA_SETS
+from dfkd_fast.config.data_sets import DATA_SETS
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.torchvision_cpu import imagenet_categories
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from dfkd_fast.messages.notes import note
 from dfkd_fast.models.info import INTERPOLATIONS, Source
 from dfkd_fast.models.torchvision_cpu import ensure_importable, imagenet_categories
-from dfkd_fast.notes import note
 
 _PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}  # numbers of Pillow's filters
 

@@ -15,10 +15,10 @@ from types import ModuleType
 
 from torch import nn
 
-from dfkd_fast.digests import of_file
+from dfkd_fast.config.own_networks import OwnNetwork, arguments_flag
 from dfkd_fast.errors import UserError, unknown
-from dfkd_fast.notes import note
-from dfkd_fast.own_networks import OwnNetwork, arguments_flag
+from dfkd_fast.files.digests import of_file
+from dfkd_fast.messages.notes import note
 
 _MOST_FILES = 500
 _INSTALLED = ("site-packages", "dist-packages")

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.models.info import ModelInfo
 from dfkd_fast.models.teacher import FrozenNet
-from dfkd_fast.runtime import Runtime
 
 _LEAST_SPREAD = 0.5  # of an image's logits over the classes
 _MOST_SCALE = 3.2  # how many times stronger, or weaker, a first layer's input may be than in training

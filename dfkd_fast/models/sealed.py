@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dfkd_fast.digests import crc_of_json, crc_of_tensor
 from dfkd_fast.errors import UserError
+from dfkd_fast.files.digests import crc_of_json, crc_of_tensor
 
 HEADER = "dfkd_fast"
 """entry of a safetensors header that holds a network's ModelInfo as JSON, and the seal of both"""

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.stages import stage_ends
 from dfkd_fast.models.vit import FrozenVit, TokenWindow, check_size, is_vit
-from dfkd_fast.runtime import Runtime
 from dfkd_kernels import Moments, freeze_teacher
 
 _NO_MAPS: Mapping[str, Tensor] = MappingProxyType({})

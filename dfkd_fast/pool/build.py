@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from dfkd_fast.config import PoolConfig
+from dfkd_fast.config.train import PoolConfig
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.pool.journal import Journal
 from dfkd_fast.pool.pool import Policy, Pool
 from dfkd_fast.pool.shards import shard_folder
 from dfkd_fast.pool.stream_dali import import_dali
 from dfkd_fast.pool.tier import Room, choose_tier, free_memory
-from dfkd_fast.runtime import Runtime
 
 HOST_PREFETCH = 2
 """batches prepared ahead where they pass through host memory: one on its way while another is made ready"""

@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from dfkd_fast.array_files import NpzFile
 from dfkd_fast.errors import UserError
-from dfkd_fast.notes import printable
+from dfkd_fast.files.arrays import NpzFile
+from dfkd_fast.messages.notes import printable
 from dfkd_fast.pool.exports import DTYPES
 from dfkd_fast.pool.webdataset import LARGEST_LABEL
 

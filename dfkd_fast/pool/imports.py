@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfkd_fast.archives import Tree
 from dfkd_fast.errors import UserError
-from dfkd_fast.file_trees import class_name, folder_tree, is_hidden, is_tar, pictures
-from dfkd_fast.notes import note, printable
-from dfkd_fast.pictures import PictureReader, is_deep, opened
+from dfkd_fast.files.archives import Tree
+from dfkd_fast.files.pictures import PictureReader, is_deep, opened
+from dfkd_fast.files.trees import class_name, folder_tree, is_hidden, is_tar, pictures
+from dfkd_fast.messages.notes import note, printable
 from dfkd_fast.pool.exports import UNLABELLED
 from dfkd_fast.pool.import_arrays import BATCH, Batch, read_npz, read_safetensors
 from dfkd_fast.pool.journal import Journal

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.files import make_folder, sweep, sync_folder
+from dfkd_fast.files.write import make_folder, sweep, sync_folder
 from dfkd_fast.pool.files import PoolFiles, as_bytes
 from dfkd_fast.pool.layout import BLOCK, Layout, fields_of
 from dfkd_fast.pool.lock import lock_folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dfkd_fast.locks import lock_file
+from dfkd_fast.files.locks import lock_file
 
 
 def lock_folder(folder: Path) -> int:

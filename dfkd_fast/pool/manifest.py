@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfkd_fast.digests import crc_of_json
 from dfkd_fast.errors import UserError
-from dfkd_fast.files import write_file
+from dfkd_fast.files.digests import crc_of_json
+from dfkd_fast.files.write import write_file
+from dfkd_fast.messages.terminal import command
 from dfkd_fast.pool.layout import BLOCK, Field, Layout
-from dfkd_fast.terminal import command
 
 MAGIC, VERSION = "dfkd-fast pool", 2
 MANIFEST, COPY = "manifest.json", "manifest.copy.json"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.pool.batch import PoolBatch as PoolBatch
 from dfkd_fast.pool.files import PoolFiles
@@ -22,7 +23,6 @@ from dfkd_fast.pool.streams import StreamChoice, make_stream
 from dfkd_fast.pool.tier import Tier
 from dfkd_fast.pool.writer import on_host
 from dfkd_fast.rng import fold
-from dfkd_fast.runtime import Runtime
 from dfkd_fast.sampling import Sampler
 
 Policy = Literal["append", "cap", "ring"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dfkd_fast.files import drop_folder, sweep
+from dfkd_fast.files.write import drop_folder, sweep
 from dfkd_fast.pool.files import PoolFiles
 from dfkd_fast.pool.manifest import MANIFEST
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.augment import CropFlip
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.pool.storage import Storage
 from dfkd_fast.pool.stream import Gathered, View, gather_extras, on_device
 from dfkd_fast.pool.stream_kernel import HostRows
-from dfkd_fast.runtime import Runtime
 
 
 class _Feed(NamedTuple):

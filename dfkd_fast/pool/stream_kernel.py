@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.augment import CropFlip
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.pool.storage import Storage
 from dfkd_fast.pool.stream import DirectStream, Gathered, View, gather_extras, on_device
-from dfkd_fast.runtime import Runtime
 from dfkd_kernels import gather_augment
 
 

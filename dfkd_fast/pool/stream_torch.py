@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.augment import CropFlip, shift_flip
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.pool.storage import Storage
 from dfkd_fast.pool.stream import DirectStream, View
-from dfkd_fast.runtime import Runtime
 
 
 def torch_stream(storage: Storage, view: View, runtime: Runtime) -> DirectStream:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import dfkd_kernels
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.pool.storage import Storage
 from dfkd_fast.pool.stream import Stream, View
 from dfkd_fast.pool.stream_dali import DaliStream
 from dfkd_fast.pool.stream_kernel import StagedStream, kernel_stream
 from dfkd_fast.pool.stream_torch import torch_stream
-from dfkd_fast.runtime import Runtime
 
 StreamChoice = Literal["auto", "kernel", "dali", "torch"]
 

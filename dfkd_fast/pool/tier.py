@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.limits import free_host_memory
+from dfkd_fast.files.limits import free_host_memory
 
 Tier = Literal["device", "pinned", "mmap"]
 

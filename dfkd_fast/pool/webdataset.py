@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from dfkd_fast.archives import InTar, read_places, tar_sequence
 from dfkd_fast.errors import UserError
-from dfkd_fast.file_trees import PICTURE_SUFFIXES, is_hidden
-from dfkd_fast.notes import note, printable
+from dfkd_fast.files.archives import InTar, read_places, tar_sequence
+from dfkd_fast.files.trees import PICTURE_SUFFIXES, is_hidden
+from dfkd_fast.messages.notes import note, printable
 
 _SAMPLE = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 _NUMBER = re.compile(rb"\s*(-?\d{1,10})\s*")

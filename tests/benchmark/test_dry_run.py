@@ -14,10 +14,10 @@ from dfkd_fast.benchmark.rehearsal import Timings, rehearse
 from dfkd_fast.benchmark.watch import Spread, Window
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.cli.main import main
-from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.costs.work import SynthesisKind, Work
+from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.runtime import make_runtime
 
 INFO = ModelInfo(name="cnn", num_classes=10, image_size=32, mean=(0.5,) * 3, std=(0.2,) * 3)
 TINY = [

@@ -15,7 +15,7 @@ from dfkd_fast.benchmark.plot import plot
 from dfkd_fast.benchmark.watch import Window
 from dfkd_fast.catalog import METHODS, presets
 from dfkd_fast.cli.main import main
-from dfkd_fast.runtime import Runtime, make_runtime
+from dfkd_fast.device.runtime import Runtime, make_runtime
 
 BENCH = Path(__file__).parents[2] / "bench"
 sys.path.append(str(BENCH))

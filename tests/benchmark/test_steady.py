@@ -17,10 +17,10 @@ import torch
 
 from dfkd_fast.benchmark.rehearsal import Rehearsal
 from dfkd_fast.benchmark.watch import Window, sample
-from dfkd_fast.config_sources import default_config, load_config
-from dfkd_fast.loops import train as training
+from dfkd_fast.config.sources import default_config, load_config
+from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.training import train as training
 
 STEPS_OF_A_PHASE = 50
 FLAGS = [
@@ -68,7 +68,7 @@ def test_neither_time_nor_memory_grows_with_the_run(
     )
     monkeypatch.setenv("DFKD_FAST_CACHE", str(tmp_path / "teachers"))
     clocks = types.SimpleNamespace(perf_counter=time.process_time, monotonic=time.monotonic)
-    monkeypatch.setattr("dfkd_fast.loggers.time", clocks)
+    monkeypatch.setattr("dfkd_fast.reporting.loggers.time", clocks)
     memory: list[int] = []
     machine: list[float] = []
     save = training.Run.save

@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from dfkd_fast.catalog import METHODS
-from dfkd_fast.config_sources import default_config
+from dfkd_fast.config.sources import default_config
 from dfkd_fast.costs.flops import StepFlops, count_step_flops
 from dfkd_fast.costs.peak import matmul_rate
 from dfkd_fast.costs.work import SynthesisKind, Work, recipe_work
-from dfkd_fast.loops.networks import load_method
+from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.methods.base import CollectedImages, Method, Setup
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.teacher import FrozenNet, frozen_twin
-from dfkd_fast.runtime import Runtime, make_runtime
+from dfkd_fast.training.networks import load_method
 
 INFO = ModelInfo(name="cnn", num_classes=4, image_size=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
 SMALL = {"generator_width": 8, "bank_size": 40, "num_negatives": 10, "buffer_size": 40, "low_res_steps": 2, "jitter": 2}

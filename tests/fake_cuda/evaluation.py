@@ -11,10 +11,10 @@ from torch import nn
 from watch import Watch
 from whole_runs import SHAPE
 
-from dfkd_fast.data import ImageSet
-from dfkd_fast.loops import evaluate
+from dfkd_fast.data.splits import ImageSet
+from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.training import evaluate
 
 PLACES = ("cuda:0", "cuda:1", "cpu")
 

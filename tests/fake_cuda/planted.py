@@ -14,9 +14,9 @@ from torch import Tensor
 from watch import Watch
 from whole_runs import Case, without_values
 
-from dfkd_fast.loops import steps
+from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.methods.base import LossTerms
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.training import steps
 
 KEPT: list[Tensor] = []
 MISTAKES: dict[str, tuple[str, Callable[[Tensor], Any]]] = {

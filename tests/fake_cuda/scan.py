@@ -32,12 +32,12 @@ from whole_runs import SMALL, Case, run  # noqa: E402
 from dfkd_fast.catalog import METHODS  # noqa: E402
 
 WAITS = {
-    "dfkd_fast/checkpoint.py: _plain",
-    "dfkd_fast/loops/evaluate.py: evaluate",
-    "dfkd_fast/loops/failures.py: check_finite",
-    "dfkd_fast/loops/loop.py: Loop._boundary",
-    "dfkd_fast/loops/synthesis.py: Synthesizer.round",
-    "dfkd_fast/meters.py: Meter.read",
+    "dfkd_fast/training/checkpoint.py: _plain",
+    "dfkd_fast/training/evaluate.py: evaluate",
+    "dfkd_fast/training/failures.py: check_finite",
+    "dfkd_fast/training/loop.py: Loop._boundary",
+    "dfkd_fast/training/synthesis.py: Synthesizer.round",
+    "dfkd_fast/reporting/meters.py: Meter.read",
     "dfkd_fast/pool/pool.py: Pool.flush",
     "dfkd_fast/pool/quantize.py: to_bytes",
     "dfkd_fast/pool/writer.py: on_host",

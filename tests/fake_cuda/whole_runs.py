@@ -15,17 +15,18 @@ from torch import Tensor, distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from watch import Watch
 
-from dfkd_fast import checkpoint, digests, process_group
-from dfkd_fast.config import TrainConfig
-from dfkd_fast.config_sources import default_config, load_config
-from dfkd_fast.data import ImageSet
-from dfkd_fast.loops import collected, evaluate, steps, train
-from dfkd_fast.loops import run as run_parts
-from dfkd_fast.loops.networks import load_method
-from dfkd_fast.loops.steps import CapturedSteps, CudaGraphs
-from dfkd_fast.loops.synthesis import Synthesizer
+from dfkd_fast.config.sources import default_config, load_config
+from dfkd_fast.config.train import TrainConfig
+from dfkd_fast.data.splits import ImageSet
+from dfkd_fast.files import digests
 from dfkd_fast.models.factory import load_model
+from dfkd_fast.parallel import group as process_group
 from dfkd_fast.pool import build
+from dfkd_fast.training import checkpoint, collected, evaluate, steps, train
+from dfkd_fast.training import run as run_parts
+from dfkd_fast.training.networks import load_method
+from dfkd_fast.training.steps import CapturedSteps, CudaGraphs
+from dfkd_fast.training.synthesis import Synthesizer
 
 FEW = {"epochs": 2, "warmup_epochs": 1, "warmup_rounds": 1, "rounds": 1, "synthesis_steps": 3, "low_res_steps": 3}
 FEW |= {"student_steps": 3, "student_steps_per_round": 3, "lr_warmup_steps": 0}

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from dfkd_fast.cli.main import main
-from dfkd_fast.loops import run as run_parts
-from dfkd_fast.loops import run_costs
+from dfkd_fast.training import run as run_parts
+from dfkd_fast.training import run_costs
 
 
 def child(request: dict[str, Any]) -> int:

@@ -15,12 +15,12 @@ from cases import Case
 SECONDS = 120
 """in which all processes have ended; most of it is their start on two cores"""
 PHASES = {
-    "teacher training": "dfkd_fast.loops.teacher _Trainer.step",
-    "setup": "dfkd_fast.loops.run Run.execute",
-    "synthesis": "dfkd_fast.loops.synthesis Synthesizer.round",
-    "distillation": "dfkd_fast.loops.student StudentTrainer.epoch",
-    "evaluation": "dfkd_fast.loops.run Run.evaluate_student",
-    "checkpoint": "dfkd_fast.loops.run Run.save",
+    "teacher training": "dfkd_fast.training.teacher _Trainer.step",
+    "setup": "dfkd_fast.training.run Run.execute",
+    "synthesis": "dfkd_fast.training.synthesis Synthesizer.round",
+    "distillation": "dfkd_fast.training.student StudentTrainer.epoch",
+    "evaluation": "dfkd_fast.training.run Run.evaluate_student",
+    "checkpoint": "dfkd_fast.training.run Run.save",
 }
 
 

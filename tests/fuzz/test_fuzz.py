@@ -16,10 +16,10 @@ import torch
 from hostile import CLASSES, KINDS, make, png
 from sandbox import listing, run
 
-from dfkd_fast.checkpoint import save_network
 from dfkd_fast.cli.main import main
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.small import cnn
+from dfkd_fast.training.checkpoint import save_network
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and limits a child's memory: Linux")
 

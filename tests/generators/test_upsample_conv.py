@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dfkd_fast.device.runtime import has_fast_bf16
 from dfkd_fast.generators.decoder import make_decoder
 from dfkd_fast.generators.upsample_conv import UpsampleConv2d
-from dfkd_fast.runtime import has_fast_bf16
 
 
 def plain(maps: Tensor, weight: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfkd_fast.config_sources import default_config, label_text, load_config
-from dfkd_fast.loops.collapse import CollapseWatch
+from dfkd_fast.config.sources import default_config, label_text, load_config
+from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.training.collapse import CollapseWatch
 
 INFO = ModelInfo(name="x", num_classes=10, image_size=8, mean=(0.5,) * 3, std=(0.25,) * 3)
 

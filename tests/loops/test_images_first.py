@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dfkd_fast.checkpoint import save_network
-from dfkd_fast.config import TrainConfig
-from dfkd_fast.config_sources import default_config, load_config
-from dfkd_fast.loops.train import train
+from dfkd_fast.config.sources import default_config, load_config
+from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.models.factory import load_model
+from dfkd_fast.training.checkpoint import save_network
+from dfkd_fast.training.train import train
 
 FLAGS = [
     *("--epochs", "4", "--warmup-epochs", "2", "--warmup-rounds", "2", "--rounds", "0", "--synthesis-steps", "2"),

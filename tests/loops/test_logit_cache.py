@@ -15,14 +15,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
 from test_contract import Assembled
 from tiny_runs import tiny, write_teacher
 
-from dfkd_fast.config_record import config_hash
+from dfkd_fast.config.record import config_hash
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops import pools
-from dfkd_fast.loops.logit_cache import EXTRA, LogitCache, augmentations
-from dfkd_fast.loops.student import StudentTrainer
-from dfkd_fast.loops.train import train
 from dfkd_fast.models.teacher import FrozenNet
 from dfkd_fast.rng import seed_phase
+from dfkd_fast.training import pools
+from dfkd_fast.training.logit_cache import EXTRA, LogitCache, augmentations
+from dfkd_fast.training.student import StudentTrainer
+from dfkd_fast.training.train import train
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfkd_fast.checkpoint import latest_checkpoint, save_network
-from dfkd_fast.config_sources import default_config, load_config
-from dfkd_fast.loops.train import train
+from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.pool.layout import BLOCK
 from dfkd_fast.pool.pool import Pool, PoolBatch
 from dfkd_fast.pool.verify import repair
+from dfkd_fast.training.checkpoint import latest_checkpoint, save_network
+from dfkd_fast.training.train import train
 
 MADE = 100
 """images in a round: fewer than a repair drops, so that slots which were filled are not"""

@@ -12,16 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dfkd_fast.checkpoint import save_network
-from dfkd_fast.config import TrainConfig
-from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.config.sources import default_config, load_config
+from dfkd_fast.config.train import TrainConfig
+from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops.stepwise import StepwiseLoop, Stopwatch
-from dfkd_fast.loops.synthesis import Synthesizer
-from dfkd_fast.loops.train import train
-from dfkd_fast.loops.trainers import FreshTrainer
 from dfkd_fast.models.factory import load_model
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.training.checkpoint import save_network
+from dfkd_fast.training.stepwise import StepwiseLoop, Stopwatch
+from dfkd_fast.training.synthesis import Synthesizer
+from dfkd_fast.training.train import train
+from dfkd_fast.training.trainers import FreshTrainer
 
 FLAGS = [
     *(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.losses import adcgan
-from dfkd_fast.models.class_frequency import ClassFrequency
+from dfkd_fast.methods.hidfd.class_frequency import ClassFrequency
 
 BATCH, CLASSES = 6, 4
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.losses.cam_consistency import cam_distance, class_maps, grad_cams
 from dfkd_fast.models.activation_maps import CamPair
@@ -15,7 +16,6 @@ from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.stages import stage_ends
 from dfkd_fast.models.taps import TappedNet
 from dfkd_fast.models.teacher import FrozenNet, frozen_twin
-from dfkd_fast.runtime import make_runtime
 
 SHAPE = {"num_classes": 4, "image_size": 16, "mean": (0.5,) * 3, "std": (0.25,) * 3}
 

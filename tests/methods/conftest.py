@@ -13,11 +13,11 @@ from tiny_runs import tiny, write_teacher
 from torch import nn
 from toy_networks import INFO, lived_in
 
-from dfkd_fast.loops.train import train
+from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.methods.base import Method, MethodConfig, Setup
 from dfkd_fast.models.teacher import FrozenNet, frozen_twin
-from dfkd_fast.runtime import Runtime, make_runtime
-from dfkd_fast.text import label_embeddings
+from dfkd_fast.text.label_embeddings import label_embeddings
+from dfkd_fast.training.train import train
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dfkd_fast.loops.synthesis import Synthesizer
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.methods.base import Method
 from dfkd_fast.rng import seed_phase
-from dfkd_fast.runtime import Runtime
+from dfkd_fast.training.synthesis import Synthesizer
 
 FOLDER = Path(__file__).parent.parent / "golden"
 

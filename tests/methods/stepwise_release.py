@@ -12,11 +12,11 @@ from released import HookedStatistics
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfkd_fast.loops.synthesis import Synthesizer
-from dfkd_fast.loops.trainers import FreshTrainer
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.methods.stepwise import StepwiseConfig, StepwiseMethod
 from dfkd_fast.models.teacher import FrozenNet
-from dfkd_fast.runtime import Runtime
+from dfkd_fast.training.synthesis import Synthesizer
+from dfkd_fast.training.trainers import FreshTrainer
 
 SMALL: dict[str, Any] = {
     "epochs": 5,

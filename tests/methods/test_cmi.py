@@ -13,14 +13,14 @@ from released import masked_adversary
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.config.sources import default_config, load_config
+from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.base import Setup
-from dfkd_fast.methods.cmi import Cmi, CmiConfig
+from dfkd_fast.methods.cmi.method import Cmi, CmiConfig
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.teacher import FrozenNet, frozen_twin
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.training.synthesis import Synthesizer
 
 SMALL = {
     "epochs": 6,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from test_contract import Assembled, every_method, teacher_file, tiny  # noqa: F401 - a fixture
 
-from dfkd_fast.compilation import trace_gradients
+from dfkd_fast.device.compilation import trace_gradients
 from dfkd_fast.rng import seed_phase
 
 LAST = 2  # the epoch in which every term takes part

@@ -26,19 +26,19 @@ from tiny_runs import SHAPE, tiny, write_teacher
 from torch import Tensor, nn
 
 from dfkd_fast.catalog import METHODS, presets
-from dfkd_fast.config import TrainConfig
-from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.config.sources import default_config, load_config
+from dfkd_fast.config.train import TrainConfig
+from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops.collected import load_collected, rank_part
-from dfkd_fast.loops.networks import check_teacher, load_method, make_method, make_student
-from dfkd_fast.loops.pools import make_pools
-from dfkd_fast.loops.synthesis import OnStep, Synthesizer
-from dfkd_fast.loops.train import train
-from dfkd_fast.loops.trainers import make_trainer
 from dfkd_fast.methods.base import Method, MethodConfig, weighted_sum
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.teacher import FrozenNet
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.training.collected import load_collected, rank_part
+from dfkd_fast.training.networks import check_teacher, load_method, make_method, make_student
+from dfkd_fast.training.pools import make_pools
+from dfkd_fast.training.synthesis import OnStep, Synthesizer
+from dfkd_fast.training.train import train
+from dfkd_fast.training.trainers import make_trainer
 
 ROOT = Path(__file__).parent.parent.parent
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -111,7 +111,7 @@ def test_declares_itself(name: str) -> None:
     for item, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(item, ast.AnnAssign):
             assert isinstance(after, ast.Expr), f"{name}: {ast.unparse(item)} has no docstring"
-    file = f"dfkd_fast/methods/{Path(module.__file__).name}"
+    file = str(Path(module.__file__).relative_to(ROOT))
     assert any(file in page.read_text() for page in (ROOT / "docs" / "methods").glob("*.md")), f"no page about {file}"
 
 
@@ -130,7 +130,7 @@ def test_importing_methods_imports_no_data_reader() -> None:
 import importlib, sys
 for name in {modules}:
     importlib.import_module(name)
-assert not {{"dfkd_fast.data", "sklearn", "PIL"}} & set(sys.modules)
+assert not {{"dfkd_fast.data.splits", "sklearn", "PIL"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

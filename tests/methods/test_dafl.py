@@ -14,7 +14,7 @@ from stepwise_release import SMALL, balance, check_rounds, check_terms
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.errors import UserError
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.dafl import Dafl, DaflConfig

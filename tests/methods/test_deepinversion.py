@@ -12,11 +12,11 @@ from golden import check_golden, trajectory
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.deepinversion import DeepInversion, DeepInversionConfig
+from dfkd_fast.training.synthesis import Synthesizer
 
 SMALL = {"epochs": 5, "synthesis_batch_size": 6, "synthesis_steps": 4, "jitter": 0, "jitter_flip": False}
 EVERY_TERM = {"tv_l1_weight": 0.5, "tv_l2_weight": 0.5, "l2_weight": 0.5, "first_bn_weight": 10.0}

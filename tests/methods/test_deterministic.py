@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dfkd_fast.catalog import FACTS
+from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops.failures import explained
 from dfkd_fast.methods.nayer import NayerConfig
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.training.failures import explained
 
 NOT_ON_A_GPU = {
     "adaptive_max_pool2d_backward",

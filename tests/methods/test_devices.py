@@ -17,7 +17,7 @@ import torch
 from tiny_runs import tiny, write_teacher
 
 from dfkd_fast.cli.devices import _killed, count_devices
-from dfkd_fast.config_record import write_config
+from dfkd_fast.config.record import write_config
 from dfkd_fast.errors import UserError
 
 EVEN = {"synthesis_batch_size": 24, "batch_size": 20, "epochs": 1000}

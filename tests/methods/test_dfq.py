@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd_fast.cli.ls import published
-from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.methods.dfq import Dfq, DfqConfig
 
 CONFIG = DfqConfig(**SMALL)

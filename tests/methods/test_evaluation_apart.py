@@ -13,9 +13,9 @@ from PIL import Image
 from tiny_runs import tiny, write_teacher
 
 from dfkd_fast.catalog import METHODS
-from dfkd_fast.loops import judge
-from dfkd_fast.loops import run as run_module
-from dfkd_fast.loops.train import train
+from dfkd_fast.training import judge
+from dfkd_fast.training import run as run_module
+from dfkd_fast.training.train import train
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,15 @@ import torch
 from test_contract import teacher_file, tiny  # noqa: F401 - a fixture
 from torch import Tensor
 
-from dfkd_fast.checkpoint import latest_checkpoint
+from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops.failures import check_finite, explained, is_out_of_memory
-from dfkd_fast.loops.ranks import share_of_rank
-from dfkd_fast.loops.student import StudentTrainer
-from dfkd_fast.loops.synthesis import Synthesizer
-from dfkd_fast.loops.train import train
 from dfkd_fast.methods.nayer import NayerConfig
-from dfkd_fast.runtime import Runtime, make_runtime
+from dfkd_fast.training.checkpoint import latest_checkpoint
+from dfkd_fast.training.failures import check_finite, explained, is_out_of_memory
+from dfkd_fast.training.ranks import share_of_rank
+from dfkd_fast.training.student import StudentTrainer
+from dfkd_fast.training.synthesis import Synthesizer
+from dfkd_fast.training.train import train
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd_fast.catalog import presets
-from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.fast import Fast, FastConfig
+from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = FastConfig(
     epochs=6,

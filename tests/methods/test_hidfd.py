@@ -22,27 +22,27 @@ from toy_networks import INFO
 from dfkd_fast.benchmark.rehearsal import rehearse
 from dfkd_fast.benchmark.watch import Window
 from dfkd_fast.catalog import presets
-from dfkd_fast.checkpoint import load_network
 from dfkd_fast.cli.main import main
-from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.costs.flops import count_step_flops
 from dfkd_fast.costs.work import SynthesisKind, recipe_work
-from dfkd_fast.data import load_split
+from dfkd_fast.data.splits import load_split
+from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.image_rows import ImageRows
-from dfkd_fast.loops.collected import load_collected
-from dfkd_fast.loops.networks import load_method, make_student
-from dfkd_fast.loops.student import student_lr
-from dfkd_fast.loops.synthesis import Synthesizer
-from dfkd_fast.loops.train import train
+from dfkd_fast.files.image_rows import ImageRows
+from dfkd_fast.messages.notes import note
 from dfkd_fast.methods.base import CollectedImages, Setup, weighted_sum
-from dfkd_fast.methods.hidfd import Hidfd, HidfdConfig
-from dfkd_fast.methods.hidfd_hybrid import check_passes, images_in_a_pass
+from dfkd_fast.methods.hidfd.hybrid import check_passes, images_in_a_pass
+from dfkd_fast.methods.hidfd.method import Hidfd, HidfdConfig
 from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_twin
-from dfkd_fast.notes import note
 from dfkd_fast.pool.pool import Pool, PoolBatch
-from dfkd_fast.runtime import Runtime, make_runtime
 from dfkd_fast.sampling import EpochShuffle
+from dfkd_fast.training.checkpoint import load_network
+from dfkd_fast.training.collected import load_collected
+from dfkd_fast.training.networks import load_method, make_student
+from dfkd_fast.training.student import student_lr
+from dfkd_fast.training.synthesis import Synthesizer
+from dfkd_fast.training.train import train
 
 CONFIG = HidfdConfig(
     epochs=6,

@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 from tiny_runs import tiny, write_teacher
 
 from dfkd_fast.catalog import METHODS
-from dfkd_fast.config import TrainConfig
-from dfkd_fast.config_sections import BnConfig, PoolConfig
+from dfkd_fast.config.sections import BnConfig, PoolConfig
+from dfkd_fast.config.train import TrainConfig
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.joined import JoinedBatch
-from dfkd_fast.loops import run_costs
-from dfkd_fast.loops.networks import load_method
-from dfkd_fast.loops.train import train
+from dfkd_fast.parallel.global_batch import JoinedBatch
 from dfkd_fast.pool.build import check_pool
-from dfkd_fast.runtime import Runtime
+from dfkd_fast.training import run_costs
+from dfkd_fast.training.networks import load_method
+from dfkd_fast.training.train import train
 
 RANKS = 2
 CLAIMED = [name for name in METHODS if load_method(name).joins_batches]
@@ -43,8 +43,8 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_joined import CLAIMED, STOPPED, run
-from dfkd_fast.loops import run_costs
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.training import run_costs
+from dfkd_fast.device.runtime import make_runtime
 run_costs.matmul_rate = lambda runtime: 1.0
 make_runtime(device="cpu")
 for name in CLAIMED:

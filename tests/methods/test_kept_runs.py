@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 from tiny_runs import go_on, same, tiny
 
-from dfkd_fast import files
-from dfkd_fast.checkpoint import checkpoints_in
 from dfkd_fast.cli.main import main
-from dfkd_fast.config_sources import load_run
+from dfkd_fast.config.sources import load_run
 from dfkd_fast.errors import UserError
-from dfkd_fast.locks import lock_file
-from dfkd_fast.loops.run_record import read_run_record
-from dfkd_fast.loops.train import train
+from dfkd_fast.files import write as files
+from dfkd_fast.files.locks import lock_file
+from dfkd_fast.training.checkpoint import checkpoints_in
+from dfkd_fast.training.run_record import read_run_record
+from dfkd_fast.training.train import train
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -141,7 +141,7 @@ def test_a_second_start_is_told_who_writes(runs: Path, tmp_path: Path, resume: b
 
 def test_the_lock_is_held_for_the_whole_run(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From before the teacher is loaded; and of two starts the later one finds the earlier one's run."""
-    from dfkd_fast.loops import train as training
+    from dfkd_fast.training import train as training
 
     config, refused, load = tiny("nayer", runs / "teacher.safetensors", tmp_path / "run"), [], training.load_teacher
 

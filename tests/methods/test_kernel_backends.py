@@ -14,13 +14,13 @@ from torch import Tensor
 from toy_networks import INFO, lived_in
 
 from dfkd_fast.catalog import METHODS
-from dfkd_fast.config_sources import default_config
-from dfkd_fast.loops.networks import load_method
+from dfkd_fast.config.sources import default_config
+from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.methods.base import CollectedImages, Method, Setup
 from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_twin
 from dfkd_fast.pool.pool import Pool, PoolBatch
-from dfkd_fast.runtime import Runtime, make_runtime
-from dfkd_fast.text import label_embeddings
+from dfkd_fast.text.label_embeddings import label_embeddings
+from dfkd_fast.training.networks import load_method
 from dfkd_kernels import backend as kernels
 
 BATCH = 10

@@ -10,17 +10,17 @@ import torch
 from tiny_runs import tiny, write_teacher
 
 from dfkd_fast.catalog import METHODS
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.joined import JoinedBatch, MicroBatches
-from dfkd_fast.loops.networks import load_method
-from dfkd_fast.loops.ranks import check_micro_batches
-from dfkd_fast.loops.synthesis import Synthesizer
-from dfkd_fast.loops.train import train
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.deepinversion import DeepInversion, DeepInversionConfig
 from dfkd_fast.methods.nayer import Nayer, NayerConfig
 from dfkd_fast.models.teacher import FrozenNet, NetOutput
-from dfkd_fast.runtime import Runtime
+from dfkd_fast.parallel.global_batch import JoinedBatch, MicroBatches
+from dfkd_fast.training.networks import load_method
+from dfkd_fast.training.ranks import check_micro_batches
+from dfkd_fast.training.synthesis import Synthesizer
+from dfkd_fast.training.train import train
 
 SPLITTING = [name for name in METHODS if load_method(name).splits_batches]
 BATCH = 24

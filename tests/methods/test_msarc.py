@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd_fast.catalog import presets
-from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.errors import UserError
 from dfkd_fast.generators.attention import SpatialAttention
 from dfkd_fast.methods.base import Setup, weighted_sum

@@ -17,19 +17,19 @@ from torch.nn import functional as F
 from toy_networks import INFO, lived_in
 
 from dfkd_fast.catalog import presets
-from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.costs.flops import count_step_flops
+from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops.student import student_lr
 from dfkd_fast.losses.embedding import separation
 from dfkd_fast.methods.base import Setup
-from dfkd_fast.methods.muse import Muse, MuseConfig, MuseS, MuseSConfig
-from dfkd_fast.methods.muse_scale import MuseScale
+from dfkd_fast.methods.muse.method import Muse, MuseConfig, MuseS, MuseSConfig
+from dfkd_fast.methods.muse.scale import MuseScale
 from dfkd_fast.models.taps import TappedNet
 from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_twin
 from dfkd_fast.pool.pool import PoolBatch
-from dfkd_fast.runtime import make_runtime
-from dfkd_fast.text import CENTRES
+from dfkd_fast.text.label_embeddings import CENTRES
+from dfkd_fast.training.student import student_lr
 
 SMALL = {
     "epochs": 6,

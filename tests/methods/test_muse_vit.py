@@ -18,16 +18,16 @@ from test_replay import longer, results
 from tiny_runs import SHAPE, tiny
 
 from dfkd_fast.catalog import MODELS
-from dfkd_fast.checkpoint import save_network
-from dfkd_fast.config import TrainConfig
-from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.config.sources import default_config, load_config
+from dfkd_fast.config.train import TrainConfig
+from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops import steps, student, synthesis
-from dfkd_fast.loops.steps import EagerSteps
-from dfkd_fast.loops.train import train
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.vit import is_vit
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.training import steps, student, synthesis
+from dfkd_fast.training.checkpoint import save_network
+from dfkd_fast.training.steps import EagerSteps
+from dfkd_fast.training.train import train
 
 
 @pytest.fixture(autouse=True)

@@ -14,12 +14,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops.student import StudentTrainer
-from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.nayer import Nayer, NayerConfig
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.pool.pool import Pool
+from dfkd_fast.training.student import StudentTrainer
+from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = NayerConfig(
     epochs=6,

@@ -12,11 +12,11 @@ from nayer_release import Draws, ReleasedNayer, State
 from torch import Tensor, nn
 from toy_networks import INFO
 
-from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.nayer import Nayer, NayerConfig
 from dfkd_fast.models.teacher import frozen_twin
 from dfkd_fast.rng import seed_phase
+from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = NayerConfig(
     epochs=6,

@@ -14,10 +14,10 @@ import pytest
 from dfkd_fast.catalog import METHODS, MODELS, presets
 from dfkd_fast.cli.ls import published
 from dfkd_fast.cli.main import main
-from dfkd_fast.config import TrainConfig
-from dfkd_fast.config_sources import default_config, load_config
-from dfkd_fast.loops.networks import load_method
+from dfkd_fast.config.sources import default_config, load_config
+from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.methods.nayer import NayerConfig
+from dfkd_fast.training.networks import load_method
 
 CIFAR_PAIRS = {
     ("resnet34", "resnet18"),

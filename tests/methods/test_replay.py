@@ -14,11 +14,11 @@ from tape import Tape
 from test_contract import Assembled, every_method, teacher_file, tiny  # noqa: F401 - a fixture
 from torch import Tensor
 
-from dfkd_fast.config import TrainConfig
-from dfkd_fast.loops import steps, student, synthesis
-from dfkd_fast.loops.steps import WARM_UP_STEPS, CapturedSteps, EagerSteps
+from dfkd_fast.config.train import TrainConfig
+from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.rng import seed_phase
-from dfkd_fast.runtime import Runtime, make_runtime
+from dfkd_fast.training import steps, student, synthesis
+from dfkd_fast.training.steps import WARM_UP_STEPS, CapturedSteps, EagerSteps
 
 STEPS = WARM_UP_STEPS + 3
 

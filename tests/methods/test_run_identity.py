@@ -13,16 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import go_on, same, tiny
 
-from dfkd_fast import runtime as runtime_module
-from dfkd_fast.checkpoint import load_network, save_network
 from dfkd_fast.cli.main import main
 from dfkd_fast.cli.train import read_arguments
-from dfkd_fast.config_sources import load_run
+from dfkd_fast.config.sources import load_run
+from dfkd_fast.device import runtime as runtime_module
+from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops import identity
-from dfkd_fast.loops.identity import check_identity, settings_identity
-from dfkd_fast.loops.train import train
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.training import identity
+from dfkd_fast.training.checkpoint import load_network, save_network
+from dfkd_fast.training.identity import check_identity, settings_identity
+from dfkd_fast.training.train import train
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -14,9 +14,8 @@ from released import HookedStatistics
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfkd_fast.config import PoolConfig
-from dfkd_fast.config_sources import default_config, load_config
-from dfkd_fast.loops.synthesis import Synthesizer
+from dfkd_fast.config.sources import default_config, load_config
+from dfkd_fast.config.train import PoolConfig
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.spaceshipnet import SpaceshipNet, SpaceshipNetConfig
 from dfkd_fast.models.taps import TappedNet
@@ -25,6 +24,7 @@ from dfkd_fast.pool import build
 from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.pool.tier import Room
 from dfkd_fast.rng import SHARED
+from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = SpaceshipNetConfig(
     epochs=4, synthesis_batch_size=10, synthesis_steps=4, latent_dim=8, generator_width=8, crop_padding=0, flip=False

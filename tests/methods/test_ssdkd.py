@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd_fast.catalog import presets
-from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.config.sources import default_config, load_config
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.generators.round_start import Start
-from dfkd_fast.loops.student import StudentTrainer
-from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.fast import FastConfig
 from dfkd_fast.methods.ssdkd import Ssdkd, SsdkdConfig
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.pool.pool import Pool, PoolBatch
-from dfkd_fast.runtime import Runtime
+from dfkd_fast.training.student import StudentTrainer
+from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = SsdkdConfig(
     epochs=6,

@@ -15,13 +15,13 @@ from tiny_runs import tiny, write_teacher
 from torch import Tensor
 
 from dfkd_fast.catalog import FACTS, METHODS
-from dfkd_fast.config_record import write_config
-from dfkd_fast.config_sources import default_config, load_run
+from dfkd_fast.config.record import write_config
+from dfkd_fast.config.sources import default_config, load_run
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops.ranks import share_of_rank
-from dfkd_fast.loops.train import train
 from dfkd_fast.pool.manifest import load_manifest
-from dfkd_fast.state_tensors import part_tensors
+from dfkd_fast.training.ranks import share_of_rank
+from dfkd_fast.training.state_tensors import part_tensors
+from dfkd_fast.training.train import train
 
 RANKS = 2
 STEPWISE = [name for name in METHODS if FACTS[name].loop == "stepwise"]
@@ -34,7 +34,7 @@ EVERY_RUN = f"""
 import sys
 import torch
 from dfkd_fast.cli.main import main
-from dfkd_fast.runtime import make_runtime
+from dfkd_fast.device.runtime import make_runtime
 runtime = make_runtime(device="cpu")
 values = [torch.full((2, 2), float(runtime.rank)), torch.tensor(3.0)]
 runtime.average(values)

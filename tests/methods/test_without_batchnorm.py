@@ -14,19 +14,19 @@ from torch import Tensor, nn
 from toy_networks import INFO
 
 from dfkd_fast.catalog import FACTS, METHODS, MODELS
-from dfkd_fast.checkpoint import save_network
-from dfkd_fast.config_sources import default_config
+from dfkd_fast.config.sources import default_config
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops.judge import judge_teacher
-from dfkd_fast.loops.networks import check_teacher, load_method
-from dfkd_fast.loops.train import train
 from dfkd_fast.methods.base import MethodConfig, Setup, weighted_sum
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.statistics import PoolStatistics
 from dfkd_fast.models.teacher import FrozenNet, frozen_twin
 from dfkd_fast.models.torchvision_cpu import ensure_importable
-from dfkd_fast.runtime import Runtime
-from dfkd_fast.text import label_embeddings
+from dfkd_fast.text.label_embeddings import label_embeddings
+from dfkd_fast.training.checkpoint import save_network
+from dfkd_fast.training.judge import judge_teacher
+from dfkd_fast.training.networks import check_teacher, load_method
+from dfkd_fast.training.train import train
 
 WITHOUT = [name for name in METHODS if FACTS[name].batchnorm == "or --bn-weight 0"]
 NEVER = [name for name in METHODS if FACTS[name].batchnorm == "no"]

@@ -13,13 +13,13 @@ from stepwise_release import SMALL, check_rounds, check_terms, divergence, mista
 from torch import Tensor, nn
 from toy_networks import INFO
 
-from dfkd_fast.config_sources import default_config, load_config
+from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.errors import UserError
-from dfkd_fast.loops.synthesis import Synthesizer
-from dfkd_fast.loops.trainers import FreshTrainer
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.zskt import Zskt, ZsktConfig
 from dfkd_fast.models.teacher import FrozenNet, frozen_twin
+from dfkd_fast.training.synthesis import Synthesizer
+from dfkd_fast.training.trainers import FreshTrainer
 
 CONFIG = ZsktConfig(**SMALL)
 ATTENTIVE = replace(CONFIG, attention_weight=250.0)

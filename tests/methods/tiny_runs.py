@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfkd_fast.checkpoint import save_network
-from dfkd_fast.config import TrainConfig
-from dfkd_fast.config_sources import default_config, load_config, load_run
-from dfkd_fast.loops.train import train
+from dfkd_fast.config.sources import default_config, load_config, load_run
+from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.models.factory import load_model
+from dfkd_fast.training.checkpoint import save_network
+from dfkd_fast.training.train import train
 
 SHAPE = {"num_classes": 10, "image_size": 32, "mean": (0.3, 0.3, 0.3), "std": (0.4, 0.4, 0.4)}
 # Where a method has such a setting, it is cut down to this; odd numbers, so that nothing divides evenly.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dfkd_fast.models.instance_features import FeatureBank, ProjectionHead
+from dfkd_fast.methods.cmi.instance_features import FeatureBank, ProjectionHead
 
 
 def numbered(start: int, count: int) -> torch.Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.teacher import FrozenNet
-from dfkd_fast.runtime import make_runtime
 
 SHAPE = {"num_classes": 10, "image_size": 32, "mean": (0.3, 0.3, 0.3), "std": (0.4, 0.4, 0.4)}
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.losses.activation_map import cam_margin
 from dfkd_fast.models.factory import ModelInfo, load_model
@@ -17,7 +18,6 @@ from dfkd_fast.models.taps import TappedNet
 from dfkd_fast.models.teacher import FrozenNet, frozen_twin
 from dfkd_fast.models.torchvision_cpu import ensure_importable
 from dfkd_fast.models.vit import TokenWindow, is_vit, see, window_chances
-from dfkd_fast.runtime import make_runtime
 
 INFO = ModelInfo(name="vit", num_classes=5, image_size=32, mean=(0.5,) * 3, std=(0.25,) * 3)
 CPU = torch.device("cpu")

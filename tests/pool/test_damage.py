@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from written import held, journal, records, write
 
-from dfkd_fast.digests import crc_of_json
 from dfkd_fast.errors import UserError
+from dfkd_fast.files.digests import crc_of_json
 from dfkd_fast.pool import layout
 from dfkd_fast.pool.files import PoolFiles
 from dfkd_fast.pool.layout import BLOCK, GRAIN

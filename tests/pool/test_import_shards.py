@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from dfkd_fast import pictures
 from dfkd_fast.errors import UserError
+from dfkd_fast.files import pictures
 from dfkd_fast.pool.files import PoolFiles
 from dfkd_fast.pool.imports import import_pool
 

@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.pool.journal import Journal
 from dfkd_fast.pool.pool import Pool
 from dfkd_fast.pool.stream import View
 from dfkd_fast.rng import seed_phase
-from dfkd_fast.runtime import Runtime
 from dfkd_fast.sampling import EpochShuffle
 
 CPU = Runtime(device=torch.device("cpu"), precision="fp32", channels_last=True)

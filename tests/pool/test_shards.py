@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.multiprocessing
 
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.pool.journal import Journal
 from dfkd_fast.pool.pool import Pool
 from dfkd_fast.pool.shards import shard_folder
 from dfkd_fast.pool.stream import View
 from dfkd_fast.rng import seed_phase
-from dfkd_fast.runtime import Runtime
 from dfkd_fast.sampling import EpochShuffle
 
 INFO = ModelInfo(name="cnn", num_classes=7, image_size=4, mean=(0.0,) * 3, std=(1.0,) * 3)

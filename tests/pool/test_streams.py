@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import dfkd_fast.pool.stream_kernel as stream_kernel
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.pool.journal import Journal
@@ -17,7 +18,6 @@ from dfkd_fast.pool.pool import Pool
 from dfkd_fast.pool.stream import DirectStream, View
 from dfkd_fast.pool.stream_kernel import StagedStream, kernel_stream
 from dfkd_fast.pool.streams import make_stream
-from dfkd_fast.runtime import Runtime
 from dfkd_fast.sampling import ByPriority
 from dfkd_kernels import PrioritySampler
 

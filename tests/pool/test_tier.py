@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import dfkd_fast.pool.tier as tier_module
-from dfkd_fast.config import PoolConfig
+from dfkd_fast.config.train import PoolConfig
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.limits import free_host_memory
+from dfkd_fast.files.limits import free_host_memory
 from dfkd_fast.pool.build import check_pool, make_pool
 from dfkd_fast.pool.tier import Room, choose_tier
 from dfkd_fast.pool.window import Window
-from dfkd_fast.runtime import Runtime
 
 CPU = Runtime(device=torch.device("cpu"), precision="fp32", channels_last=True)
 CUDA = torch.device("cuda", 0)
@@ -180,7 +180,7 @@ from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.pool.journal import Journal
 from dfkd_fast.pool.pool import Pool
 from dfkd_fast.pool.stream import View
-from dfkd_fast.runtime import Runtime
+from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.sampling import EpochShuffle
 
 def anonymous():

@@ -18,16 +18,16 @@ from torch.overrides import TorchFunctionMode
 from toy_networks import INFO
 from traces import Trace
 
-from dfkd_fast.loops.student import StudentSteps
-from dfkd_fast.loops.synthesis import Synthesizer
-from dfkd_fast.loops.trainers import make_trainer
+from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.methods.base import Method, MethodConfig, Setup, SynthBatch
 from dfkd_fast.models.small import ConvNet
 from dfkd_fast.models.teacher import FrozenNet, frozen_twin
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.pool.pool import Pool, PoolBatch
-from dfkd_fast.runtime import Runtime, make_runtime
-from dfkd_fast.text import label_embeddings
+from dfkd_fast.text.label_embeddings import label_embeddings
+from dfkd_fast.training.student import StudentSteps
+from dfkd_fast.training.synthesis import Synthesizer
+from dfkd_fast.training.trainers import make_trainer
 
 _DRAWS = {"rand", "randn", "randn_like", "randint", "randperm", "normal_", "random_"}
 

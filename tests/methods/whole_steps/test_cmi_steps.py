@@ -43,8 +43,8 @@ from torch import Tensor
 from traces import Trace, check_at_work, check_mixed, check_same, check_seen
 
 from dfkd_fast import augment
-from dfkd_fast.loops.synthesis import Synthesizer
-from dfkd_fast.methods.cmi import Cmi, CmiConfig
+from dfkd_fast.methods.cmi.method import Cmi, CmiConfig
+from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = CmiConfig(
     epochs=5,

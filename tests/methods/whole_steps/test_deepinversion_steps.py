@@ -32,8 +32,8 @@ from torch import Tensor
 from toy_networks import INFO
 from traces import Trace, check_at_work, check_same, check_seen
 
-from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.deepinversion import DeepInversion, DeepInversionConfig
+from dfkd_fast.training.synthesis import Synthesizer
 
 SMALL: dict[str, Any] = {"epochs": 4, "warmup_epochs": 1, "synthesis_batch_size": 10, "synthesis_steps": 4}
 

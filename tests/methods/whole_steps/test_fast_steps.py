@@ -41,8 +41,8 @@ from plain import (
 )
 from traces import Trace, check_at_work, check_mixed, check_same, check_seen
 
-from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.fast import Fast, FastConfig
+from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = FastConfig(
     epochs=6, warmup_epochs=2, synthesis_batch_size=10, synthesis_steps=5, latent_dim=8, generator_width=8

@@ -36,9 +36,9 @@ from torch.nn import functional as F
 from toy_networks import INFO
 from traces import Trace, check_at_work, check_same, check_seen
 
-from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.base import CollectedImages
-from dfkd_fast.methods.hidfd import Hidfd, HidfdConfig
+from dfkd_fast.methods.hidfd.method import Hidfd, HidfdConfig
+from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = HidfdConfig(
     epochs=300,

@@ -48,8 +48,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from traces import Trace, check_at_work, check_mixed, check_same, check_seen
 
-from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.msarc import Msarc, MsarcConfig
+from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = MsarcConfig(
     epochs=6, warmup_epochs=2, synthesis_batch_size=10, synthesis_steps=2, latent_dim=8, generator_width=32

@@ -42,8 +42,8 @@ from plain import (
 from torch import Tensor
 from traces import Trace, check_at_work, check_mixed, check_same, check_seen
 
-from dfkd_fast.loops.synthesis import Synthesizer
-from dfkd_fast.methods.muse import Muse, MuseConfig, MuseS, MuseSConfig
+from dfkd_fast.methods.muse.method import Muse, MuseConfig, MuseS, MuseSConfig
+from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = MuseConfig(
     epochs=5,

@@ -46,8 +46,8 @@ from torch.nn import functional as F
 from toy_networks import INFO
 from traces import Trace, check_at_work, check_mixed, check_same, check_seen
 
-from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.nayer import Nayer, NayerConfig
+from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = NayerConfig(
     epochs=5, warmup_epochs=1, synthesis_batch_size=10, synthesis_steps=3, noise_features=12, generator_width=8

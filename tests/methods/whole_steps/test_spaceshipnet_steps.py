@@ -43,10 +43,10 @@ from plain import (
 from torch import Tensor
 from traces import Trace, check_at_work, check_same, check_seen
 
-from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.spaceshipnet import SpaceshipNet, SpaceshipNetConfig
 from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.rng import SHARED
+from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = SpaceshipNetConfig(epochs=4, synthesis_batch_size=10, synthesis_steps=3, latent_dim=8, generator_width=8)
 STEPS = 5

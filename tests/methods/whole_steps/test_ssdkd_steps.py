@@ -43,10 +43,10 @@ from plain import (
 from torch import Tensor
 from traces import Trace, check_at_work, check_mixed, check_same, check_seen
 
-from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.base import SynthBatch
 from dfkd_fast.methods.ssdkd import Ssdkd, SsdkdConfig
 from dfkd_fast.pool.pool import PoolBatch
+from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = SsdkdConfig(
     epochs=6,

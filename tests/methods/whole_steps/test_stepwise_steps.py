@@ -29,11 +29,11 @@ from plain import Adam, Seen, Sgd, State, bn_distance, cosine_lr, cross_entropy,
 from torch import Tensor
 from traces import Trace, check_at_work, check_same, check_seen
 
-from dfkd_fast.loops.synthesis import Synthesizer
 from dfkd_fast.methods.dafl import Dafl, DaflConfig
 from dfkd_fast.methods.dfq import Dfq, DfqConfig
 from dfkd_fast.methods.stepwise import StepwiseConfig
 from dfkd_fast.methods.zskt import Zskt, ZsktConfig
+from dfkd_fast.training.synthesis import Synthesizer
 
 SMALL: dict[str, Any] = {
     "epochs": 4,

@@ -1,0 +1,180 @@
+"""HiDFD: Hybrid Data-Free Knowledge Distillation.
+
+Tang, Chen, Gong. AAAI 2025. arXiv:2412.13525. Equations and values of the paper; `released` is what the authors' code
+does. Not data-free in the strict sense: a GAN learns from a few collected real images, the student from both.
+
+Deviations: real and generated images are uint8 tensors in one pool; docs/methods/hidfd.md has the rest.
+Distributed: one GAN (gradients averaged), collected images shared out, pool sharded by rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from torch import Tensor, nn
+
+from dfkd_fast.losses.kd import kd_kl
+from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
+from dfkd_fast.methods.hidfd.gan import TeacherGuidedGan
+from dfkd_fast.methods.hidfd.hybrid import TURNS, HybridData, following
+from dfkd_fast.models.shared_classifier import ClassifierSharing
+from dfkd_fast.models.teacher import NetOutput
+from dfkd_fast.optim import OptimizerSpec
+from dfkd_fast.pool.pool import Policy, PoolBatch
+
+DISCRIMINATOR = 0  # whose turn a step is; the other is the generator's
+
+
+@dataclass(frozen=True, kw_only=True)
+class HidfdConfig(MethodConfig):
+    """The recipe of HiDFD; defaults are the paper's for CIFAR with a tenth of the images collected."""
+
+    epochs: int = 740
+    """epochs in all: those of the GAN, then the student's 240"""
+    warmup_epochs: int = 500
+    """epochs of the GAN; then the pool is filled"""
+    synthesis_batch_size: int = 100
+    """collected images in one step of the GAN, and as many generated ones"""
+    synthesis_steps: int = 100
+    """steps of discriminator and generator, in turn, in one epoch: twice the collected images over the batch"""
+    keep: Literal["last"] = "last"
+    """what the grids show while the GAN learns, the last step's images; the student never sees them"""
+    synthetic_images: int = 50_000
+    """images that the trained generator makes for the student (paper: |D_s|)"""
+    inflation: int | None = None
+    """how often a collected image comes in one pass of the student (paper: N); without it |D_s| / |D_c|; 1: once"""
+    batch_size: int = 64
+    """images in one student step"""
+    student_steps: int = 1562
+    """student steps in one epoch: one pass over |D_s| + N |D_c| images"""
+    student_lr: float = 0.05
+    """the student's first learning rate (release: 0.01 for mobile networks)"""
+    student_lr_steps: tuple[int, ...] = (150, 180, 210)
+    """distilled epochs after which it is divided by 10"""
+    student_weight_decay: float = 5e-4
+    """weight decay of the student's SGD"""
+    crop_scale: float = 0.08
+    """smallest share of an image's area in the student's random resized crop; the GAN sees whole images"""
+    generator_lr: float = 1e-4
+    """Adam's learning rate for the generator (release: 2e-4)"""
+    discriminator_lr: float = 4e-4
+    """Adam's learning rate for the discriminator (release: 2e-4)"""
+    latent_dim: int = 128
+    """size of a latent (paper: z)"""
+    generator_width: int = 64
+    """unit of both networks' channels: blocks have 4 times as many at 32 pixels"""
+    released: bool = False
+    """the released code: hinge losses, features without gradient or gate, uniform class weights, images in [-1, 1] for
+    the GAN's teacher, synthetic images stretched to [0, 1]
+    """
+    paired_labels: bool = True
+    """the discriminator's fakes have the labels of its real images (Eq. 8 has one y); off, or released: drawn anew"""
+    blend_threshold: float = 0.7
+    """features are blended in a step whose uniform draw is above it (paper: q)"""
+    frequency_momentum: float = 0.5
+    """share of a batch in the running class frequencies (paper: gamma)"""
+    reg_mean_one: bool = False
+    """class weights in L_reg have mean 1, as the authors' regulariser scales them; off: Eq. 12, mean of K or more"""
+    alignment: Literal["simkd", "pooled", "kd"] = "simkd"
+    """simkd: maps through a projector (release); pooled: Eq. 14; both share the teacher's classifier; kd: the logits"""
+    kd_temperature: float = 4.0
+    """temperature of the ablation's distillation loss"""
+    d_gan_weight: float = 1.0
+    """weight of the discriminator's -L_d"""
+    d_adc_weight: float = 1.0
+    """weight of its classes"""
+    blend_weight: float = 0.1
+    """weight of L_blend (paper: lambda_d); 0 for the ablation"""
+    trans_weight: float = 0.1
+    """weight of L_trans (paper: lambda_d); 0 for the ablation"""
+    g_gan_weight: float = 1.0
+    """weight of the generator's L_g"""
+    g_adc_weight: float = 1.0
+    """weight of its classes"""
+    reg_weight: float = 0.1
+    """weight of L_reg (paper: lambda_g); 0 for the ablation: no category frequency smoothing"""
+    align_weight: float = 1.0
+    """weight of L_align"""
+
+    def following(self, before: Self, share: float) -> dict[str, int]:
+        return following(self, before, share)
+
+
+class Hidfd(Method):
+    loop = "alternating"
+    needs_data = True
+    needs_batchnorm = False
+    synchronized = True
+    turns = TURNS
+    paper = "arXiv:2412.13525"
+    pool_policy: Policy = "ring"  # the GAN's last images are overwritten by those that the pool is filled with
+
+    def __init__(self, config: HidfdConfig, setup: Setup) -> None:
+        super().__init__()
+        self.config: HidfdConfig = config
+        self.info = setup.info
+        self.gan = TeacherGuidedGan(config, setup)
+        self.hybrid = HybridData(config, self.gan)
+        shared, projects = (setup.student, setup.teacher, setup.info), config.alignment == "simkd"
+        self.sharing = None if config.alignment == "kd" else ClassifierSharing(*shared, projects=projects)
+        self.reads_features, self.turn = self.sharing is not None, DISCRIMINATOR
+
+    def rounds(self, epoch: int) -> int:
+        return int(epoch < self.config.warmup_epochs)
+
+    def synthesis_optimizer(self) -> None:
+        return None  # nothing starts anew
+
+    def lasting_optimizer(self) -> OptimizerSpec:
+        groups = [
+            {"params": [*self.gan.generator.parameters()], "lr": self.config.generator_lr},
+            {"params": [*self.gan.discriminator.parameters()], "lr": self.config.discriminator_lr},
+        ]
+        return OptimizerSpec(kind="adam", groups=groups, betas=(0.0, 0.999))
+
+    def begin_round(self, epoch: int, index: int) -> None:
+        self.gan.begin_epoch()
+
+    def begin_step(self, step: int) -> None:
+        self.turn = step % self.turns
+        if self.turn == DISCRIMINATOR:
+            self.gan.begin_step(step // self.turns)
+
+    def step_variant(self) -> int:
+        return self.turn
+
+    def synthesis_step(self) -> tuple[Tensor, LossTerms]:
+        return self.gan.discriminator_step() if self.turn == DISCRIMINATOR else self.gan.generator_step()
+
+    def end_round(self, best_images: Tensor) -> SynthBatch:
+        return self.hybrid.preview(best_images)
+
+    def fill_batches(self) -> int:
+        return self.hybrid.batches
+
+    def fill_images(self) -> int:
+        return self.hybrid.images
+
+    def fill(self, index: int) -> SynthBatch:
+        return self.hybrid.batch(index)
+
+    def pool_capacity(self) -> int:
+        return self.hybrid.images
+
+    def student_maps(self) -> tuple[str, ...] | None:
+        return None if self.sharing is None else ()
+
+    def student_side(self) -> nn.Module | None:
+        return self.sharing
+
+    def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
+        if self.sharing is None:
+            return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}
+        return {"align": self.sharing.loss(student, teacher)}
+
+    def deploy(self, student: nn.Module) -> nn.Module:
+        return student if self.sharing is None else self.sharing.deploy(student)
+
+    def deployed_name(self, student: str) -> str:
+        return student if self.sharing is None else f"{student}+{self.sharing.form}"

@@ -1,0 +1,174 @@
+"""MUSE: Large-Scale Data-Free Knowledge Distillation for ImageNet via Multi-Resolution Data Generation.
+
+Tran, Le, Le, Cai, Harandi, Phung. 2024. arXiv:2411.17046. Algorithm 1; no code is released. MUSE-S makes images of one
+size, MUSE of several. What the paper leaves open is taken from NAYER's and LANDER's releases, on which it builds;
+docs/methods/muse.md lists each such decision.
+Distributed: generators, BN moments and parts of the pools per rank; `--bn.scope global`: one of each, on all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from dfkd_fast.losses.kd import kd_kl
+from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup
+from dfkd_fast.methods.muse.class_embedding import ClassEmbedding
+from dfkd_fast.methods.muse.scale import MuseScale, check_centres, parts
+from dfkd_fast.models.taps import TappedNet
+from dfkd_fast.models.teacher import NetOutput
+from dfkd_fast.models.vit import DECAY
+from dfkd_fast.pool.pool import PoolBatch
+from dfkd_fast.text.label_embeddings import CENTRES, SOURCES
+
+CLIP_SCALE = ("clip", "class-index", "file")
+"""origins of embeddings that keep their scale: CLIP's, and what a user brings"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuseSConfig(MethodConfig):
+    """The recipe of MUSE-S; defaults are those for CIFAR in the paper's table 6."""
+
+    epochs: int = 400
+    """epochs in all, warm-up included (paper: E)"""
+    warmup_epochs: int = 40
+    """first epochs, which only fill the pool: a tenth of all"""
+    image_sizes: tuple[int, ...] = (28,)
+    """sides of the images that are made, in pixels (paper: e)"""
+    batch_shares: tuple[int, ...] = (1,)
+    """how both kinds of batch are divided among the image sizes"""
+    synthesis_batch_size: int = 260
+    """images made in one round, of all sizes together"""
+    synthesis_steps: int = 40
+    """generator steps in one round (paper: g)"""
+    rounds: int = 20
+    """most rounds in an epoch (paper: I)"""
+    full_images: int = 50_000
+    """images of full resolution that a data ratio of 100 % stands for"""
+    data_ratio: float = 100.0
+    """budget of the pool in percent of `full_images`, in pixels; image sizes share it equally (paper: d_r)"""
+    fifo: bool = False
+    """`rounds` in every epoch, and the oldest images leave; off: just so many that they fill the pool, spread evenly"""
+    batch_size: int = 260
+    """images in one student step, of all sizes together"""
+    student_steps: int = 200
+    """student steps in an epoch at a data ratio of 100 %; in proportion at others (paper: S, 100 S / d_r)"""
+    student_optimizer: Literal["sgd", "adamw"] = "adamw"
+    """what trains the student"""
+    student_lr: float = 1e-3
+    """its peak learning rate (supplement; the main text has 1e-4)"""
+    student_lr_min: float = 0.0
+    """learning rate at the end of the cosine"""
+    student_weight_decay: float = 0.01
+    """not published; the value of SRe2L, whose recipe the paper compares with"""
+    generator_life: int = 10
+    """a whole generator is re-initialised every so many epochs, as in NAYER's release; 0: never"""
+    generator_lr: float = 4e-3
+    """Adam's learning rate for the whole generator"""
+    noise_features: int = 1000
+    """output width of a noisy layer (NAYER: r)"""
+    generator_width: int = 128
+    """channels of the generator's first blocks; the last have half"""
+    bn_momentum: float = 0.9
+    """share of the pool in the BN statistics that are matched, as in NAYER's release"""
+    cam_peak: float = 1.0
+    """what activation maps are raised to (paper: n of the target Full(n), i of G(i, j))"""
+    cam_sigma: float | None = None
+    """width in cells of the map of a Gaussian target; without it the target is constant (paper: j of G(i, j))"""
+    inner_radius: float = 0.015
+    """distance from its class within which an embedding is left alone (paper: r_i)"""
+    outer_radius: float = 0.03
+    """distance from its class up to which new images are driven (paper: r_o)"""
+    rescale: Literal["auto", "always", "never"] = "auto"
+    """bring embeddings to the scale that the radii are given for, CLIP's; auto: unless they are CLIP's or a file's"""
+    aed_network: Literal["student", "teacher"] = "student"
+    """whose embedding of new images L_aed looks at: the student's (Eq. 12), or the teacher's (the sentence above it),
+    which needs class centres, --text class-centre
+    """
+    hinge_per_sample: bool = False
+    """compare distance and radius for each image, not for the mean of the batch"""
+    window_decay: float = DECAY
+    """vision transformers: how fast the chance of a window of positions falls off (paper: lambda, without a value)"""
+    ce_weight: float = 0.5
+    """weight of the label term (paper: alpha_ce)"""
+    bn_weight: float = 10.0
+    """weight of the BN-statistics term (paper: alpha_bn)"""
+    adv_weight: float = 1.3
+    """weight of the adversarial term (paper: alpha_adv)"""
+    cam_weight: float = 0.1
+    """weight of the CAM margin term (paper: alpha_cam); 0: without CAM"""
+    aed_weight: float = 5.0
+    """weight of the generator's embedding term (paper: alpha_aed)"""
+    ed_weight: float = 10.0
+    """weight of the student's embedding term (paper: alpha_ed); both 0: without embedding diversity"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuseConfig(MuseSConfig):
+    """The recipe of MUSE: MUSE-S with two image sizes, 130 and 100 images a batch."""
+
+    image_sizes: tuple[int, ...] = (28, 32)
+    """sides of the images that are made, in pixels (paper: E)"""
+    batch_shares: tuple[int, ...] = (13, 10)
+    """how both kinds of batch are divided among the image sizes"""
+    synthesis_batch_size: int = 230
+    """images made in one round, of all sizes together"""
+    batch_size: int = 230
+    """images in one student step, of all sizes together"""
+
+
+class Muse(Method):
+    """MUSE at any number of image sizes: a generator for each, a student that learns from all (Eqs. 7 and 8)."""
+
+    loop, joins_batches, splits_batches = "alternating", True, True
+    text_sources = (*SOURCES, CENTRES)
+    paper = "arXiv:2411.17046"
+
+    def __init__(self, config: MuseSConfig, setup: Setup) -> None:
+        super().__init__()
+        self.config: MuseSConfig = config
+        self.info, self.joined, self.text = setup.info, setup.joined, setup.text
+        setup.teacher.window.decay = config.window_decay
+        student, centres = TappedNet(setup.student, window=setup.teacher.window), setup.label_embeddings
+        learnt = setup.text == CENTRES
+        if learnt:
+            centres = centres.new_zeros(len(centres), setup.teacher.class_weights.shape[1])
+        self.embedding = ClassEmbedding(
+            student.width(setup.info),
+            centres,
+            radii=(config.inner_radius, config.outer_radius),
+            rescale={"always": True, "never": False}.get(config.rescale, setup.text not in CLIP_SCALE),
+            learnt=learnt,
+            per_sample=config.hinge_per_sample,
+            flag=f"--text {setup.text}",
+        )
+        self.scales = nn.ModuleList(MuseScale(part, setup, student, self.embedding) for part in parts(config))
+
+    def check_run(self) -> None:
+        check_centres(self.config, self.text, self.scales[0])  # type: ignore[arg-type]
+
+    def sources(self) -> Sequence[Method]:
+        return tuple(self.scales)  # type: ignore[arg-type]
+
+    def student_steps(self, epoch: int) -> int:
+        return max(1, round(self.config.student_steps * self.config.data_ratio / 100))
+
+    def student_maps(self) -> Sequence[str]:
+        return ()  # the features alone
+
+    def student_side(self) -> nn.Module:
+        return self.embedding.side
+
+    def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
+        terms = {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}  # Eq. 2
+        if self.config.ed_weight:
+            whole = map(self.joined.gather, (student.pooled(), batch.labels))
+            terms["ed"] = self.embedding.attraction(*whole)  # Eq. 10
+        return terms
+
+
+class MuseS(Muse):
+    """MUSE at one image size."""

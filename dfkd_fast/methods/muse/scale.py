@@ -1,0 +1,169 @@
+"""MUSE's making of images of one size (arXiv:2411.17046, sections 3.2 and 3.3); `muse` puts the sizes together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dfkd_fast.augment import Augment
+from dfkd_fast.errors import UserError
+from dfkd_fast.generators.noisy_embedding import NoisyEmbeddingGenerator
+from dfkd_fast.losses.activation_map import cam_margin
+from dfkd_fast.losses.adversarial import disagreement
+from dfkd_fast.losses.label import label_ce
+from dfkd_fast.methods.base import LossTerms, Method, Setup, SynthBatch
+from dfkd_fast.methods.muse.class_embedding import ClassEmbedding
+from dfkd_fast.models.statistics import PoolStatistics
+from dfkd_fast.models.taps import TappedNet
+from dfkd_fast.optim import OptimizerSpec
+from dfkd_fast.pool.budget import RoundPlan, data_ratio_capacity
+from dfkd_fast.rng import labels_in_turn
+from dfkd_fast.text.label_embeddings import CENTRES
+
+if TYPE_CHECKING:
+    from dfkd_fast.methods.muse.method import MuseSConfig
+
+
+class MuseScale(Method):
+    """What makes the images of one size: NAYER's generator, with CAM and embedding terms (Eq. 11)."""
+
+    labels: Tensor
+    class_order: Tensor
+    label_embeddings: Tensor
+
+    def __init__(self, config: MuseSConfig, setup: Setup, student: TappedNet, embedding: ClassEmbedding) -> None:
+        super().__init__()
+        self.config: MuseSConfig = config
+        self.info, self.teacher = replace(setup.info, image_size=config.image_sizes[0]), setup.teacher
+        self.joined = setup.joined
+        for network in (setup.teacher, student):
+            network.check_size(self.info.image_size, "--method.image-sizes")
+        self._shared = (student, embedding)  # in a tuple: seen through, never registered, saved or trained
+        num_classes, embedding_dim = setup.label_embeddings.shape
+        self.generator = NoisyEmbeddingGenerator(
+            embedding_dim,
+            self.info.image_size,
+            batch_size=config.synthesis_batch_size,
+            num_classes=num_classes,
+            noise_features=config.noise_features,
+            width=config.generator_width,
+            in_chans=self.info.in_chans,
+            joined=setup.joined,
+        )
+        self.augment = Augment(
+            self.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale, joined=setup.joined
+        )
+        self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
+        self.class_weights = setup.teacher.class_weights if config.cam_weight else None
+        self.adversarial = False
+        self.plan = round_plan(config, setup.info.image_size)
+        self.pool_policy = "ring" if config.fifo else "cap"
+        self.register_buffer("label_embeddings", setup.label_embeddings, persistent=False)
+        self.register_buffer("class_order", torch.arange(num_classes))
+        self.register_buffer("labels", torch.zeros(config.synthesis_batch_size, dtype=torch.int64), persistent=False)
+
+    def pool_capacity(self) -> int:
+        return self.plan.capacity
+
+    def rounds(self, epoch: int) -> int:
+        return self.plan.rounds(epoch)
+
+    def synthesis_optimizer(self) -> OptimizerSpec:
+        groups = [{"params": list(self.generator.parameters()), "lr": self.config.generator_lr}]
+        return OptimizerSpec(kind="adam", groups=groups, betas=(0.5, 0.999))
+
+    def begin_round(self, epoch: int, index: int) -> None:
+        life, last = self.config.generator_life, self.plan.last_made(epoch)
+        if index == 0 and life and (last is None or last // life != epoch // life):
+            self.generator.reset_parameters()
+        self.generator.noise.reset_parameters()  # Alg. 1 line 5
+        self.labels.copy_(labels_in_turn(len(self.labels), self.class_order, self.plan.before(epoch) + index))
+        self.adversarial = epoch >= self.config.warmup_epochs  # as in NAYER's release
+
+    def synthesis_step(self) -> tuple[Tensor, LossTerms]:
+        student, embedding = self._shared
+        labels = self.joined.part(self.labels)
+        images = self.generator(self.label_embeddings[self.labels])  # Eq. 4
+        view = self.augment(images)
+        teacher = self.teacher(view)
+        terms = {
+            "ce": label_ce(teacher.logits, labels),  # Eq. 3, alpha_ce
+            "bn": self.statistics.loss(teacher.moments),  # Eq. 3, alpha_bn
+        }
+        if self.class_weights is not None:
+            peak, sigma = self.config.cam_peak, self.config.cam_sigma
+            terms["cam"] = cam_margin(teacher.features, self.class_weights, labels, peak, sigma)  # Eq. 6
+        if self.adversarial:
+            seen = student(view)
+            terms["adv"] = disagreement(seen.logits, teacher.logits)  # Eq. 3, alpha_adv
+            if self.config.aed_weight:
+                gather, whole = self.joined.gather, self.joined.whole(self.labels)
+                if self.config.aed_network == "teacher":  # the sentence above Eq. 11
+                    terms["aed"] = embedding.repulsion_in_teacher(gather(teacher.pooled()), whole)
+                else:
+                    terms["aed"] = embedding.repulsion(gather(seen.pooled()), whole)  # Eq. 12
+        return images, terms
+
+    def end_round(self, best_images: Tensor) -> SynthBatch:
+        self.statistics.update()
+        _, embedding = self._shared
+        if embedding.learnt:  # section 3.3: class centres where there is no label text
+            seen = self.teacher(self.augment.normalize(best_images), moments=False)
+            embedding.learn(self.joined.gather(seen.pooled()), self.labels)
+        return SynthBatch(best_images, self.joined.part(self.labels))
+
+
+def parts(config: MuseSConfig) -> list[MuseSConfig]:
+    """A recipe for each image size: its share of the batches, an equal share of the budget."""
+    sizes, shares = config.image_sizes, config.batch_shares
+    if len(sizes) != len(shares) or len(set(sizes)) < len(sizes):
+        given = " ".join(map(str, sizes))
+        raise UserError(f"--method.image-sizes {given}: choose different sizes, with one of --method.batch-shares each")
+    divided = [share / sum(shares) for share in shares]
+    return [
+        replace(
+            config,
+            image_sizes=(size,),
+            batch_shares=(1,),
+            data_ratio=config.data_ratio / len(sizes),
+            synthesis_batch_size=round(config.synthesis_batch_size * share),
+            batch_size=round(config.batch_size * share),
+        )
+        for size, share in zip(sizes, divided, strict=True)
+    ]
+
+
+def round_plan(config: MuseSConfig, full_size: int) -> RoundPlan:
+    """Section 4.2: as many images as have the pixels of the data ratio's share of full-resolution images."""
+    ratio, (image_size,) = config.data_ratio / 100, config.image_sizes
+    return RoundPlan(
+        capacity=data_ratio_capacity(config.full_images, ratio, full_size=full_size, image_size=image_size),
+        batch_size=config.synthesis_batch_size,
+        epochs=config.epochs,
+        most=config.rounds,
+        endless=config.fifo,
+    )
+
+
+def check_centres(config: MuseSConfig, text: str, first: MuseScale) -> None:
+    """Raise UserError where class centres are needed and not learnt, or not all of them before the student starts:
+    they are the features of the first images of each class, which `first` makes.
+    """
+    if config.aed_network == "teacher" and not config.aed_weight:
+        raise UserError("--aed-network teacher: has no effect with --aed-weight 0; leave one of them out")
+    if text != CENTRES:
+        if config.aed_network == "teacher":
+            raise UserError(
+                f"--aed-network teacher: --text {text} gives vectors in another space than the teacher's "
+                f"features, and no map between them is published; choose --text {CENTRES} or --aed-network student"
+            )
+        return
+    made = first.plan.before(config.warmup_epochs) * first.config.synthesis_batch_size
+    if made < first.info.num_classes:
+        raise UserError(
+            f"--text {CENTRES}: the warm-up shows {made} of {first.info.num_classes} classes; "
+            "give more --method.warmup-epochs, or another --text"
+        )

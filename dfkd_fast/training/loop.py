@@ -1,0 +1,179 @@
+"""What both loops share: phases with their seconds and reports, evaluation, checkpoints and how they are taken up."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dfkd_fast.device.compilation import CLOCK
+from dfkd_fast.device.runtime import Runtime
+from dfkd_fast.methods.base import LossTerms, Method
+from dfkd_fast.pool.multi import MultiPool
+from dfkd_fast.reporting.loggers import RunLogger
+from dfkd_fast.rng import seed_phase
+from dfkd_fast.training.checkpoint import PHASES, Checkpoint
+from dfkd_fast.training.collapse import CollapseWatch
+from dfkd_fast.training.failures import check_finite, explained
+from dfkd_fast.training.interrupt import StopSignals
+from dfkd_fast.training.state_tensors import (
+    load_module,
+    load_optimizer,
+    module_tensors,
+    optimizer_tensors,
+    part_tensors,
+)
+from dfkd_fast.training.student import StudentSteps
+from dfkd_fast.training.synthesis import OnStep, Synthesizer
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What a run has done and measured so far; part of every checkpoint."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """wall seconds by phase: synthesis, distillation, evaluation; and compile, what was spent on making them fast"""
+    counts: Counter[str] = field(default_factory=Counter)
+    """images_synthesized by all ranks; generator_steps and student_steps, which all take together"""
+    last_evaluation: dict[str, float] = field(default_factory=dict)
+    """top1, top5 and agreement of the newest evaluation"""
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"seconds": dict(self.seconds), "counts": dict(self.counts), "last_evaluation": self.last_evaluation}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Progress:
+        """The inverse of `record`."""
+        return cls(
+            seconds=defaultdict(float, record["seconds"]),
+            counts=Counter(record["counts"]),
+            last_evaluation=record["last_evaluation"],
+        )
+
+
+@dataclass(kw_only=True)
+class Loop:
+    """A run's epochs; a subclass says in what order their steps come."""
+
+    image_phases: ClassVar[Sequence[str]] = PHASES[:1]
+    """the phases that make images"""
+
+    method: Method
+    student: nn.Module
+    trainer: StudentSteps
+    pool: MultiPool
+    runtime: Runtime
+    logger: RunLogger
+    signals: StopSignals
+    seed: int
+    evaluate: Callable[[int], dict[str, float]]
+    """evaluates the deployed student after an epoch; {} where that epoch is not evaluated"""
+    save: Callable[[Checkpoint], None]
+    progress: Progress = field(default_factory=Progress)
+    watch: CollapseWatch | None = None
+    """warns of a run that has collapsed"""
+
+    def __post_init__(self) -> None:
+        self.synthesizers = [Synthesizer(source, self.runtime) for source in self.method.sources()]
+        self._scalers = [*(synthesizer.scaler for synthesizer in self.synthesizers), self.trainer.scaler]
+
+    def run(self, *, first: tuple[int, str], stop_after: int | None) -> None:
+        """Run from the phase `first` (epoch, phase) to the end, or to the end of epoch number `stop_after`
+        (1-based).
+        """
+        raise NotImplementedError
+
+    def newest_images(self, source: Method) -> tuple[Tensor, Tensor]:
+        """What a source has made last, with its classes: as a pool keeps images, or (B, C, H, W) in [0, 1]."""
+        raise NotImplementedError
+
+    def _evaluation(self, epoch: int) -> None:
+        with self._timed("evaluation"):
+            result = self.evaluate(epoch)
+        if result:
+            self.progress.last_evaluation = result
+            self.logger.record(epoch=epoch, phase="evaluation", **result)
+
+    @contextmanager
+    def _phase(self, name: str, epoch: int, steps: int) -> Iterator[OnStep]:
+        """Reseed, time and report one phase; the block gets the function to call after each step."""
+        seed_phase(self.seed, self.runtime.share, epoch, name)
+        config = self.method.config
+        explain = explained(name, epoch, config, self.runtime)
+        with explain, self._timed(name), self.logger.phase(name, epoch, steps) as meter:
+
+            def on_step(terms: LossTerms, images: int) -> None:
+                meter.step(terms, images)
+                self.signals.check()
+
+            yield on_step
+            check_finite(name, epoch, self._state().values(), config)
+            if self.watch is not None:
+                self.watch.learned(epoch, meter.means())
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start, prepared = time.perf_counter(), CLOCK.seconds
+        yield
+        self.runtime.synchronize()
+        preparing = CLOCK.seconds - prepared
+        self.progress.seconds["compile"] += preparing
+        self.progress.seconds[name] += time.perf_counter() - start - preparing
+
+    def _boundary(self, epoch: int, phase: str) -> None:
+        scalers = [scaler.state_dict() for scaler in self._scalers]
+        pool, world_size = self.pool.flush(), self.runtime.shares
+        record = {"pool": pool, "world_size": world_size, "scalers": scalers, **self.progress.record()}
+        record["metrics"] = self.logger.sync()  # before a checkpoint says that the lines are there
+        self.save(Checkpoint(epoch=epoch, phase=phase, tensors=self._state(), record=record))
+
+    def _state(self) -> dict[str, Tensor]:
+        """Every tensor of a checkpoint."""
+        tensors = module_tensors("student", self.student) | module_tensors("method", self.method)
+        tensors |= optimizer_tensors("optimizer", self.trainer.optimizer)
+        for size, priorities in self.trainer.priorities.items():
+            tensors |= {f"priorities-{size}/{name}": value for name, value in priorities.state_dict().items()}
+        for name, lasting in self._lasting_optimizers():
+            tensors |= optimizer_tensors(name, lasting)
+        return tensors
+
+    def restore(self, checkpoint: Checkpoint) -> tuple[int, str]:
+        """Take up the state of a checkpoint, in place; returns the phase to run next."""
+        load_module("student", self.student, checkpoint.tensors)
+        # another number of ranks: each has other shares, and draws what depends on them in its next round
+        moved = checkpoint.record["world_size"] != self.runtime.shares
+        load_module("method", self.method, checkpoint.tensors, fitting=moved)
+        load_optimizer("optimizer", self.trainer.optimizer, checkpoint.tensors)
+        for name, lasting in self._lasting_optimizers():
+            load_optimizer(name, lasting, checkpoint.tensors)
+        for scaler, state in zip(self._scalers, checkpoint.record["scalers"], strict=True):
+            scaler.load_state_dict(state)
+        with self.runtime.main_first() if self.runtime.joined else nullcontext():  # one writes, the others read
+            note = self.pool.restore(checkpoint.record["pool"])
+        if note:
+            self.logger.message(note)
+        for size, priorities in self.trainer.priorities.items():
+            if note:  # images have moved to other slots, and nobody knows which was whose
+                filled = torch.arange(len(self.pool[size]), device=self.runtime.device)
+                priorities.update(filled, torch.ones_like(filled, dtype=torch.float32))
+            else:
+                priorities.load_state_dict(part_tensors(f"priorities-{size}", checkpoint.tensors))
+        self.progress = Progress.from_record(checkpoint.record)
+        if checkpoint.phase == PHASES[0]:
+            return checkpoint.epoch, PHASES[1]
+        return checkpoint.epoch + 1, PHASES[0]
+
+    def _lasting_optimizers(self) -> Iterator[tuple[str, Optimizer]]:
+        """The optimisers of synthesis whose state lasts over the rounds, by their names in a checkpoint."""
+        for synthesizer in self.synthesizers:
+            if synthesizer.lasting_optimizer is not None:
+                name = f"synthesis_optimizer-{synthesizer.method.info.image_size}"
+                yield name, synthesizer.lasting_optimizer

@@ -1,0 +1,24 @@
+"""What a run has cost, by the same measures that `--dry-run` foretells: FLOPs and MFU of its phases."""
+
+from __future__ import annotations
+
+from dfkd_fast.costs.flops import StepFlops
+from dfkd_fast.costs.peak import matmul_rate
+from dfkd_fast.costs.work import Work
+from dfkd_fast.device.runtime import Runtime
+from dfkd_fast.training.loop import Progress
+
+
+def run_costs(work: Work, flops: StepFlops, progress: Progress, runtime: Runtime) -> dict[str, float]:
+    """FLOPs of both phases in their plain formulation, of all ranks together, and the share of the device's rate of
+    matrix products that they make up of the seconds spent.
+
+    `work` and `flops` are a rank's. Takes a fraction of a second, which does not count as the run's.
+    """
+    rate, seconds = matmul_rate(runtime), progress.seconds
+    found = {"synthesis": flops.of_synthesis(work), "distillation": flops.of_distillation(work)}
+    return {
+        **{f"{phase}_flops": count * runtime.world_size for phase, count in found.items()},
+        **{f"{phase}_mfu": count / (seconds[phase] * rate) for phase, count in found.items() if seconds[phase]},
+        "matmul_flops_per_second": rate,
+    }

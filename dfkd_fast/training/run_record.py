@@ -1,0 +1,143 @@
+"""run.json: what a run was, what it cost and what came out."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dfkd_fast
+from dfkd_fast.config.record import config_hash
+from dfkd_fast.config.sources import label_text
+from dfkd_fast.config.train import TrainConfig
+from dfkd_fast.device.runtime import Runtime
+from dfkd_fast.errors import UserError
+from dfkd_fast.files.digests import crc_of_json
+from dfkd_fast.files.write import write_file
+from dfkd_fast.training.loop import Progress
+from dfkd_kernels.backend import OPS, pick
+
+FORMAT = 1  # of run.json
+
+
+def write_run_record(
+    path: Path,
+    config: TrainConfig,
+    runtime: Runtime,
+    progress: Progress,
+    *,
+    teacher_top1: float | None,
+    published_weights: str,
+    complete: bool,
+    collected: int,
+    costs: Mapping[str, float],
+) -> dict[str, Any]:
+    """Write run.json and return it. Seconds are wall time by phase; what was not evaluated is null, not 0.
+    `published_weights`: which the teacher has (`ModelInfo.published`). `collected`: how many real images took part.
+    `costs`: what `run_costs` found.
+    """
+    seconds, counts = progress.seconds, progress.counts
+    last = progress.last_evaluation
+    record = {
+        "format": FORMAT,
+        "complete": complete,
+        "method": config.method_name,
+        "dataset": config.dataset_name,
+        "teacher": config.teacher,
+        "published_weights": published_weights or None,
+        "student": config.student,
+        "seed": config.seed,
+        "text": config.text if label_text(config) is not None else None,
+        "label_text": label_text(config),
+        "data_free": not collected,
+        "collected_images": collected,
+        "top1_last": last.get("top1"),
+        "top5_last": last.get("top5"),
+        "teacher_top1": teacher_top1,
+        "agreement": last.get("agreement"),
+        "gpu_hours": _gpu_hours(seconds, runtime),
+        **{f"{part}_seconds": seconds[part] for part in ("synthesis", "distillation", "evaluation", "compile")},
+        "images_synthesized": counts["images_synthesized"],
+        "generator_steps": counts["generator_steps"],
+        "student_steps": counts["student_steps"],
+        **costs,
+        "peak_memory_bytes": runtime.peak_memory_bytes(),
+        "device": runtime.describe(),
+        "precision": runtime.precision,
+        "world_size": runtime.world_size,
+        "kernel_backends": active_backends(runtime),
+        "versions": versions(),
+        "git_sha": git_sha(),
+        "config_hash": config_hash(config),
+    }
+    record = json.loads(json.dumps(record))  # as it will be read
+    write_file(path, json.dumps({**record, "crc": crc_of_json(record)}, indent=1) + "\n")
+    return record
+
+
+def _gpu_hours(seconds: Mapping[str, float], runtime: Runtime) -> float:
+    """Of the phases that a method's cost is compared by, on all GPUs; 0 on a CPU."""
+    gpus = runtime.world_size if runtime.device.type == "cuda" else 0
+    return (seconds["synthesis"] + seconds["distillation"]) * gpus / 3600
+
+
+def read_run_record(path: Path) -> dict[str, Any]:
+    """What `write_run_record` returned, checked. Raises UserError for a file that is damaged, or of a newer format, and
+    OSError. One of before there were checksums is taken as it is.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error})") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: damaged (it is no table)")
+    number, crc = record.get("format", 0), record.pop("crc", None)
+    if crc is not None and crc != crc_of_json(record):  # first: what it says of its format may be the damage
+        raise UserError(f"{path}: damaged (its checksum does not fit)")
+    if isinstance(number, int) and number > FORMAT:
+        raise UserError(f"{path}: format {number}, of a newer dfkd-fast; this one reads up to {FORMAT}: use that one")
+    if crc is None and "format" in record:
+        raise UserError(f"{path}: damaged (its checksum is missing)")
+    return record
+
+
+def active_backends(runtime: Runtime) -> dict[str, str]:
+    """Operator -> the backend that runs it on the runtime's device, for float32."""
+    return {op: pick(op, runtime.device.type, torch.float32) for op in OPS}
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    return {
+        "dfkd_fast": dfkd_fast.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": metadata.version("torchvision"),
+    }
+
+
+def git_sha() -> str | None:
+    """Commit of this project's checkout that the package runs from, with "+" where files differ from it, or None.
+
+    Only that checkout is asked, never a repository that the package happens to be installed below, and none of a
+    repository's own programs is run: no file-system monitor, no hooks.
+    """
+    root = Path(__file__).resolve().parents[2]
+    if not ((root / ".git").exists() and (root / "pyproject.toml").is_file() and (root / "dfkd_fast").is_dir()):
+        return None
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment |= {"GIT_CEILING_DIRECTORIES": str(root.parent), "GIT_OPTIONAL_LOCKS": "0"}
+    quiet = ("-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}")
+    command = ["git", *quiet, "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=environment)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

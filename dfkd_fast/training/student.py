@@ -1,0 +1,210 @@
+"""Student steps: the student learns from the teacher, on images of the pool or on what a subclass brings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dfkd_fast.augment import draw_boxes, resized_crop
+from dfkd_fast.device.compilation import compiled
+from dfkd_fast.device.runtime import Runtime
+from dfkd_fast.errors import UserError
+from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, SynthBatch, weighted_sum
+from dfkd_fast.models.taps import TappedNet
+from dfkd_fast.models.teacher import FrozenNet, NetOutput
+from dfkd_fast.optim import OptimizerSpec, cosine, set_lr
+from dfkd_fast.pool.multi import MultiPool
+from dfkd_fast.pool.pool import PoolBatch
+from dfkd_fast.pool.stream import View
+from dfkd_fast.sampling import ByPriority, EpochShuffle, Sampler
+from dfkd_fast.training.logit_cache import EXTRA, LogitCache
+from dfkd_fast.training.steps import make_runner
+from dfkd_fast.training.synthesis import OnStep
+from dfkd_kernels import PrioritySampler
+
+
+class StudentSteps:
+    """Runs student steps: teacher, student, the method's loss, an optimiser whose learning rate follows a cosine over
+    the epochs after warm-up. A subclass says where batches come from.
+    """
+
+    def __init__(self, student: nn.Module, *, method: Method, teacher: FrozenNet, runtime: Runtime) -> None:
+        self.student, self.method, self.teacher, self.runtime = student, method, teacher, runtime
+        maps = method.student_maps()
+        self.tapped = None if maps is None else TappedNet(student, maps=maps, window=teacher.window)
+        if method.teacher_maps:
+            teacher.prepare(method.teacher_maps)
+        self.sources = {source.info.image_size: source for source in method.sources()}
+        self.batch_size = sum(source.config.batch_size for source in self.sources.values())
+        self.priorities: dict[int, PrioritySampler] = {}
+        """by image size, where the method has them"""
+        self.crop_scale, self.pad, self.flip = method.config.student_crops
+        if not 0 < self.crop_scale <= 1:
+            raise UserError(f"--method.student-crop-scale {self.crop_scale}: choose a share above 0 and up to 1")
+        self.optimizer = student_optimizer(method.config, student, method.student_side(), runtime)
+        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
+        self.run_step = make_runner(self.step, runtime)
+        self._losses = compiled(self._terms, runtime.compilation)
+
+    def epoch(self, epoch: int, on_step: OnStep) -> None:
+        """All of the method's student steps in an epoch."""
+        self.begin_epoch(epoch)
+        self.steps(self.method.student_steps(epoch), on_step)
+        self.end_epoch()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Before an epoch's first step."""
+        set_lr(self.optimizer, student_lr(self.method.config, epoch))
+        self.student.train()
+
+    def steps(self, count: int, on_step: OnStep) -> None:
+        """So many steps."""
+        for inputs in self.inputs(count):
+            on_step(self.run_step(self.method.student_variant(), *inputs), self.batch_size * self.runtime.shares)
+
+    def end_epoch(self) -> None:
+        """After its last: each rank's BN has seen its own images; one student is saved and seen by synthesis."""
+        if self.runtime.joined:  # it has seen those of all
+            return
+        side = self.method.student_side()
+        self.runtime.average_buffers(self.student, *([] if side is None else [side]))
+
+    def inputs(self, count: int) -> Iterator[tuple[Any, ...]]:
+        """What each of `count` steps is given from outside, on the host."""
+        raise NotImplementedError
+
+    def batches(self, *inputs: Any) -> Mapping[int, PoolBatch]:
+        """A step's batch of each image size, from its inputs. Part of the step, which may be captured."""
+        raise NotImplementedError
+
+    def step(self, *inputs: Any) -> LossTerms:
+        """One step on a batch of each image size. Returns the detached terms, means over all images."""
+        self.optimizer.zero_grad()
+        parts = [self._losses(batch) for batch in self.batches(*inputs).values()]
+        terms = parts[0] if len(parts) == 1 else self._mean(parts)
+        self.scaler.scale(weighted_sum(terms, self.method.config)).backward()
+        self._average_gradients(terms)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _average_gradients(self, terms: LossTerms) -> None:
+        """The gradient of the global batch, and its terms: each rank has those of its own part, of equal size."""
+        if self.runtime.world_size == 1:
+            return
+        learning = [value for group in self.optimizer.param_groups for value in group["params"]]
+        gradients = [value.grad for value in learning if value.grad is not None]
+        self.runtime.average([*gradients, *(term.detach() for term in terms.values())])
+
+    def _terms(self, batch: PoolBatch) -> LossTerms:
+        if self.crop_scale < 1:
+            joined = self.runtime.joined
+            whole = len(batch.images) * joined.size
+            boxes = draw_boxes(whole, scale=self.crop_scale, device=self.runtime.device)
+            batch = batch._replace(images=resized_crop(batch.images, joined.part(boxes)))
+        with self.runtime.autocast():
+            with torch.no_grad():
+                view = self.method.student_view(batch)
+            teacher = self.answer(batch, view)
+            student = NetOutput(self.student(view)) if self.tapped is None else self.tapped(view)
+            return self.method.student_loss(batch, teacher, student)
+
+    def answer(self, batch: PoolBatch, view: Tensor) -> NetOutput:
+        """What the student learns from."""
+        return self.teacher.answer(view, maps=self.method.teacher_maps, gradients=self.method.teacher_gradients)
+
+    def _mean(self, parts: list[LossTerms]) -> LossTerms:
+        shares = [source.config.batch_size / self.batch_size for source in self.sources.values()]
+        return {
+            name: torch.stack([share * part[name] for share, part in zip(shares, parts, strict=True)]).sum()
+            for name in parts[0]
+        }
+
+
+class StudentTrainer(StudentSteps):
+    """Student steps on batches of the pool; with a `cache` of its answers, without the teacher."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        method: Method,
+        teacher: FrozenNet,
+        pool: MultiPool,
+        runtime: Runtime,
+        cache: LogitCache | None = None,
+    ) -> None:
+        super().__init__(student, method=method, teacher=teacher, runtime=runtime)
+        self.pool, self.cache = pool, cache
+        opened = {size: source.open_pool(pool[size]) for size, source in self.sources.items()}
+        self.priorities = {size: tree for size, tree in opened.items() if tree is not None}
+        view = View(info=method.info, pad=self.pad, flip=self.flip) if cache is None else cache.view
+        self.views = dict.fromkeys(self.sources, view)
+
+    def store(self, size: int, made: SynthBatch) -> None:
+        """Put what a round made into the pool of its size, with its priorities where the method has them."""
+        made = made.gathered(self.runtime.joined)
+        pool = self.pool[size]
+        kept = {} if self.cache is None else {EXTRA: self.cache.answers(made.images, pool)}
+        slots = pool.add(made.images, made.labels, **made.extras, **kept)
+        if size in self.priorities:
+            assert made.deltas is not None, "a pool with priorities needs those of new images"
+            self.priorities[size].update(slots, made.deltas[: len(slots)])
+
+    def inputs(self, count: int) -> Iterator[tuple[dict[int, PoolBatch]]]:
+        """Batches of the pool as it is now."""
+        for batches in self.pool.batches(self._samplers(), self.views, count):
+            yield (batches,)
+
+    def batches(self, *inputs: Any) -> Mapping[int, PoolBatch]:
+        found: Mapping[int, PoolBatch] = inputs[0]
+        return found
+
+    def answer(self, batch: PoolBatch, view: Tensor) -> NetOutput:
+        return super().answer(batch, view) if self.cache is None else self.cache.pick(batch)
+
+    def _samplers(self) -> dict[int, Sampler]:
+        samplers: dict[int, Sampler] = {}
+        for index, (size, source) in enumerate(self.sources.items()):
+            batch_size = source.config.batch_size
+            if size in self.priorities:
+                samplers[size] = ByPriority(self.priorities[size], batch_size)
+            else:
+                seed = torch.initial_seed() + index  # another order for each pool
+                held, repeats = len(self.pool[size]), self.pool[size].repeats
+                repeats = None if repeats is None else repeats[:held]
+                samplers[size] = EpochShuffle(held, batch_size, device=self.runtime.device, seed=seed, repeats=repeats)
+        return samplers
+
+
+def student_optimizer(
+    config: MethodConfig, student: nn.Module, side: nn.Module | None, runtime: Runtime
+) -> torch.optim.Optimizer:
+    """What trains the student, and the method's side module with it."""
+    parameters: list[Tensor] = [*student.parameters(), *(side.parameters() if side is not None else ())]
+    return OptimizerSpec(
+        kind=config.student_optimizer,
+        groups=[{"params": parameters, "lr": config.student_lr}],
+        betas=(config.student_momentum, 0.999),
+        momentum=config.student_momentum,
+        weight_decay=config.student_weight_decay,
+    ).build(runtime.optimizer, capturable=runtime.graphs)
+
+
+def student_lr(config: MethodConfig, epoch: int) -> float:
+    """The student's learning rate in an epoch (0-based): one value per epoch, from the end of the warm-up on.
+
+    Linear over `ramp_epochs`, then a cosine from `student_lr` to `student_lr_min` over the rest, or a tenth
+    of it for each of `student_lr_steps` that has passed.
+    """
+    ramp = config.ramp_epochs
+    distilled = epoch - config.warmup_epochs
+    if distilled < ramp:
+        return config.student_lr * (distilled + 1) / ramp
+    if config.student_lr_steps:
+        return config.student_lr * 0.1 ** sum(distilled >= step for step in config.student_lr_steps)
+    progress = (distilled - ramp) / (config.epochs - config.warmup_epochs - ramp)
+    return config.student_lr_min + (config.student_lr - config.student_lr_min) * cosine(progress)
