@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from dfkd_fast.benchmark.machine import machine_record
-from dfkd_fast.data.splits import open_test
+from dfkd_fast.data.splits import load_test_split
 from dfkd_fast.data.stream import Decoding, ImageStream
 from dfkd_fast.device.runtime import make_runtime
 
@@ -62,7 +62,7 @@ def main() -> None:
         size = statistics.mean(file.stat().st_size for file in Path(folder).rglob("*.jpg"))
         for name in CHOICES:
             decoding = Decoding(decoder=name, workers=1)
-            found = open_test(folder, image_size=224, decoding=decoding, device=runtime.device, in_memory=0)
+            found = load_test_split(folder, image_size=224, decoding=decoding, device=runtime.device, in_memory=0)
             assert isinstance(found, ImageStream)
             streams[name] = found
         first = {name: torch.cat([batch for batch, _ in images.batches(50)]) for name, images in streams.items()}

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from dfkd_fast.benchmark.machine import machine_record
 from dfkd_fast.benchmark.methods import read_target
-from dfkd_fast.benchmark.rehearsal import Rehearsal
+from dfkd_fast.benchmark.step_profiler import StepProfiler
 from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.device.runtime import Runtime, make_runtime
 
@@ -37,7 +37,7 @@ GROUPS = {
 """what the name of an operator, or of a kernel, has in it -> what it is counted as; the first that fits"""
 
 
-def phases(rehearsal: Rehearsal, steps: int) -> Iterator[tuple[str, Callable[[], None]]]:
+def phases(rehearsal: StepProfiler, steps: int) -> Iterator[tuple[str, Callable[[], None]]]:
     """Both phases: name and what runs `steps` steps of it."""
     synthesizer = rehearsal.synthesizers[0]
     rehearsal.fill(synthesizer.method, rehearsal.step_round(synthesizer))
@@ -98,7 +98,7 @@ def idle_share(prof: profile) -> float:
     return 1 - busy / (reached - spans[0][0])
 
 
-def run(rehearsal: Rehearsal, runtime: Runtime, folder: Path, steps: int, rows: int) -> Iterator[str]:
+def run(rehearsal: StepProfiler, runtime: Runtime, folder: Path, steps: int, rows: int) -> Iterator[str]:
     """Profile both phases; yields the tables' lines."""
     cuda = runtime.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
@@ -136,7 +136,7 @@ def main() -> None:
     folder = options.results / f"profile-{runtime.device.type}"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as pool, (folder / "table.txt").open("w", encoding="utf-8") as file:
-        rehearsal = Rehearsal(config, target.info, runtime, Path(pool))
+        rehearsal = StepProfiler(config, target.info, runtime, Path(pool))
         for line in (
             f"{target.name} {' '.join(flags)}",
             json.dumps(machine_record(runtime)),

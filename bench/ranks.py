@@ -65,7 +65,7 @@ class Side:
         import torch
         from torch import distributed
 
-        from dfkd_fast.benchmark.rehearsal import Rehearsal
+        from dfkd_fast.benchmark.step_profiler import StepProfiler
         from dfkd_fast.costs.work import probe_epoch
         from dfkd_fast.device.runtime import make_runtime
         from dfkd_fast.models.factory import ModelInfo
@@ -83,7 +83,7 @@ class Side:
         runtime = make_runtime(device="cpu", precision=self.precision, channels_last=True, threads=1, bn_scope=scope)
         normal = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
         info = ModelInfo(name="", num_classes=case.num_classes, image_size=case.image_size, **normal)
-        rehearsal = Rehearsal(config, info, runtime, folder)
+        rehearsal = StepProfiler(config, info, runtime, folder)
         rehearsal.method.train()
         synthesizer = rehearsal.synthesizers[0]
         rehearsal.fill(synthesizer.method, rehearsal.step_round(synthesizer))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.parallel.global_batch import ALONE, JoinedBatch
+from dfkd_fast.parallel.global_batch import LOCAL_BATCH, GlobalBatch
 
 
 class CropFlip(NamedTuple):
@@ -28,9 +28,13 @@ class CropFlip(NamedTuple):
     flips: Tensor
     choices: Tensor | None = None
 
-    def part(self, joined: JoinedBatch) -> CropFlip:
+    def part(self, global_batch: GlobalBatch) -> CropFlip:
         """Those of this rank's images."""
-        return CropFlip(joined.part(self.shifts), joined.part(self.flips), joined.part(self.choices))
+        return CropFlip(
+            global_batch.local_rows(self.shifts),
+            global_batch.local_rows(self.flips),
+            global_batch.local_rows(self.choices),
+        )
 
 
 def draw_crop_flip(
@@ -135,7 +139,7 @@ class Augment(nn.Module):
     """What a network sees of an image in [0, 1]: random crop with zero padding, random flip, normalisation.
 
     Images (B, C, H, W) in [0, 1] -> view of the same shape, normalised with the teacher's mean and std. `crop_scale`
-    below 1 puts a random resized crop in the place of the padded one. Of `joined` images these are this rank's.
+    below 1 puts a random resized crop in the place of the padded one. Of a `global_batch` these are this rank's images.
     """
 
     mean: Tensor
@@ -148,22 +152,22 @@ class Augment(nn.Module):
         pad: int = 4,
         flip: bool = True,
         crop_scale: float = 1.0,
-        joined: JoinedBatch = ALONE,
+        global_batch: GlobalBatch = LOCAL_BATCH,
     ) -> None:
         super().__init__()
         if not 0 < crop_scale <= 1:
             raise UserError(f"--method.crop-scale {crop_scale}: choose a share above 0 and up to 1")
-        self.joined = joined
+        self.global_batch = global_batch
         self.pad, self.flip, self.crop_scale = pad if crop_scale == 1 else 0, flip, crop_scale
         self.register_buffer("mean", torch.tensor(info.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(info.std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        part, whole, device = self.joined.part, len(images) * self.joined.size, images.device
+        part, whole, device = self.global_batch.local_rows, len(images) * self.global_batch.size, images.device
         if self.crop_scale < 1:
             images = resized_crop(images, part(draw_boxes(whole, scale=self.crop_scale, device=device)))
         drawn = draw_crop_flip(whole, pad=self.pad, flip=self.flip, device=device)
-        return self.normalize(shift_flip(images, drawn.part(self.joined)))
+        return self.normalize(shift_flip(images, drawn.part(self.global_batch)))
 
     def normalize(self, images: Tensor) -> Tensor:
         """(images - mean) / std, channel by channel."""

@@ -16,7 +16,7 @@ SHARED = random.Random()
 """Python's numbers that all ranks draw alike: for what decides the course of a step, whose collectives must meet"""
 
 
-def fold(seed: int, *names: str | int) -> int:
+def derive_seed(seed: int, *names: str | int) -> int:
     """Derive a 56-bit seed from `seed` and a path of names; equal arguments give equal seeds on every platform."""
     text = "/".join(str(part) for part in (seed, *names))
     return int.from_bytes(sha256(text.encode()).digest()[:7], "big")
@@ -27,11 +27,11 @@ def seed_phase(seed: int, rank: int, epoch: int, phase: str) -> None:
 
     `SHARED` is the same on all ranks.
     """
-    value = fold(seed, rank, epoch, phase)
+    value = derive_seed(seed, rank, epoch, phase)
     random.seed(value)
     np.random.seed(value % 2**32)
     torch.manual_seed(value)
-    SHARED.seed(fold(seed, 0, epoch, phase))
+    SHARED.seed(derive_seed(seed, 0, epoch, phase))
 
 
 def balanced_labels(batch_size: int, num_classes: int, *, device: torch.device | str = "cpu") -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.rng import fold
+from dfkd_fast.rng import derive_seed
 from dfkd_kernels import PrioritySampler
 
 
@@ -56,7 +56,7 @@ class _Seeded:
         self.seed, self.drawn = state["seed"], state["drawn"]
 
     def _reseed(self, number: int) -> torch.Generator:
-        return self._generator.manual_seed(fold(self.seed, type(self).__name__, number))
+        return self._generator.manual_seed(derive_seed(self.seed, type(self).__name__, number))
 
     def _next(self) -> torch.Generator:
         """The generator of this draw, which is counted."""

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from dfkd_fast.data.arrays import resized
-from dfkd_fast.data.splits import check_apart, load_split, open_test
+from dfkd_fast.data.splits import check_disjoint_splits, load_split, load_test_split
 from dfkd_fast.data.statistics import compute_statistics
 from dfkd_fast.data.stream import Decoding
 from dfkd_fast.errors import UserError
@@ -104,10 +104,10 @@ def test_training_images_are_no_test_images(tmp_path: Path, packed: bool) -> Non
     """Also where test images would be cut otherwise."""
     both, whole = write_tree(tmp_path / "both"), write_tree(tmp_path / "whole", ("train",)) / "train"
     sources = [as_tar(root, tmp_path / f"{root.name}.tar.gz") if packed else root for root in (both, whole)]
-    check_apart("digits")
-    check_apart(sources[0])
+    check_disjoint_splits("digits")
+    check_disjoint_splits(sources[0])
     with pytest.raises(UserError, match=r"^--data .*: no test split apart from the training images; expected train/"):
-        check_apart(sources[1])
+        check_disjoint_splits(sources[1])
 
 
 def test_val_is_a_test_split_and_an_unlabelled_test_folder_is_passed_over(tmp_path: Path) -> None:
@@ -278,9 +278,9 @@ def test_interpolation_is_the_filter_that_is_named(tmp_path: Path, name: str) ->
     assert torch.equal(found, torch.from_numpy(wanted))
     decoding = Decoding(decoder="pil", interpolation=name)
     cpu = torch.device("cpu")
-    whole = open_test(root, image_size=5, decoding=decoding, device=cpu)
+    whole = load_test_split(root, image_size=5, decoding=decoding, device=cpu)
     assert torch.equal(next(whole.batches(64))[0], found)
-    (streamed, _), *_ = open_test(root, image_size=5, decoding=decoding, device=cpu, in_memory=0).batches(64)
+    (streamed, _), *_ = load_test_split(root, image_size=5, decoding=decoding, device=cpu, in_memory=0).batches(64)
     assert torch.equal(streamed, found)
     if name != "bilinear":  # which is torch's, within a grey level
         assert torch.equal(resized(expected("test")[0], 5, name), found)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dfkd_fast.data.splits import ImageSet, load_split, open_test
+from dfkd_fast.data.splits import ImageSet, load_split, load_test_split
 from dfkd_fast.data.stream import Decoding, ImageStream
 from dfkd_fast.errors import UserError
 from dfkd_fast.files import archives
@@ -170,7 +170,7 @@ def test_links_in_a_tar_are_resolved_in_it(tmp_path: Path, kind: str, mode: str)
     assert_whole(source)
     if mode == "w":
         decoding: Any = {"decoding": Decoding(decoder="pil", workers=1), "device": torch.device("cpu"), "in_memory": 0}
-        stream = open_test(source, image_size=8, **decoding)
+        stream = load_test_split(source, image_size=8, **decoding)
         assert isinstance(stream, ImageStream)
         assert torch.cat([images for images, _ in stream.batches(4)])[:, 0, 0, 0].tolist() == [0, 1, 20, 21, 40, 41]
 
@@ -257,7 +257,7 @@ def test_a_zip_of_a_tree(tmp_path: Path) -> None:
     source = write_zip(tmp_path / "a.zip", tree(tmp_path / "tree"))
     assert_whole(source)
     options: Any = {"decoding": Decoding(decoder="pil", workers=2), "device": torch.device("cpu"), "in_memory": 0}
-    images = [images for images, _ in open_test(source, image_size=8, **options).batches(4)]
+    images = [images for images, _ in load_test_split(source, image_size=8, **options).batches(4)]
     assert torch.cat(images)[:, 0, 0, 0].tolist() == [0, 1, 20, 21, 40, 41]
     content = bytearray(source.read_bytes())
     flags = content.index(b"PK\1\2") + 8
@@ -266,7 +266,7 @@ def test_a_zip_of_a_tree(tmp_path: Path) -> None:
     content[100:140] = bytes(40)
     (tmp_path / "bad.zip").write_bytes(content)
     assert "bad.zip" in refusal(tmp_path / "bad.zip")
-    damaged = open_test(tmp_path / "bad.zip", image_size=8, **options)
+    damaged = load_test_split(tmp_path / "bad.zip", image_size=8, **options)
     with pytest.raises(UserError, match=r"--data .*bad.zip: tree/.*\.png cannot be read"):
         list(damaged.batches(8))
     (tmp_path / "bad.zip").write_bytes(content[:300])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd_fast.data.splits import check_apart, load_split, open_test
+from dfkd_fast.data.splits import check_disjoint_splits, load_split, load_test_split
 from dfkd_fast.data.stream import Decoding
 from dfkd_fast.errors import UserError
 from dfkd_fast.files import arrays as array_files
@@ -56,9 +56,9 @@ def test_medmnist_as_distributed(tmp_path: Path, save: Callable[..., None], held
         assert test.class_names == ("0", "1", "2")
         if channels == (held or (1,))[0]:
             assert np.array_equal(test.images.numpy(), content["test_images"].reshape(6, 28, 28, channels))
-    check_apart(source)
+    check_disjoint_splits(source)
     assert load_split(source, "test", image_size=14).images.shape == (6, 14, 14, 3)
-    assert torch.equal(open_test(source, decoding=Decoding(), device=torch.device("cpu")).labels, test.labels)
+    assert torch.equal(load_test_split(source, decoding=Decoding(), device=torch.device("cpu")).labels, test.labels)
 
 
 WRONG: dict[str, dict[str, Any]] = {
@@ -174,7 +174,7 @@ def test_cifars_archive_as_distributed(tmp_path: Path) -> None:
         assert packed.digest == unpacked.digest
         assert packed.labels.tolist() == ([1, 2] * 5 if split == "train" else [3, 9])
     assert load_split(source, "test", channels=1).images.shape == (2, 32, 32, 1)
-    check_apart(source)
+    check_disjoint_splits(source)
 
 
 DAMAGED: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfkd_fast.data.splits import ImageSet, load_split, open_test
+from dfkd_fast.data.splits import ImageSet, load_split, load_test_split
 from dfkd_fast.data.stream import Decoding, ImageStream
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
@@ -43,7 +43,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stream(source: Path, decoder: Literal["auto", "dali", "pil"], **options: Any) -> ImageStream:
     decoding = Decoding(decoder=decoder, workers=2, **{"resize": RESIZE, **options})
-    found = open_test(source, image_size=SIZE, decoding=decoding, device=CPU, in_memory=0)
+    found = load_test_split(source, image_size=SIZE, decoding=decoding, device=CPU, in_memory=0)
     assert isinstance(found, ImageStream)
     return found
 
@@ -84,7 +84,7 @@ def test_each_image_once_and_in_its_order(tree: Path, tmp_path: Path, decoder: L
         for file in sorted(tree.rglob("*.jpg"), reverse=True):
             tar.add(file, file.relative_to(tree))
     assert torch.equal(pixels(stream(tmp_path / "val.tar", decoder)), images)
-    kept = open_test(tree, image_size=SIZE, decoding=Decoding(decoder=decoder, resize=RESIZE), device=CPU)
+    kept = load_test_split(tree, image_size=SIZE, decoding=Decoding(decoder=decoder, resize=RESIZE), device=CPU)
     assert isinstance(kept, ImageSet)
     assert torch.equal(kept.resident(CPU).images.int(), images)
 
@@ -98,11 +98,11 @@ def test_decoders_differ_by_a_grey_level_at_most(tree: Path) -> None:
 
 
 def test_small_sets_are_decoded_once(tree: Path) -> None:
-    found = open_test(tree, image_size=SIZE, decoding=Decoding(), device=CPU)
+    found = load_test_split(tree, image_size=SIZE, decoding=Decoding(), device=CPU)
     assert isinstance(found, ImageSet)
     assert torch.equal(found.images, load_split(tree, "test", image_size=SIZE).images)  # below 96 pixels: no margin
-    large = open_test(tree, image_size=224, decoding=Decoding(), device=CPU)
-    with_margin = open_test(tree, image_size=224, decoding=Decoding(resize=256), device=CPU)
+    large = load_test_split(tree, image_size=224, decoding=Decoding(), device=CPU)
+    with_margin = load_test_split(tree, image_size=224, decoding=Decoding(resize=256), device=CPU)
     assert isinstance(large, ImageSet)
     assert isinstance(with_margin, ImageSet)
     assert torch.equal(large.images, with_margin.images)
@@ -168,7 +168,7 @@ def test_what_cannot_be_had_is_said(
     with pytest.raises(UserError, match=r"--eval\.decoder dali: unpack the tar"):
         stream(tmp_path / "val.tar.gz", "dali")
     with pytest.raises(UserError, match=r"--eval\.decoder pil: digits is no folder"):
-        open_test("digits", decoding=Decoding(decoder="pil"), device=CPU)
+        load_test_split("digits", decoding=Decoding(decoder="pil"), device=CPU)
     with pytest.raises(UserError, match=r"--eval\.resize 20: choose 28"):
         stream(tree, "pil", resize=20)
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from dfkd_fast.data.arrays import with_channels
-from dfkd_fast.data.splits import load_split, open_test
+from dfkd_fast.data.splits import load_split, load_test_split
 from dfkd_fast.data.stream import Decoding, ImageStream
 from dfkd_fast.errors import UserError
 from dfkd_fast.files import pictures
@@ -249,7 +249,7 @@ def test_decoders_treat_pictures_alike(
     root = mixed(tmp_path / "tree")
     whole = load_split(root, "test", image_size=16, channels=channels)
     options: Any = {"decoding": Decoding(decoder=decoder, workers=1), "device": torch.device("cpu"), "in_memory": 0}
-    stream = open_test(root, image_size=16, channels=channels, **options)
+    stream = load_test_split(root, image_size=16, channels=channels, **options)
     assert isinstance(stream, ImageStream)
     capsys.readouterr()
     found = torch.cat([images for images, _ in stream.batches(4)])

@@ -24,7 +24,7 @@ from step_report import StepReport, open_report
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dfkd_fast.benchmark.rehearsal import Rehearsal
+from dfkd_fast.benchmark.step_profiler import StepProfiler
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.device.runtime import make_runtime
@@ -77,7 +77,7 @@ def results(name: str, device: str, precision: str, *, graphs: bool, sizes: dict
         found[f"terms/{len(found)}"] = torch.stack([terms[key].float() for key in sorted(terms)])
 
     with tempfile.TemporaryDirectory() as folder:
-        run = Rehearsal(config, INFO, runtime, Path(folder))
+        run = StepProfiler(config, INFO, runtime, Path(folder))
         try:
             run.method.train()
             for epoch in (0, 2):

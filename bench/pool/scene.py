@@ -13,7 +13,7 @@ from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.pool.journal import Journal
 from dfkd_fast.pool.pool import Pool
-from dfkd_fast.pool.stream import View
+from dfkd_fast.pool.stream import AugmentSpec
 
 BATCH, PAD = 256, 4
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -24,10 +24,10 @@ def runtime_on(device: str = "cpu") -> Runtime:
     return make_runtime(device=device, channels_last=True, threads=1)
 
 
-def view_of(size: int) -> View:
+def view_of(size: int) -> AugmentSpec:
     """Zero-padded crop, flip, normalisation."""
     info = ModelInfo(name="bench", num_classes=10, image_size=size, mean=MEAN, std=STD)
-    return View(info=info, pad=PAD, flip=True)
+    return AugmentSpec(info=info, pad=PAD, flip=True)
 
 
 def smooth_images(count: int, size: int, seed: int = 0) -> Tensor:

@@ -10,7 +10,7 @@ from report import RESULTS, Figure
 from scene import BATCH, filled_pool, runtime_on, view_of
 from timing import medians
 
-from dfkd_fast.pool.stream import Stream, View
+from dfkd_fast.pool.stream import AugmentSpec, Stream
 from dfkd_fast.pool.streams import make_stream
 from dfkd_fast.sampling import EpochShuffle, Sampler
 
@@ -55,7 +55,7 @@ def measure(counts: Sequence[int], rounds: int, scratch: Path | None) -> list[Fi
     return [*figures, Figure(name=name, value=slower, unit="x", bound=MOST_SLOWER, sense="at most")]
 
 
-def read(stream: Stream, sampler: Sampler, view: View, batches: int) -> None:
+def read(stream: Stream, sampler: Sampler, view: AugmentSpec, batches: int) -> None:
     """Some batches, one after another."""
     for _ in range(batches):
         slots = sampler.draw().slots

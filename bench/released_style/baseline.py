@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfkd_fast.benchmark.rehearsal import settle
+from dfkd_fast.benchmark.step_profiler import settle
 from dfkd_fast.models.factory import load_model
 from released_style.networks import FeatureHook, Generator, StatisticsHook
 from released_style.png_pool import PngPool

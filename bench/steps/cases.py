@@ -9,7 +9,7 @@ from typing import Any
 from released_style.baseline import Baseline
 from released_style.recipe import recipe_of
 
-from dfkd_fast.benchmark.rehearsal import Rehearsal
+from dfkd_fast.benchmark.step_profiler import StepProfiler
 from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.device.runtime import make_runtime
@@ -74,7 +74,7 @@ class Ours:
         info = ModelInfo(
             name="", num_classes=case.num_classes, image_size=size, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
         )
-        self.rehearsal = Rehearsal(case.config(), info, runtime, folder)
+        self.rehearsal = StepProfiler(case.config(), info, runtime, folder)
         self.rehearsal.method.train()
         self.synthesizer = self.rehearsal.synthesizers[0]
         self.rehearsal.fill(self.synthesizer.method, self.rehearsal.step_round(self.synthesizer))

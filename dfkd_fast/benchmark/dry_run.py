@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from dfkd_fast.benchmark.projection import Projection, project
-from dfkd_fast.benchmark.rehearsal import rehearse
-from dfkd_fast.benchmark.watch import Window
+from dfkd_fast.benchmark.step_profiler import rehearse
+from dfkd_fast.benchmark.step_timer import TimingWindow
 from dfkd_fast.config.sources import settle
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.costs.flops import count_step_flops
@@ -38,7 +38,7 @@ def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) ->
     )
     if runtime.is_main:
         show(heading)
-    window = Window(warmup=10, steps=10, samples=5) if cuda else Window(warmup=2, steps=1, samples=7)
+    window = TimingWindow(warmup=10, steps=10, samples=5) if cuda else TimingWindow(warmup=2, steps=1, samples=7)
     method, timings = rehearse(config, info, runtime, window)
     flops = count_step_flops(method, info, teacher=config.teacher, student=config.student)
     projection = project(recipe_work(method), timings, flops, matmul_rate(runtime), runtime)

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 import dfkd_fast
 from dfkd_fast.benchmark.projection import Projection, project
-from dfkd_fast.benchmark.rehearsal import Timings, assemble, rehearse
-from dfkd_fast.benchmark.watch import Window, sample
+from dfkd_fast.benchmark.step_profiler import Timings, assemble, rehearse
+from dfkd_fast.benchmark.step_timer import TimingWindow, sample
 from dfkd_fast.catalog import METHODS, presets
 from dfkd_fast.config.data_sets import DATA_SETS, DataSet, data_set_of
 from dfkd_fast.config.sources import default_config, load_config
@@ -102,7 +102,7 @@ def read_target(name: str) -> Target:
 
 
 def measure(
-    target: Target, runtime: Runtime, window: Window, *, share: float, matmul_rate: float, baseline: Path | None
+    target: Target, runtime: Runtime, window: TimingWindow, *, share: float, matmul_rate: float, baseline: Path | None
 ) -> dict[str, Any]:
     """One preset's record: ours, the baseline's hours (null without one), the published ones, the floor.
 
@@ -172,7 +172,7 @@ def _scaled(timings: Timings, cut: Method, full: Method, seen: StepFlops, flops:
 
 
 def _time_baseline(
-    config: TrainConfig[Any], info: ModelInfo, runtime: Runtime, window: Window, folder: Path
+    config: TrainConfig[Any], info: ModelInfo, runtime: Runtime, window: TimingWindow, folder: Path
 ) -> Timings:
     """The same for the baseline. On a GPU its DataLoader has the four workers of the released codes; on a CPU its work
     counts as the run's own.
@@ -188,7 +188,7 @@ def _time_baseline(
     with tempfile.TemporaryDirectory(prefix="dfkd-fast-") as pool:
         module = importlib.import_module("released_style.baseline")
         theirs: Baseline = module.Baseline(recipe, Path(pool), device=str(runtime.device), workers=workers)
-        one = Window(warmup=0, steps=1, samples=1, clock=window.clock)
+        one = TimingWindow(warmup=0, steps=1, samples=1, clock=window.clock)
         for kind in work.synthesis_steps:
             theirs.begin_round()
             step = partial(theirs.synthesis_step, adversarial=not kind.warmup)

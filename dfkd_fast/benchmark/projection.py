@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dfkd_fast.benchmark.rehearsal import Timings
-from dfkd_fast.benchmark.watch import Spread
+from dfkd_fast.benchmark.step_profiler import Timings
+from dfkd_fast.benchmark.step_timer import Quantiles
 from dfkd_fast.costs.flops import StepFlops
 from dfkd_fast.costs.work import Work
 from dfkd_fast.device.runtime import Runtime
@@ -23,7 +23,7 @@ class Phase:
     steps: int
     flops: float
     """in the plain formulation, on all ranks together"""
-    seconds: Spread
+    seconds: Quantiles
     """of one rank"""
     mfu: float
     """share of the device's rate of matrix products that the plain formulation's FLOPs make up"""
@@ -55,11 +55,11 @@ class Projection:
     devices: int
 
     @property
-    def hours(self) -> Spread:
+    def hours(self) -> Quantiles:
         """Hours of all devices together: GPU-hours, on a CPU hours of the process."""
         factor = self.devices / 3600
         seconds = [phase.seconds for phase in self.phases]
-        return Spread(
+        return Quantiles(
             factor * sum(part.median for part in seconds),
             factor * sum(part.least for part in seconds),
             factor * sum(part.most for part in seconds),
@@ -118,7 +118,7 @@ def project(work: Work, timings: Timings, flops: StepFlops, matmul_rate: float, 
     """Scale timed steps up to `work`. Work, FLOPs and seconds are those of each rank."""
     devices = runtime.world_size
 
-    def phase(name: str, steps: int, count: float, seconds: Spread) -> Phase:
+    def phase(name: str, steps: int, count: float, seconds: Quantiles) -> Phase:
         mfu = count / (seconds.median * matmul_rate) if seconds.median else 0.0
         return Phase(name=name, steps=steps, flops=count * devices, seconds=seconds, mfu=mfu)
 

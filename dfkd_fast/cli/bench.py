@@ -74,7 +74,7 @@ def bench_methods(names: Sequence[str], options: BenchOptions) -> None:
     from dfkd_fast.benchmark import methods
     from dfkd_fast.benchmark.machine import machine_record
     from dfkd_fast.benchmark.plot import plot
-    from dfkd_fast.benchmark.watch import Window
+    from dfkd_fast.benchmark.step_timer import TimingWindow
     from dfkd_fast.costs.peak import matmul_rate
     from dfkd_fast.device.runtime import make_runtime
 
@@ -90,9 +90,9 @@ def bench_methods(names: Sequence[str], options: BenchOptions) -> None:
     )
     cuda = runtime.device.type == "cuda"
     window = (
-        Window(warmup=10, steps=10, samples=options.samples)
+        TimingWindow(warmup=10, steps=10, samples=options.samples)
         if cuda
-        else Window(warmup=1, steps=1, samples=options.samples, clock=time.process_time)
+        else TimingWindow(warmup=1, steps=1, samples=options.samples, clock=time.process_time)
     )
     share = options.batch_share or (1.0 if cuda else 1 / 16)
     baseline, peak = methods.baseline_folder() if options.baseline else None, matmul_rate(runtime)

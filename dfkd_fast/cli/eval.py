@@ -123,7 +123,7 @@ def load(
 ) -> tuple[nn.Module, ModelInfo, Expected[Any]]:
     """The network in a file, of `run` if it lies in a run folder, and the test images as it expects them."""
     from dfkd_fast.data.class_order import stated_order
-    from dfkd_fast.data.splits import open_test
+    from dfkd_fast.data.splits import load_test_split
     from dfkd_fast.data.stream import Decoding
     from dfkd_fast.models.factory import load_model
     from dfkd_fast.training.checkpoint import written_name
@@ -142,7 +142,7 @@ def load(
         flag="--student" if options.student else "eval",
         weights_flag="eval",
     )
-    test = open_test(
+    test = load_test_split(
         data,
         image_size=info.image_size,
         decoding=Decoding(

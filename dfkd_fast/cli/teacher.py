@@ -81,7 +81,7 @@ def train(model: str, arguments: Sequence[str]) -> int:
         raise UserError("--data: missing; choose digits or the path of real images")
     out = check_out(options.out)
 
-    from dfkd_fast.data.splits import check_apart, load_split, open_test
+    from dfkd_fast.data.splits import check_disjoint_splits, load_split, load_test_split
     from dfkd_fast.data.stream import Decoding
     from dfkd_fast.device.runtime import make_runtime
     from dfkd_fast.training.evaluate import in_stated_order, stated_channels
@@ -93,11 +93,11 @@ def train(model: str, arguments: Sequence[str]) -> int:
         threads=options.threads,
         deterministic=options.deterministic,
     )
-    check_apart(options.data)
+    check_disjoint_splits(options.data)
     size, interpolation, channels = options.image_size, options.interpolation or "bilinear", stated_channels(options)
     images = load_split(options.data, "train", image_size=size, channels=channels, interpolation=interpolation)
     decoding = Decoding(flags="--", interpolation=interpolation)
-    test = open_test(options.data, image_size=size, channels=channels, decoding=decoding, device=runtime.device)
+    test = load_test_split(options.data, image_size=size, channels=channels, decoding=decoding, device=runtime.device)
     images, test = in_stated_order(images, options), in_stated_order(test, options)
     if options.num_classes not in (None, images.num_classes):
         raise UserError(f"--num-classes {options.num_classes}: {images.name} has {images.num_classes}; leave it out")

@@ -24,8 +24,8 @@ from dfkd_fast.generators.upsample_conv import UpsampleConv2d
 from dfkd_fast.methods.base import CollectedImages, Method, Setup, SynthBatch, weighted_sum
 from dfkd_fast.methods.stepwise import StepwiseMethod
 from dfkd_fast.models.factory import ModelInfo, load_model
-from dfkd_fast.models.taps import TappedNet
-from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_twin
+from dfkd_fast.models.feature_extractor import FeatureExtractor
+from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_alias
 from dfkd_fast.pool.pool import Pool, PoolBatch
 
 _BATCHES = (3, 6)
@@ -61,13 +61,13 @@ def count_step_flops(method: Method, info: ModelInfo, *, teacher: str, student: 
     runtime = Runtime(device=torch.device("cpu"), precision="fp32", channels_last=False)
     sources = {source.info.image_size: source.config for source in method.sources()}
     batches = [images * len(sources) for images in _BATCHES]
-    ranks = method.joined.size  # each has its part of the batch
+    ranks = method.global_batch.size  # each has its part of the batch
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         learner = _network(student, info)
         frozen = FrozenNet(_network(teacher, info), info, runtime)
         embeddings = torch.randn(info.num_classes, _EMBEDDING if type(method).text_sources else 0)
         collected = CollectedImages.noise(info) if method.needs_data else None
-        setup = Setup(frozen, frozen_twin(learner), info, embeddings, method.text, collected)
+        setup = Setup(frozen, frozen_alias(learner), info, embeddings, method.text, collected)
         few, more = (_count(method, setup, learner, runtime, batch) for batch in batches)
     return StepFlops(
         synthesis={
@@ -109,7 +109,7 @@ def _count(method: Method, setup: Setup, student: nn.Module, runtime: Runtime, b
     _unfold(small)
     count = _Count({}, {})
     maps = small.student_maps()
-    seen: Callable[[Tensor], Any] = student if maps is None else TappedNet(student, maps=maps)
+    seen: Callable[[Tensor], Any] = student if maps is None else FeatureExtractor(student, maps=maps)
     for source in small.sources():
         for warmup in (True, False):
             made = _count_round(small, source, runtime, warmup=warmup, found=count.synthesis)

@@ -111,7 +111,7 @@ def load_split(
     return ImageSet(name, images, found.labels, found.class_names, digest)
 
 
-def open_test(
+def load_test_split(
     source: str | Path,
     *,
     image_size: int | None = None,
@@ -157,7 +157,7 @@ def open_test(
     return ImageSet(_name(path), images, labels, files.class_names, digest)
 
 
-def check_apart(source: str | Path, *, flag: str = "--data") -> None:
+def check_disjoint_splits(source: str | Path, *, flag: str = "--data") -> None:
     """Raise UserError where the training images of a source are its test images: a tree without splits is both.
 
     By the files: large test images are cut otherwise than training images, so that pixels tell nothing.

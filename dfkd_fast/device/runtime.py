@@ -20,7 +20,7 @@ from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.files.limits import available_cores
 from dfkd_fast.optim import OptimizerChoice, check_optimizer
 from dfkd_fast.parallel import group as process_group
-from dfkd_fast.parallel.global_batch import ALONE, JoinedBatch
+from dfkd_fast.parallel.global_batch import LOCAL_BATCH, GlobalBatch
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "tf32"]
 
@@ -49,7 +49,7 @@ class Runtime:
     """whose implementation of Adam and SGD"""
     rank: int = 0
     world_size: int = 1
-    joined: JoinedBatch = ALONE
+    global_batch: GlobalBatch = LOCAL_BATCH
     """the ranks' batches as one, where they are"""
 
     def __post_init__(self) -> None:
@@ -59,12 +59,12 @@ class Runtime:
     @property
     def shares(self) -> int:
         """How many parts the recipe is divided into, each with a generator and images of its own."""
-        return self.world_size // self.joined.size
+        return self.world_size // self.global_batch.size
 
     @property
     def share(self) -> int:
         """Which of them is this rank's."""
-        return self.rank // self.joined.size
+        return self.rank // self.global_batch.size
 
     @property
     def is_main(self) -> bool:
@@ -194,7 +194,7 @@ def make_runtime(
         device=chosen,
         rank=rank,
         world_size=world_size,
-        joined=JoinedBatch(rank, world_size) if whole else ALONE,
+        global_batch=GlobalBatch(rank, world_size) if whole else LOCAL_BATCH,
         precision=precision,
         channels_last=channels_last,
         compilation=compilation,

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dfkd_fast.generators.dcgan import DcganDecoder
 from dfkd_fast.generators.decoder import Decoder, SpatialDecoder, make_decoder, make_spatial_decoder
-from dfkd_fast.parallel.global_batch import ALONE, JoinedBatch
-from dfkd_fast.parallel.sync_norm import join_norms
+from dfkd_fast.parallel.global_batch import LOCAL_BATCH, GlobalBatch
+from dfkd_fast.parallel.sync_norm import convert_sync_batchnorm
 
 
 class LatentGenerator(nn.Module):
@@ -18,7 +18,7 @@ class LatentGenerator(nn.Module):
 
     Fast (Fang et al., AAAI 2022, arXiv:2112.06253) and SSD-KD optimise z and the weights together. `latents` is
     (batch_size, latent_dim); `spatial`, Fast's form for ImageNet, makes it (batch_size, latent_dim, H/16, W/16).
-    `decoder`: another one than the image size's usual, MSARC's say. Of a `joined` batch it holds all
+    `decoder`: another one than the image size's usual, MSARC's say. Of a `global_batch` it holds all
     latents and makes this rank's images.
     """
 
@@ -32,15 +32,15 @@ class LatentGenerator(nn.Module):
         width: int = 128,
         in_chans: int = 3,
         decoder: DcganDecoder | None = None,
-        joined: JoinedBatch = ALONE,
+        global_batch: GlobalBatch = LOCAL_BATCH,
     ) -> None:
         super().__init__()
-        self.joined = joined
+        self.global_batch = global_batch
         make = make_spatial_decoder if spatial else make_decoder
         self.decoder: Decoder | SpatialDecoder | DcganDecoder = decoder or make(
             latent_dim, image_size, width=width, in_chans=in_chans
         )
-        join_norms(self.decoder, joined, "--bn.scope global")
+        convert_sync_batchnorm(self.decoder, global_batch, "--bn.scope global")
         positions = (self.decoder.start_size, self.decoder.start_size) if spatial else ()
         self.latents = nn.Parameter(torch.randn(batch_size, latent_dim, *positions))
 
@@ -64,5 +64,5 @@ class LatentGenerator(nn.Module):
         self.draw_latents()
 
     def forward(self) -> Tensor:
-        images: Tensor = self.decoder(self.joined.part(self.latents))
+        images: Tensor = self.decoder(self.global_batch.local_rows(self.latents))
         return images

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from dfkd_fast.generators.decoder import Decoder, make_decoder
 from dfkd_fast.generators.noisy_layer import NoisyLayer
 from dfkd_fast.generators.printed_decoder import PrintedDecoder
-from dfkd_fast.parallel.global_batch import ALONE, JoinedBatch
-from dfkd_fast.parallel.sync_norm import join_norms
+from dfkd_fast.parallel.global_batch import LOCAL_BATCH, GlobalBatch
+from dfkd_fast.parallel.sync_norm import convert_sync_batchnorm
 
 
 class NoisyEmbeddingGenerator(nn.Module):
@@ -16,7 +16,7 @@ class NoisyEmbeddingGenerator(nn.Module):
 
     Embeddings (B, embedding_dim) -> images (B, in_chans, H, W) in [0, 1], or without bounds where a `decoder` is given
     in place of the released one. `batch_size` is the B that it is made for: every `num_classes` images in turn share
-    one noisy layer of `noise_features` outputs. `width`: channels of the decoder's first blocks. Of a `joined` batch it
+    one noisy layer of `noise_features` outputs. `width`: channels of the decoder's first blocks. Of a `global_batch` it
     takes all embeddings and makes this rank's images.
     """
 
@@ -31,17 +31,17 @@ class NoisyEmbeddingGenerator(nn.Module):
         width: int = 128,
         in_chans: int = 3,
         decoder: PrintedDecoder | None = None,
-        joined: JoinedBatch = ALONE,
+        global_batch: GlobalBatch = LOCAL_BATCH,
     ) -> None:
         super().__init__()
-        self.joined = joined
+        self.global_batch = global_batch
         self.norm = nn.BatchNorm1d(embedding_dim)
         groups = {"batch_size": batch_size, "group_size": num_classes}
-        self.noise = NoisyLayer(embedding_dim, noise_features, **groups, joined=joined)
+        self.noise = NoisyLayer(embedding_dim, noise_features, **groups, global_batch=global_batch)
         made: Decoder | PrintedDecoder = decoder or make_decoder(
             noise_features, image_size, width=width, in_chans=in_chans
         )
-        self.decoder = join_norms(made, joined, "--bn.scope global")
+        self.decoder = convert_sync_batchnorm(made, global_batch, "--bn.scope global")
 
     def reset_parameters(self) -> None:
         """Re-initialise every layer in place."""
@@ -49,4 +49,4 @@ class NoisyEmbeddingGenerator(nn.Module):
             part.reset_parameters()
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        return self.decoder(self.noise(self.joined.part(self.norm(embeddings))))
+        return self.decoder(self.noise(self.global_batch.local_rows(self.norm(embeddings))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dfkd_fast.parallel.global_batch import ALONE, JoinedBatch
+from dfkd_fast.parallel.global_batch import LOCAL_BATCH, GlobalBatch
 
 
 class NoisyLayer(nn.Module):
@@ -15,14 +15,20 @@ class NoisyLayer(nn.Module):
     one layer makes one image per class. All layers are one batched matrix product.
 
     Embeddings (B, D) -> (B, out_features). The batch is cut into groups of `group_size`; the last may be smaller.
-    Of a `joined` batch of `batch_size` embeddings these are this rank's, and only their layers are used.
+    Of a `global_batch` of `batch_size` embeddings these are this rank's, and only their layers are used.
     """
 
     def __init__(
-        self, in_features: int, out_features: int, *, batch_size: int, group_size: int, joined: JoinedBatch = ALONE
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        batch_size: int,
+        group_size: int,
+        global_batch: GlobalBatch = LOCAL_BATCH,
     ) -> None:
         super().__init__()
-        self.joined = joined
+        self.global_batch = global_batch
         self.group_size = min(group_size, batch_size)
         self.num_layers = -(-batch_size // self.group_size)
         self.weight = nn.Parameter(torch.empty(self.num_layers, in_features, out_features))
@@ -37,7 +43,7 @@ class NoisyLayer(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         batch_size, width = embeddings.shape
-        start = self.joined.rank * batch_size
+        start = self.global_batch.rank * batch_size
         first, end = start // self.group_size, -(-(start + batch_size) // self.group_size)
         before = start - first * self.group_size
         missing = (end - first) * self.group_size - before - batch_size

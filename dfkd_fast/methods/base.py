@@ -21,7 +21,7 @@ from dfkd_fast.methods.recipe import weighted_sum as weighted_sum
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.optim import OptimizerSpec
-from dfkd_fast.parallel.global_batch import ALONE
+from dfkd_fast.parallel.global_batch import LOCAL_BATCH
 from dfkd_fast.pool.pool import Policy, Pool, PoolBatch
 from dfkd_kernels import PrioritySampler
 
@@ -40,8 +40,8 @@ class Method(nn.Module):
     """whether the method matches the teacher's BatchNorm statistics"""
     synchronized: ClassVar[bool] = False
     """one generator for all ranks: gradients are averaged in each step, buffers after the rounds; else one for each"""
-    joins_batches: ClassVar[bool] = False
-    """whether `--bn.scope global` makes all ranks together what one process is: `Setup.joined` is heeded throughout"""
+    supports_global_batch: ClassVar[bool] = False
+    """whether `--bn.scope global` makes all ranks together what one process is, by `Setup.global_batch`"""
     splits_batches: ClassVar[bool] = False
     """whether `--synthesis-micro-batches` may compute a batch in parts: all that is kept of a step is images"""
     turns: ClassVar[int] = 1
@@ -60,8 +60,8 @@ class Method(nn.Module):
     """modules of the teacher whose maps `student_loss` reads"""
     reads_features = False
     """whether `student_loss` reads the teacher's features"""
-    joined = ALONE
-    """`Setup.joined`"""
+    global_batch = LOCAL_BATCH
+    """`Setup.global_batch`"""
     teacher_gradients = False
     """whether `student_loss` takes gradients of the teacher's logits with respect to these maps"""
 
@@ -80,7 +80,7 @@ class Method(nn.Module):
         """Called once, before the first round, with the pool.
 
         Returns the priorities that student batches are drawn by, which the loop saves and fills with
-        `SynthBatch.deltas`; None: batches are drawn uniformly without replacement.
+        `SynthBatch.initial_priorities`; None: batches are drawn uniformly without replacement.
         """
         return None
 
@@ -179,11 +179,11 @@ class Method(nn.Module):
     def student_maps(self) -> Sequence[str] | None:
         """What `student_loss` reads of the student beside its logits: the features, and the maps of these modules.
 
-        None, the default: nothing. Else the student must be a network that `models.taps.TappedNet` takes.
+        None, the default: nothing. Else the student must be a network that `FeatureExtractor` takes.
         """
         return None
 
-    def student_side(self) -> nn.Module | None:
+    def student_head(self) -> nn.Module | None:
         """A module of the method that learns with the student, by the same optimiser (a projection, say). None by
         default.
         """

@@ -7,7 +7,7 @@ Fast's authors); the original's values are options and presets.
 Deviations: kept is the iterate whose loss was lowest (both codes mean to, and keep the last); the pixels are redrawn in
 place; the pool is uint8 tensors; frozen networks get no weight gradients. docs/methods/deepinversion.md has the rest.
 Distributed: images per rank, BN moments per rank, pool sharded by rank; with `--bn.scope global` all pixels are on all
-ranks, each of which shows the teacher its part; moments of the joined batch, the whole pool on each rank.
+ranks, each of which shows the teacher its part; moments of the global batch, the whole pool on each rank.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class DeepInversionConfig(MethodConfig):
 
 class DeepInversion(Method):
     loop = "alternating"
-    joins_batches = splits_batches = True
+    supports_global_batch = splits_batches = True
     paper = "arXiv:1912.08795"
 
     bn_weights: Tensor
@@ -97,7 +97,7 @@ class DeepInversion(Method):
     def __init__(self, config: DeepInversionConfig, setup: Setup) -> None:
         super().__init__()
         self.config: DeepInversionConfig = config
-        self.info, self.teacher, self.joined = setup.info, setup.teacher, setup.joined
+        self.info, self.teacher, self.global_batch = setup.info, setup.teacher, setup.global_batch
         self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
         self.augment = Augment(setup.info)
         self.adversarial = self.low_res = False
@@ -147,7 +147,7 @@ class DeepInversion(Method):
     def synthesis_step(self) -> tuple[Tensor, LossTerms]:
         pixels = F.avg_pool2d(self.pixels, 2) if self.low_res else self.pixels
         whole = jitter(pixels, reach=self.config.jitter >> self.low_res, flip=self.config.jitter_flip)
-        part, gather = self.joined.part, self.joined.gather
+        part, gather = self.global_batch.local_rows, self.global_batch.all_gather
         view = part(whole)
         teacher = self.teacher(view)
         terms = {"ce": label_ce(teacher.logits, part(self.labels))}
@@ -168,7 +168,7 @@ class DeepInversion(Method):
             self.pixels.clamp_(-mean / std, (1 - mean) / std)  # black and white, as the teacher sees them
 
     def end_round(self, best_images: Tensor) -> SynthBatch:
-        return SynthBatch(best_images, self.joined.part(self.labels))
+        return SynthBatch(best_images, self.global_batch.local_rows(self.labels))
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}

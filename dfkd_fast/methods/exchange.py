@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dfkd_fast.files.image_rows import ImageRows
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.teacher import FrozenNet
-from dfkd_fast.parallel.global_batch import ALONE, JoinedBatch
+from dfkd_fast.parallel.global_batch import LOCAL_BATCH, GlobalBatch
 
 LossTerms = dict[str, Tensor]
 """scalar loss terms by name; term `x` is weighted by the config's `x_weight`"""
@@ -29,14 +29,18 @@ class SynthBatch(NamedTuple):
     """(B,) int64, the class each image was made for, or is counted as"""
     extras: Mapping[str, Tensor] = _NO_EXTRAS
     """further (B, ...) tensors to keep with the images; a student batch has them under the same names"""
-    deltas: Tensor | None = None
+    initial_priorities: Tensor | None = None
     """(B,) first priorities of the images, where the method's pool has priorities"""
 
-    def gathered(self, joined: JoinedBatch) -> SynthBatch:
+    def gathered(self, global_batch: GlobalBatch) -> SynthBatch:
         """What all ranks have made."""
-        extras = {name: joined.gather(value) for name, value in self.extras.items()}
-        deltas = None if self.deltas is None else joined.gather(self.deltas)
-        return SynthBatch(joined.gather(self.images), joined.gather(self.labels), extras, deltas)
+        extras = {name: global_batch.all_gather(value) for name, value in self.extras.items()}
+        initial_priorities = (
+            None if self.initial_priorities is None else global_batch.all_gather(self.initial_priorities)
+        )
+        return SynthBatch(
+            global_batch.all_gather(self.images), global_batch.all_gather(self.labels), extras, initial_priorities
+        )
 
 
 class CollectedImages(NamedTuple):
@@ -68,5 +72,5 @@ class Setup(NamedTuple):
     """where they are from, a name of `text.SOURCES`; `file`: of unknown origin"""
     collected: CollectedImages | None = None
     """this rank's part of `--collected`; given where `Method.needs_data`"""
-    joined: JoinedBatch = ALONE
+    global_batch: GlobalBatch = LOCAL_BATCH
     """this rank's rows of the batch, where all ranks make one; the config's sizes are the whole batch's then"""

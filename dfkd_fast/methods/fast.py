@@ -5,7 +5,7 @@ Fang, Mo, Wang, Song, Bei, Zhang, Song. AAAI 2022. arXiv:2112.06253. Values and 
 Deviations from the release: one generator is adapted in place, no clone is built in a round; the pool is uint8 tensors
 and remembers labels; frozen networks get no weight gradients. docs/methods/fast.md goes through it line by line.
 Distributed: generator and start per rank, BN moments per rank, pool sharded by rank; with `--bn.scope global` one
-generator and start on all ranks, moments of the joined batch, the whole pool on each rank.
+generator and start on all ranks, moments of the global batch, the whole pool on each rank.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from dfkd_fast.augment import Augment
 from dfkd_fast.errors import UserError
 from dfkd_fast.generators.latent import LatentGenerator
-from dfkd_fast.generators.round_start import RoundStart, Start
+from dfkd_fast.generators.meta_init import MetaInit, Start
 from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.losses.label import label_ce
@@ -78,7 +78,7 @@ class FastConfig(MethodConfig):
 
 class Fast(Method):
     loop = "alternating"
-    joins_batches = splits_batches = True
+    supports_global_batch = splits_batches = True
     paper = "arXiv:2112.06253"
 
     labels: Tensor
@@ -88,7 +88,7 @@ class Fast(Method):
         if config.spatial_latents and config.reset_epoch:
             raise UserError(f"--method.reset-epoch {config.reset_epoch}: spatial latents have no such layers; choose 0")
         self.config: FastConfig = config
-        self.info, self.teacher, self.joined = setup.info, setup.teacher, setup.joined
+        self.info, self.teacher, self.global_batch = setup.info, setup.teacher, setup.global_batch
         self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
         self.generator = LatentGenerator(
             config.synthesis_batch_size,
@@ -97,9 +97,9 @@ class Fast(Method):
             spatial=config.spatial_latents,
             width=config.generator_width,
             in_chans=setup.info.in_chans,
-            joined=setup.joined,
+            global_batch=setup.global_batch,
         )
-        self.start = RoundStart(
+        self.start = MetaInit(
             self.generator,
             config.start,
             lr=config.generator_lr * config.synthesis_steps if config.meta_lr is None else config.meta_lr,
@@ -107,7 +107,11 @@ class Fast(Method):
             reptile_scale=config.reptile_scale,
         )
         self.augment = Augment(
-            setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale, joined=setup.joined
+            setup.info,
+            pad=config.crop_padding,
+            flip=config.flip,
+            crop_scale=config.crop_scale,
+            global_batch=setup.global_batch,
         )
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         self.adversarial = False
@@ -128,7 +132,7 @@ class Fast(Method):
             self.start.reset_once(epoch, warmup_epochs=config.warmup_epochs, reset_epoch=config.reset_epoch)
         if index == 0 and config.meta_life and (epoch + 1) % config.meta_life == 0:
             self.start.weights.draw_latents()
-            self.start.forget()
+            self.start.reset_optimizer()
         self.start.begin()
         if not config.meta_latent_lr:
             self.generator.draw_latents()
@@ -140,7 +144,7 @@ class Fast(Method):
         view = self.augment(images)
         teacher = self.teacher(view)
         terms = {
-            "ce": label_ce(teacher.logits, self.joined.part(self.labels)),
+            "ce": label_ce(teacher.logits, self.global_batch.local_rows(self.labels)),
             "bn": self.statistics.loss(teacher.moments),
         }
         if self.adversarial:
@@ -153,7 +157,7 @@ class Fast(Method):
     def end_round(self, best_images: Tensor) -> SynthBatch:
         self.start.finish()
         self.statistics.update()
-        return SynthBatch(best_images, self.joined.part(self.labels))
+        return SynthBatch(best_images, self.global_batch.local_rows(self.labels))
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}

@@ -19,7 +19,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.generators.attention import SoftmaxGain
 from dfkd_fast.generators.dcgan import DcganDecoder
 from dfkd_fast.generators.latent import LatentGenerator
-from dfkd_fast.generators.round_start import RoundStart, Start
+from dfkd_fast.generators.meta_init import MetaInit, Start
 from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.cam_consistency import Weighting
 from dfkd_fast.losses.kd import kd_kl
@@ -119,7 +119,7 @@ class Msarc(Method):
         if config.meta_decay and config.start in ("carry", "fresh"):
             raise UserError(f"--meta-decay {config.meta_decay}: --start {config.start} learns no start; choose 0")
         still, decay = {"latents": 0.0}, config.meta_decay
-        self.start = RoundStart(self.generator, config.start, lr=meta_lr, own_lrs=still, decay=decay)
+        self.start = MetaInit(self.generator, config.start, lr=meta_lr, own_lrs=still, decay=decay)
         self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         if config.msarc_alpha and not config.msarc_weight:

@@ -6,7 +6,7 @@ Deviations from the release: everything is re-initialised in place; the noisy la
 is uint8 tensors and remembers labels; frozen networks get no weight gradients. docs/methods/nayer.md goes through it
 line by line.
 Distributed: generator per rank, BN moments per rank, pool sharded by rank; with `--bn.scope global` one generator on
-all ranks, moments of the joined batch, the whole pool on each rank.
+all ranks, moments of the global batch, the whole pool on each rank.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dfkd_fast.losses.label import label_ce
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
 from dfkd_fast.models.info import ModelInfo
 from dfkd_fast.models.statistics import PoolStatistics
-from dfkd_fast.models.teacher import NetOutput, frozen_twin
+from dfkd_fast.models.teacher import NetOutput, frozen_alias
 from dfkd_fast.optim import OptimizerSpec
 from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.rng import balanced_labels
@@ -82,7 +82,7 @@ class NayerConfig(MethodConfig):
 
 class Nayer(Method):
     loop = "alternating"
-    joins_batches = splits_batches = True
+    supports_global_batch = splits_batches = True
     text_sources = SOURCES
     paper = "arXiv:2310.00258"
 
@@ -93,9 +93,9 @@ class Nayer(Method):
     def __init__(self, config: NayerConfig, setup: Setup) -> None:
         super().__init__()
         self.config: NayerConfig = config
-        self.info, self.teacher, self.joined = setup.info, setup.teacher, setup.joined
+        self.info, self.teacher, self.global_batch = setup.info, setup.teacher, setup.global_batch
         # in a tuple: seen through, never registered, saved or trained
-        self._student = (setup.student, frozen_twin(setup.student).train())
+        self._student = (setup.student, frozen_alias(setup.student).train())
         self.generator = NoisyEmbeddingGenerator(
             setup.label_embeddings.shape[1],
             setup.info.image_size,
@@ -105,10 +105,14 @@ class Nayer(Method):
             width=config.generator_width,
             in_chans=setup.info.in_chans,
             decoder=printed_decoder(config, setup.info) if config.generator_form == "printed" else None,
-            joined=setup.joined,
+            global_batch=setup.global_batch,
         )
         self.augment = Augment(
-            setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale, joined=setup.joined
+            setup.info,
+            pad=config.crop_padding,
+            flip=config.flip,
+            crop_scale=config.crop_scale,
+            global_batch=setup.global_batch,
         )
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         self.adversarial = self.student_trains = False
@@ -140,7 +144,7 @@ class Nayer(Method):
         view = self.augment(images)
         teacher = self.teacher(view)
         terms = {
-            "ce": label_ce(teacher.logits, self.joined.part(self.labels)),  # Eq. 5, alpha_cls
+            "ce": label_ce(teacher.logits, self.global_batch.local_rows(self.labels)),  # Eq. 5, alpha_cls
             "bn": self.statistics.loss(teacher.moments),  # Eq. 5, alpha_bn
         }
         if self.adversarial:
@@ -153,7 +157,7 @@ class Nayer(Method):
 
     def end_round(self, best_images: Tensor) -> SynthBatch:
         self.statistics.update()
-        return SynthBatch(best_images, self.joined.part(self.labels))
+        return SynthBatch(best_images, self.global_batch.local_rows(self.labels))
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}  # Eq. 6

@@ -3,7 +3,7 @@
 Liu, Wang, Liu, Sun, Yao. CVPR 2024. arXiv:2406.07876. Algorithm 1. No code was released, the supplement is not
 public: the rest is Fast's (arXiv:2112.06253) or of prioritised replay (arXiv:1511.05952), see docs/methods/ssdkd.md.
 Distributed: generator per rank, BN moments per rank, buffer and priorities sharded by rank; with `--bn.scope global`
-one generator on all ranks, moments of the joined batch, the whole buffer and its priorities on each rank.
+one generator on all ranks, moments of the global batch, the whole buffer and its priorities on each rank.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dfkd_fast.augment import Augment
 from dfkd_fast.generators.latent import LatentGenerator
-from dfkd_fast.generators.round_start import RoundStart, Start
+from dfkd_fast.generators.meta_init import MetaInit, Start
 from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.losses.label import label_ce
@@ -85,7 +85,7 @@ class SsdkdConfig(MethodConfig):
 
 class Ssdkd(Method):
     loop = "alternating"
-    joins_batches = splits_batches = True
+    supports_global_batch = splits_batches = True
     paper = "arXiv:2406.07876"
     pool_policy = "ring"
 
@@ -95,15 +95,17 @@ class Ssdkd(Method):
     def __init__(self, config: SsdkdConfig, setup: Setup) -> None:
         super().__init__()
         self.config: SsdkdConfig = config
-        self.info, self.teacher, self.joined = setup.info, setup.teacher, setup.joined
+        self.info, self.teacher, self.global_batch = setup.info, setup.teacher, setup.global_batch
         self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
-        size, info, joined = config.synthesis_batch_size, setup.info, setup.joined
+        size, info, global_batch = config.synthesis_batch_size, setup.info, setup.global_batch
         width, side, chans = config.generator_width, info.image_size, info.in_chans
-        self.generator = LatentGenerator(size, config.latent_dim, side, width=width, in_chans=chans, joined=joined)
+        self.generator = LatentGenerator(
+            size, config.latent_dim, side, width=width, in_chans=chans, global_batch=global_batch
+        )
         lr = config.generator_lr * config.synthesis_steps  # as in Fast's release
-        self.start = RoundStart(self.generator, config.start, lr=lr, own_lrs={"latents": 0.0})
+        self.start = MetaInit(self.generator, config.start, lr=lr, own_lrs={"latents": 0.0})
         pad, flip, scale = config.crop_padding, config.flip, config.crop_scale
-        self.augment = Augment(info, pad=pad, flip=flip, crop_scale=scale, joined=joined)
+        self.augment = Augment(info, pad=pad, flip=flip, crop_scale=scale, global_batch=global_batch)
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         self.adversarial = False
         self.priority_temperature = config.priority_temperature or config.kd_temperature
@@ -141,7 +143,8 @@ class Ssdkd(Method):
         images = self.generator()  # line 7
         view = self.augment(images)
         teacher = self.teacher(view)
-        labels = self.joined.part(self.labels) if self.config.label_source == "random" else teacher.logits.argmax(dim=1)
+        random = self.config.label_source == "random"
+        labels = self.global_batch.local_rows(self.labels) if random else teacher.logits.argmax(dim=1)
         phi = modulation(teacher.logits, self.class_shares, self.config.focus)  # Eq. 3
         terms = {
             "bn": self.statistics.loss(teacher.moments),  # Eq. 1
@@ -160,21 +163,21 @@ class Ssdkd(Method):
         view = self.augment.normalize(best_images)
         teacher = self.teacher(view, moments=False).logits
         # the pool counts the classes that Eq. 3 asks for, those the teacher sees; Eq. 4 with w = 1 (lines 12 and 13)
-        deltas = kd_kl(self._student[0](view), teacher, self.priority_temperature, reduction="none")
-        return SynthBatch(best_images, teacher.argmax(dim=1), deltas=deltas)
+        initial_priorities = kd_kl(self._student[0](view), teacher, self.priority_temperature, reduction="none")
+        return SynthBatch(best_images, teacher.argmax(dim=1), initial_priorities=initial_priorities)
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         logits, temperature = (student.logits, teacher.logits), self.config.kd_temperature
         if batch.is_weights is None:
             return {"kd": kd_kl(*logits, temperature)}
-        weights, gather = batch.is_weights, self.joined.gather
+        weights, gather = batch.is_weights, self.global_batch.all_gather
         if self.config.is_normalized:
             weights = weights / gather(weights).max()
         # lines 18 to 21 in one pass: the losses, and w x loss back as the images' new priorities (Eq. 4 to 6)
-        if self.joined or self.priority_temperature != temperature:  # every rank has all priorities
+        if self.global_batch or self.priority_temperature != temperature:  # every rank has all priorities
             rows = kd_kl(*logits, temperature, reduction="none")
-            deltas = kd_kl(*logits, self.priority_temperature, reduction="none")
-            self.priorities.update(gather(batch.indices), gather((weights * deltas).detach()))
+            initial_priorities = kd_kl(*logits, self.priority_temperature, reduction="none")
+            self.priorities.update(gather(batch.indices), gather((weights * initial_priorities).detach()))
         else:
             rows = kd_kl_priority(*logits, batch.indices, weights, self.priorities, temperature)
         return {"kd": (weights * rows if self.config.is_weighted_loss else rows).mean()}

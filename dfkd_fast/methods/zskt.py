@@ -20,8 +20,8 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.losses.attention import attention_transfer
 from dfkd_fast.methods.base import LossTerms, Setup
 from dfkd_fast.methods.stepwise import StepwiseConfig, StepwiseMethod
+from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.stages import pair_stages, stage_ends
-from dfkd_fast.models.taps import TappedNet
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.pool.pool import PoolBatch
 
@@ -76,7 +76,7 @@ def _check_sizes(teacher: Sequence[str], student: Sequence[str], config: ZsktCon
     """Raise UserError where the maps of a stage are not of one size in both networks."""
     probe = setup.info.blank(next(setup.student.parameters()))
     theirs = setup.teacher(probe, maps=teacher, moments=False).maps
-    mine = TappedNet(setup.student, maps=student)(probe).maps
+    mine = FeatureExtractor(setup.student, maps=student)(probe).maps
     for stage, names in enumerate(zip(teacher, student, strict=True), start=1):
         sizes = [tuple(maps[name].shape[2:]) for maps, name in zip((theirs, mine), names, strict=True)]
         if sizes[0] != sizes[1]:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from dfkd_fast.errors import UserError
 from dfkd_fast.losses.cam_consistency import Weighting, cam_distance, class_maps, grad_cams
+from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.stages import pair_stages, stage_ends
-from dfkd_fast.models.taps import TappedNet
 from dfkd_fast.models.teacher import FrozenNet, NetOutput
 
 
@@ -30,7 +30,7 @@ class CamPair:
         if stages and not stage_ends(student):
             raise UserError("--student: no stages of convolutions found, whose activation maps are compared")
         self.teacher_maps, self.student_maps = pair_stages(teacher.stage_maps(stages), student)
-        self._student = TappedNet(student, maps=self.student_maps)
+        self._student = FeatureExtractor(student, maps=self.student_maps)
         self._teacher_weights, _ = teacher.class_weights, self._student.class_weights  # both there, or say so now
         self._alphas = tuple(alphas)
         _check_alphas(self._alphas, len(self.teacher_maps))

@@ -47,9 +47,10 @@ def load_model(
     """Build a network and fill it: from a file, else from its published weights if asked for, else at random.
 
     `spec` is a name of `catalog.MODELS`, `tv:NAME` (torchvision), `timm:NAME`, or the user's own code, which is run
-    (config/own_networks.py). An argument comes before what a header written by dfkd-fast says, that before the library's own
-    configuration, that before the convention of `data_set`, a name of `data_sets.DATA_SETS` (models/info.py). `mean`
-    has one entry for each input channel. The network is on the CPU, in float32 and training mode.
+    (config/own_networks.py). An argument comes before what a header written by dfkd-fast says, that before the
+    library's own configuration, that before the convention of `data_set`, a name of `data_sets.DATA_SETS`
+    (models/info.py). `mean` has one entry for each input channel. The network is on the CPU, in float32 and training
+    mode.
 
     `weights_key` chooses where a file holds several networks (models/filling.py).
 

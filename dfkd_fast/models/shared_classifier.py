@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from dfkd_fast.errors import UserError
 from dfkd_fast.losses.adcgan import feature_distance
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.models.taps import TappedNet
+from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.teacher import FrozenNet, NetOutput
 
 _FORM = re.compile(r"shared(\d+)(?:x(\d+))?")
@@ -76,7 +76,7 @@ class SharedClassifierNet(nn.Module):
     def __init__(self, student: nn.Module, projector: nn.Module, classifier: nn.Linear) -> None:
         super().__init__()
         training = student.training
-        self.body = TappedNet(student.eval())
+        self.body = FeatureExtractor(student.eval())
         student.train(training)
         self.projector, self.classifier = projector, classifier
 
@@ -89,7 +89,7 @@ class SharedClassifierNet(nn.Module):
 def share_classifier(student: nn.Module, form: SharedForm, info: ModelInfo) -> SharedClassifierNet:
     """A network of that form around a student, to be filled from a file."""
     training = student.training
-    channels = TappedNet(student.eval()).width(info)
+    channels = FeatureExtractor(student.eval()).width(info)
     student.train(training)
     projector: nn.Module = nn.Identity() if form.side is None else Projector(channels, form.width, form.side)
     return SharedClassifierNet(student, projector, nn.Linear(form.width, info.num_classes))
@@ -108,7 +108,7 @@ class ClassifierSharing(nn.Module):
         self._classifier = (teacher.classifier,)  # the teacher's: not trained, and not saved here
         view = info.blank(next(student.parameters()))
         with torch.no_grad():
-            own, target = TappedNet(student)(view).features, teacher(view, moments=False).features
+            own, target = FeatureExtractor(student)(view).features, teacher(view, moments=False).features
         assert own is not None, "a network that has been tapped"
         assert target is not None, "a network with a classifier on pooled features"
         (_, channels, *_), (_, width, *_) = own.shape, target.shape

@@ -51,7 +51,7 @@ class FrozenNet:
 
     def __init__(self, model: nn.Module, info: ModelInfo, runtime: Runtime, *, precision: str = "same") -> None:
         """`precision` bf16 or fp16 computes it in that where the run itself computes in float32; same: as the run."""
-        self.info, self.joined = info, runtime.joined
+        self.info, self.global_batch = info, runtime.global_batch
         self._stages = stage_ends(model)
         # torch.compile takes no new leaves: what a graph must start from is this zero
         self._anchor = torch.zeros((), device=runtime.device, requires_grad=True)
@@ -78,9 +78,9 @@ class FrozenNet:
             return NetOutput(tokens.logits, tokens.features, embedding=tokens.embedding)
         if maps:
             logits, features, found, named = self.net(view, maps=tuple(maps), moments=moments)
-            return NetOutput(logits, features, named, self.joined.moments(found))
+            return NetOutput(logits, features, named, self.global_batch.moments(found))
         logits, features, found = self.net(view, moments=moments)
-        return NetOutput(logits, features, _NO_MAPS, self.joined.moments(found))
+        return NetOutput(logits, features, _NO_MAPS, self.global_batch.moments(found))
 
     def answer(self, view: Tensor, *, maps: Sequence[str] = (), gradients: bool = False) -> NetOutput:
         """What a student learns from: logits, features and `maps`; with `gradients` there is a graph from the maps to
@@ -179,7 +179,7 @@ def lower_dtype(precision: str, runtime: Runtime) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def frozen_twin(student: nn.Module) -> nn.Module:
+def frozen_alias(student: nn.Module) -> nn.Module:
     """The student as synthesis sees it: eval, no weight gradients, and the same storage.
 
     Steps of the student's optimiser and updates of its BN statistics show at once, since every tensor is an alias;

@@ -1,8 +1,8 @@
 """The batches of all ranks as one (`--bn.scope global`): each computes its rows, and what is of the batch is of all.
 
 A loss is the mean over ranks of what each computes, and so are gradients: the loops average those of every parameter.
-A value that all ranks use in the same way (`moments`, `gather`) therefore passes each rank the gradient of its own part
-times their number, without a message. At one rank everything here is the identity.
+A value that all ranks use in the same way (`moments`, `all_gather`) therefore passes each rank the gradient of its own
+part times their number, without a message. At one rank everything here is the identity.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ T = TypeVar("T", Tensor, Tensor | None)
 
 
 @dataclass(eq=False)
-class JoinedBatch:
-    """Which rows of a joined batch are this rank's: the `rank`-th of `size` equal parts, in order."""
+class GlobalBatch:
+    """Which rows of a global batch are this rank's: the `rank`-th of `size` equal parts, in order."""
 
     rank: int = 0
     size: int = 1
@@ -31,25 +31,25 @@ class JoinedBatch:
         """Whether there is anything to join."""
         return self.size > 1
 
-    def part(self, joined: T) -> T:
+    def local_rows(self, whole: T) -> T:
         """This rank's rows of a tensor (B, ...) that all ranks have."""
-        return joined if joined is None or self.size == 1 else joined.chunk(self.size)[self.rank]
+        return whole if whole is None or self.size == 1 else whole.chunk(self.size)[self.rank]
 
-    def gather(self, part: Tensor) -> Tensor:
+    def all_gather(self, part: Tensor) -> Tensor:
         """The rows of all ranks (B, ...), from each rank's (B / size, ...). Differentiable."""
         gathered: Tensor = _Gather.apply(part, self.rank, self.size) if self else part
         return gathered
 
-    def whole(self, joined: Tensor) -> Tensor:
-        """What `gather` gives for this rank's rows of a tensor (B, ...) that all ranks have."""
-        return joined
+    def whole(self, rows: Tensor) -> Tensor:
+        """What `all_gather` gives for this rank's rows of a tensor (B, ...) that all ranks have."""
+        return rows
 
     def micro_batches(self) -> Iterator[float]:
         """Once for each part that a step computes behind the other, with its share of the step's loss: here 1."""
         yield 1.0
 
     def moments(self, found: Sequence[Moments]) -> Sequence[Moments]:
-        """Those of the joined batch, about the same shifts, with one message for all layers. Differentiable."""
+        """Those of the global batch, about the same shifts, with one message for all layers. Differentiable."""
         if not (self and found):
             return found
         sizes = [len(layer.sum) for layer in found for _ in range(2)]
@@ -61,10 +61,10 @@ class JoinedBatch:
         ]
 
 
-class MicroBatches(JoinedBatch):
+class MicroBatches(GlobalBatch):
     """One process's batch in `number` equal parts, computed one behind the other (`--synthesis-micro-batches`).
 
-    Nothing is joined: statistics are each part's own. Between steps the batch is whole.
+    Nothing is global_batch: statistics are each part's own. Between steps the batch is whole.
     """
 
     def __init__(self, number: int) -> None:
@@ -74,8 +74,8 @@ class MicroBatches(JoinedBatch):
     def __bool__(self) -> bool:
         return False
 
-    def whole(self, joined: Tensor) -> Tensor:
-        return self.part(joined)
+    def whole(self, rows: Tensor) -> Tensor:
+        return self.local_rows(rows)
 
     def micro_batches(self) -> Iterator[float]:
         self.size = self.number
@@ -87,7 +87,7 @@ class MicroBatches(JoinedBatch):
             self.rank, self.size = 0, 1
 
 
-ALONE = JoinedBatch()
+LOCAL_BATCH = GlobalBatch()
 """one rank, or one of several with batches of their own"""
 
 

@@ -23,7 +23,7 @@ def check_pool(config: PoolConfig, runtime: Runtime) -> None:
     host_only = config.stream == "dali"
     if host_only:
         import_dali()
-    if config.storage == "mmap" and runtime.joined:
+    if config.storage == "mmap" and runtime.global_batch:
         raise UserError("--pool.storage mmap: --bn.scope global keeps the pool in each process's memory; choose device")
     choose_tier(config.storage, 0, device=runtime.device, room=Room(0, 0), on_disk=True, host_only=host_only)
 
@@ -49,13 +49,13 @@ def make_pool(
     if config.capacity is not None:
         capacity = -(-config.capacity // runtime.shares)
     channels, height, width = image_shape
-    writes = runtime.is_main or not runtime.joined  # joined ranks have one pool, each the whole of it in memory
+    writes = runtime.is_main or not runtime.global_batch  # joined ranks have one pool, each the whole of it in memory
     tier, why = choose_tier(
         config.storage,
         capacity * (channels * height * width + extra_bytes),
         device=runtime.device,
         room=_room(runtime, extra_bytes),
-        on_disk=not runtime.joined,
+        on_disk=not runtime.global_batch,
         host_only=config.stream == "dali",
     )
     through_host = config.stream == "dali" or (tier == "mmap" and runtime.device.type == "cuda")

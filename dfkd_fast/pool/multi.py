@@ -6,7 +6,7 @@ from collections.abc import Generator, Mapping
 from typing import Any
 
 from dfkd_fast.pool.pool import Pool, PoolBatch
-from dfkd_fast.pool.stream import View
+from dfkd_fast.pool.stream import AugmentSpec
 from dfkd_fast.sampling import Sampler
 
 
@@ -26,7 +26,7 @@ class MultiPool:
         return self.pools[image_size]
 
     def batches(
-        self, samplers: Mapping[int, Sampler], views: Mapping[int, View], steps: int
+        self, samplers: Mapping[int, Sampler], views: Mapping[int, AugmentSpec], steps: int
     ) -> Generator[dict[int, PoolBatch], None, None]:
         """`steps` times a batch of each resolution, of its sampler's batch size."""
         streams = {size: pool.batches(samplers[size], views[size], steps) for size, pool in self.pools.items()}

@@ -18,11 +18,11 @@ from dfkd_fast.pool.layout import BLOCK, Field, check_batch
 from dfkd_fast.pool.quantize import Quantize, to_bytes
 from dfkd_fast.pool.shards import drop_other_shards, redistribute
 from dfkd_fast.pool.storage import make_storage
-from dfkd_fast.pool.stream import Stream, View
+from dfkd_fast.pool.stream import AugmentSpec, Stream
 from dfkd_fast.pool.streams import StreamChoice, make_stream
 from dfkd_fast.pool.tier import Tier
 from dfkd_fast.pool.writer import on_host
-from dfkd_fast.rng import fold
+from dfkd_fast.rng import derive_seed
 from dfkd_fast.sampling import Sampler
 
 Policy = Literal["append", "cap", "ring"]
@@ -35,7 +35,7 @@ class Pool:
     The whole capacity is reserved at the start: addresses never move. Pages of host memory are touched as they fill.
     `policy` "append" refuses to grow beyond the capacity, "cap" drops what would, "ring" overwrites the oldest slots.
     What is added is appended to the journal in the background, if there is one, and safe once `flush` has returned.
-    Ranks with joined batches have the same pool: one has the journal, the others know that it is `written_by_another`.
+    Ranks with global batches have the same pool: one has the journal, the others know that it is `written_by_another`.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Pool:
         self.written = 0
         """images ever added; the slot of the next one is this modulo the capacity"""
         self._fields: dict[str, Field] | None = None
-        self._streams: dict[tuple[View, int, int], Stream] = {}
+        self._streams: dict[tuple[AugmentSpec, int, int], Stream] = {}
 
     def __len__(self) -> int:
         return min(self.written, self.capacity)
@@ -92,30 +92,30 @@ class Pool:
         """The same for images that are bytes already, (B, H, W, C) uint8."""
         return self._put(pixels[: self._admit(len(pixels))].clone(), labels, extras)
 
-    def read(self, indices: Tensor, view: View) -> PoolBatch:
+    def read(self, indices: Tensor, view: AugmentSpec) -> PoolBatch:
         """Gather, crop, flip and normalise slots (B,) int64, with parameters from the device's default generator."""
         stream = self._stream(view, len(indices), 0)
         stream.push(indices, view.draw(len(indices), self.runtime.device))
         images, extras = stream.pop()
         return PoolBatch(images, self.labels[indices], indices, extras)
 
-    def batches(self, sampler: Sampler, view: View, steps: int) -> Generator[PoolBatch, None, None]:
+    def batches(self, sampler: Sampler, view: AugmentSpec, steps: int) -> Generator[PoolBatch, None, None]:
         """`steps` batches of the sampler's slots, `prefetch` of them prepared ahead.
 
-        A rank with joined batches gets its part of each.
+        A rank with global batches gets its part of each.
         What is drawn depends on the seed of the phase only (`rng.seed_phase`), not on tier, stream or prefetch. A batch
         shows the pool, and the priorities, as they were `prefetch` steps before it is handed out.
         """
-        joined = self.runtime.joined
-        generator = torch.Generator(self.runtime.device).manual_seed(fold(torch.initial_seed(), "augment"))
-        stream = self._stream(view, sampler.batch_size // joined.size, self.prefetch)
+        global_batch = self.runtime.global_batch
+        generator = torch.Generator(self.runtime.device).manual_seed(derive_seed(torch.initial_seed(), "augment"))
+        stream = self._stream(view, sampler.batch_size // global_batch.size, self.prefetch)
         drawn: list[PoolBatch] = []  # but for what the stream makes
         try:
             for step in range(steps + self.prefetch):
                 if step < steps:
                     draw = sampler.draw()
-                    slots, is_weights = joined.part(draw.slots), joined.part(draw.is_weights)
-                    params = view.draw(sampler.batch_size, generator.device, generator).part(joined)
+                    slots, is_weights = global_batch.local_rows(draw.slots), global_batch.local_rows(draw.is_weights)
+                    params = view.draw(sampler.batch_size, generator.device, generator).part(global_batch)
                     stream.push(slots, params)
                     drawn.append(PoolBatch(slots, self.labels[slots], slots, {}, is_weights, params.choices))
                 if step >= self.prefetch:
@@ -242,7 +242,7 @@ class Pool:
         self.written = index + count
         self.size.fill_(len(self))
 
-    def _stream(self, view: View, batch_size: int, depth: int) -> Stream:
+    def _stream(self, view: AugmentSpec, batch_size: int, depth: int) -> Stream:
         key = (view, batch_size, depth)
         if key not in self._streams:
             shape = (batch_size, *self.pixel_shape)

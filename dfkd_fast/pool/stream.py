@@ -16,7 +16,7 @@ from dfkd_fast.pool.storage import Storage
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class AugmentSpec:
     """How stored pixels become network input: zero-padded random crop, flip, normalisation."""
 
     info: ModelInfo

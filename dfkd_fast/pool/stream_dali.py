@@ -18,7 +18,7 @@ from dfkd_fast.augment import CropFlip
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.pool.storage import Storage
-from dfkd_fast.pool.stream import Gathered, View, gather_extras, on_device
+from dfkd_fast.pool.stream import AugmentSpec, Gathered, gather_extras, on_device
 from dfkd_fast.pool.stream_kernel import HostRows
 
 
@@ -41,7 +41,9 @@ class DaliStream:
     `depth` batches of `shape` (B, H, W, C) are prepared ahead.
     """
 
-    def __init__(self, storage: Storage, view: View, runtime: Runtime, *, shape: tuple[int, ...], depth: int) -> None:
+    def __init__(
+        self, storage: Storage, view: AugmentSpec, runtime: Runtime, *, shape: tuple[int, ...], depth: int
+    ) -> None:
         self.storage, self.runtime = storage, runtime
         self._depth = max(1, depth)
         self._pipeline = _build(view, runtime, shape, self._depth)
@@ -132,7 +134,7 @@ def import_dali(flag: str = "--pool.stream dali") -> Any:
         raise UserError(f"{flag}: NVIDIA DALI is missing ({error}); {hint}") from None
 
 
-def _build(view: View, runtime: Runtime, shape: tuple[int, ...], depth: int) -> Any:
+def _build(view: AugmentSpec, runtime: Runtime, shape: tuple[int, ...], depth: int) -> Any:
     dali = import_dali()
     fn, types = dali.fn, dali.types
     batch_size, height, width, _ = shape

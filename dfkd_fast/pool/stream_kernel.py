@@ -12,11 +12,11 @@ from torch import Tensor
 from dfkd_fast.augment import CropFlip
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.pool.storage import Storage
-from dfkd_fast.pool.stream import DirectStream, Gathered, View, gather_extras, on_device
+from dfkd_fast.pool.stream import AugmentSpec, DirectStream, Gathered, gather_extras, on_device
 from dfkd_kernels import gather_augment
 
 
-def augment(images: Tensor, rows: Tensor, params: CropFlip, *, view: View, runtime: Runtime) -> Tensor:
+def augment(images: Tensor, rows: Tensor, params: CropFlip, *, view: AugmentSpec, runtime: Runtime) -> Tensor:
     """`gather_augment` for a view."""
     return gather_augment(
         images,
@@ -31,7 +31,7 @@ def augment(images: Tensor, rows: Tensor, params: CropFlip, *, view: View, runti
     )
 
 
-def kernel_stream(storage: Storage, view: View, runtime: Runtime) -> DirectStream:
+def kernel_stream(storage: Storage, view: AugmentSpec, runtime: Runtime) -> DirectStream:
     """One launch per batch. Images in pinned host memory are read in place, over the bus."""
     return DirectStream(storage, lambda images, rows, params: augment(images, rows, params, view=view, runtime=runtime))
 
@@ -80,7 +80,9 @@ class StagedStream:
     buffers that are still being read. `depth` batches of `shape` (B, H, W, C) are prepared ahead.
     """
 
-    def __init__(self, storage: Storage, view: View, runtime: Runtime, *, shape: tuple[int, ...], depth: int) -> None:
+    def __init__(
+        self, storage: Storage, view: AugmentSpec, runtime: Runtime, *, shape: tuple[int, ...], depth: int
+    ) -> None:
         self.storage, self.view, self.runtime = storage, view, runtime
         self._cuda = runtime.device.type == "cuda"
         self._side = torch.cuda.Stream(runtime.device) if self._cuda else None

@@ -8,10 +8,10 @@ from torch import Tensor
 from dfkd_fast.augment import CropFlip, shift_flip
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.pool.storage import Storage
-from dfkd_fast.pool.stream import DirectStream, View
+from dfkd_fast.pool.stream import AugmentSpec, DirectStream
 
 
-def torch_stream(storage: Storage, view: View, runtime: Runtime) -> DirectStream:
+def torch_stream(storage: Storage, view: AugmentSpec, runtime: Runtime) -> DirectStream:
     """Gather, shift and flip bytes, then look each one up in the table of its normalised values."""
     table = normalized_values(view, torch.float64 if runtime.compute_dtype == torch.float64 else torch.float32).to(
         runtime.device
@@ -26,7 +26,7 @@ def torch_stream(storage: Storage, view: View, runtime: Runtime) -> DirectStream
     return DirectStream(storage, augment)
 
 
-def normalized_values(view: View, dtype: torch.dtype = torch.float32) -> Tensor:
+def normalized_values(view: AugmentSpec, dtype: torch.dtype = torch.float32) -> Tensor:
     """(256, C): (v / 255 - mean) / std of each byte v, computed in float64 and rounded once."""
     values = torch.arange(256, dtype=torch.float64)[:, None] / 255
     mean, std = (torch.tensor(numbers, dtype=torch.float64) for numbers in (view.info.mean, view.info.std))

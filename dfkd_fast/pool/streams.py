@@ -7,7 +7,7 @@ from typing import Literal
 import dfkd_kernels
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.pool.storage import Storage
-from dfkd_fast.pool.stream import Stream, View
+from dfkd_fast.pool.stream import AugmentSpec, Stream
 from dfkd_fast.pool.stream_dali import DaliStream
 from dfkd_fast.pool.stream_kernel import StagedStream, kernel_stream
 from dfkd_fast.pool.stream_torch import torch_stream
@@ -16,7 +16,7 @@ StreamChoice = Literal["auto", "kernel", "dali", "torch"]
 
 
 def make_stream(
-    choice: StreamChoice, storage: Storage, view: View, runtime: Runtime, *, shape: tuple[int, ...], depth: int
+    choice: StreamChoice, storage: Storage, view: AugmentSpec, runtime: Runtime, *, shape: tuple[int, ...], depth: int
 ) -> Stream:
     """A stream of batches of `shape` (B, H, W, C), of which it may prepare `depth` ahead.
 

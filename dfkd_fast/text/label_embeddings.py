@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dfkd_fast.errors import UserError, one_of
 from dfkd_fast.messages.notes import note
-from dfkd_fast.rng import fold
+from dfkd_fast.rng import derive_seed
 from dfkd_fast.text.class_names import first_synonym
 from dfkd_fast.text.encoders import encode
 
@@ -57,7 +57,7 @@ def label_embeddings(
     if source == "one-hot":
         return torch.eye(num_classes)
     if source in ("orthogonal", CENTRES):
-        generator = torch.Generator().manual_seed(fold(0, "label-embeddings"))
+        generator = torch.Generator().manual_seed(derive_seed(0, "label-embeddings"))
         directions = torch.randn(max(dim, num_classes), num_classes, generator=generator, dtype=torch.float64)
         return torch.linalg.qr(directions).Q.T.float().contiguous()
     if source == "class-index":

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dfkd_fast.config.train import NetworkInput, TrainConfig
 from dfkd_fast.data.class_order import ClassOrder, number_hint, stated_order
-from dfkd_fast.data.splits import IN_MEMORY, open_test
+from dfkd_fast.data.splits import IN_MEMORY, load_test_split
 from dfkd_fast.data.stream import Classed, Decoding, LabelledImages
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.device.switches import named_operator
@@ -132,7 +132,7 @@ def evaluation_images(config: TrainConfig, runtime: Runtime, info: ModelInfo | N
         return None
     choice = config.eval
     interpolation = info.interpolation if info is not None else config.interpolation or "bilinear"
-    found = open_test(
+    found = load_test_split(
         config.data,
         image_size=config.image_size if info is None else info.image_size,
         decoding=Decoding(

@@ -33,7 +33,7 @@ class Keeper:
     def save(self, checkpoint: Checkpoint, loop: Loop) -> None:
         """Write it, drop what is too old, and give up the images that only dropped ones need."""
         checkpoints = checkpoint_folder(self.folder, self.runtime)
-        if self.runtime.is_main or not self.runtime.joined:
+        if self.runtime.is_main or not self.runtime.global_batch:
             while self._abandoned:  # they would count among those that are kept
                 drop_folder(self._abandoned.pop())
             checkpoint = replace(checkpoint, record={**checkpoint.record, "identity": self.identity})

@@ -19,16 +19,16 @@ from dfkd_fast.methods.base import Method
 from dfkd_fast.models.teacher import FrozenNet, NetOutput
 from dfkd_fast.pool.pool import Pool, PoolBatch
 from dfkd_fast.pool.quantize import to_bytes
-from dfkd_fast.pool.stream import View
+from dfkd_fast.pool.stream import AugmentSpec
 from dfkd_fast.pool.stream_kernel import augment
-from dfkd_fast.rng import fold
+from dfkd_fast.rng import derive_seed
 
 FLAG = "--cache-teacher-logits"
 EXTRA = "teacher_logits"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixedView(View):
+class FixedAugment(AugmentSpec):
     """A view with `count` augmentations, the same for all images, drawn without replacement by `seed`."""
 
     count: int
@@ -42,7 +42,7 @@ class FixedView(View):
 
 
 @functools.cache
-def augmentations(view: FixedView, device: torch.device) -> tuple[Tensor, Tensor]:
+def augmentations(view: FixedAugment, device: torch.device) -> tuple[Tensor, Tensor]:
     """Shifts (count, 2) and flips (count,) of a view's augmentations."""
     steps, sides = torch.arange(-view.pad, view.pad + 1), torch.arange(1 + view.flip)
     every = torch.cartesian_prod(steps, steps, sides)
@@ -71,7 +71,7 @@ class LogitCache:
         if count > possible:
             raise UserError(f"{FLAG} {count}: choose at most {possible}, all crops and flips that there are")
         self.teacher = teacher
-        self.view = FixedView(info=method.info, pad=pad, flip=flip, count=count, seed=seed)
+        self.view = FixedAugment(info=method.info, pad=pad, flip=flip, count=count, seed=seed)
 
     def extra_bytes(self, runtime: Runtime) -> int:
         """What the answers to one image take in the pool."""
@@ -97,4 +97,4 @@ class LogitCache:
 
 def make_cache(count: int, *, seed: int, method: Method, teacher: FrozenNet) -> LogitCache | None:
     """The cache of `count` augmentations, which the run's `seed` chooses; None for 0."""
-    return LogitCache(count, seed=fold(seed, "cache"), method=method, teacher=teacher) if count else None
+    return LogitCache(count, seed=derive_seed(seed, "cache"), method=method, teacher=teacher) if count else None

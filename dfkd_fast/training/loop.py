@@ -156,7 +156,7 @@ class Loop:
             load_optimizer(name, lasting, checkpoint.tensors)
         for scaler, state in zip(self._scalers, checkpoint.record["scalers"], strict=True):
             scaler.load_state_dict(state)
-        with self.runtime.main_first() if self.runtime.joined else nullcontext():  # one writes, the others read
+        with self.runtime.main_first() if self.runtime.global_batch else nullcontext():  # one writes, the others read
             note = self.pool.restore(checkpoint.record["pool"])
         if note:
             self.logger.message(note)

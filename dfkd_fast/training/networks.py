@@ -13,7 +13,7 @@ from dfkd_fast.catalog import FACTS, METHODS, MODELS
 from dfkd_fast.config.own_networks import own_network
 from dfkd_fast.config.train import NetworkInput, TrainConfig
 from dfkd_fast.data.class_order import stated_order
-from dfkd_fast.data.splits import check_apart, load_split
+from dfkd_fast.data.splits import check_disjoint_splits, load_split
 from dfkd_fast.data.stream import LabelledImages
 from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.errors import UserError, one_of
@@ -21,21 +21,21 @@ from dfkd_fast.messages.notes import note
 from dfkd_fast.methods.base import CollectedImages, Method, Setup
 from dfkd_fast.models.answers import check_training
 from dfkd_fast.models.factory import ModelInfo, load_model
-from dfkd_fast.models.teacher import FrozenNet, frozen_twin
+from dfkd_fast.models.teacher import FrozenNet, frozen_alias
 from dfkd_fast.parallel.global_batch import MicroBatches
-from dfkd_fast.parallel.sync_norm import join_norms
+from dfkd_fast.parallel.sync_norm import convert_sync_batchnorm
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.training.class_vectors import class_vectors
 from dfkd_fast.training.evaluate import check_fit, in_stated_order, stated_channels
 from dfkd_fast.training.failures import is_out_of_memory
-from dfkd_fast.training.ranks import check_joined, check_micro_batches, share_of_rank
+from dfkd_fast.training.ranks import check_global_batch, check_micro_batches, share_of_rank
 from dfkd_fast.training.teacher_cache import cached_teacher
 from dfkd_kernels.freeze.norms import is_frozen_batchnorm
 
 
 def runtime_of(config: TrainConfig) -> Runtime:
     """The runtime that a run's settings ask for; raises UserError as `make_runtime` does."""
-    if config.bn.scope == "global" and not load_method(config.method_name).joins_batches:
+    if config.bn.scope == "global" and not load_method(config.method_name).supports_global_batch:
         raise UserError(f"--bn.scope global: {config.method_name} cannot join the batches of its ranks; choose rank")
     return make_runtime(
         device=config.device,
@@ -61,7 +61,7 @@ def load_teacher(
     more. `on_step` is called after each step of a training and raises to stop it.
     """
     if config.train_teacher:
-        check_apart(str(config.data))
+        check_disjoint_splits(str(config.data))
         size, interpolation = config.image_size, config.interpolation or "bilinear"
         channels = stated_channels(config)
         train = load_split(str(config.data), "train", image_size=size, channels=channels, interpolation=interpolation)
@@ -198,7 +198,7 @@ def make_student(config: TrainConfig, info: ModelInfo, runtime: Runtime) -> nn.M
     )
     check_training(student, fits.shape, name=f"--student {config.student}")
     runtime.place(student.to(torch.float32))
-    return join_norms(student, runtime.joined, f"--student {config.student}")
+    return convert_sync_batchnorm(student, runtime.global_batch, f"--student {config.student}")
 
 
 def load_method(name: str) -> type[Method]:
@@ -220,10 +220,10 @@ def make_method(
     seed_phase(config.seed, 0, 0, "method")
     share = share_of_rank(config.method, runtime.shares)
     parts = config.synthesis_micro_batches
-    twin, joined = frozen_twin(student), runtime.joined if parts == 1 else MicroBatches(parts)
-    method = method_class(share, Setup(teacher, twin, teacher.info, embeddings, text, collected, joined))
+    twin, global_batch = frozen_alias(student), runtime.global_batch if parts == 1 else MicroBatches(parts)
+    method = method_class(share, Setup(teacher, twin, teacher.info, embeddings, text, collected, global_batch))
     runtime.place(method)
     method.check_run()
-    check_joined(method, config.method_name)
+    check_global_batch(method, config.method_name)
     check_micro_batches(method, config.method_name, parts, runtime)
     return method

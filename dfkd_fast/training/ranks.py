@@ -42,9 +42,9 @@ def share_of_rank(config: C, world_size: int) -> C:
     return replace(config, **shares)
 
 
-def check_joined(method: Method, name: str) -> None:
+def check_global_batch(method: Method, name: str) -> None:
     """Raise UserError where the ranks cannot make a method's batches together, in equal parts."""
-    size = method.joined.size
+    size = method.global_batch.size
     for source in method.sources() if size > 1 else ():
         for batch in BATCHES:
             if getattr(source.config, batch) % size:
@@ -59,7 +59,7 @@ def check_micro_batches(method: Method, name: str, number: int, runtime: Runtime
     flag = f"--synthesis-micro-batches {number}"
     if not method.splits_batches:
         raise UserError(f"{flag}: {name} needs its whole batch in one step; choose 1")
-    if runtime.joined:
+    if runtime.global_batch:
         raise UserError(f"{flag}: parts are not joined, so --bn.scope global cannot hold; choose 1, or --bn.scope rank")
     if runtime.compilation != "off":  # which part it is is Python's: each would be compiled by itself
         raise UserError(f"{flag}: does not go with --compile {runtime.compilation}; choose off")

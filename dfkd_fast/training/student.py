@@ -13,12 +13,12 @@ from dfkd_fast.device.compilation import compiled
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, SynthBatch, weighted_sum
-from dfkd_fast.models.taps import TappedNet
+from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.teacher import FrozenNet, NetOutput
 from dfkd_fast.optim import OptimizerSpec, cosine, set_lr
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.pool.pool import PoolBatch
-from dfkd_fast.pool.stream import View
+from dfkd_fast.pool.stream import AugmentSpec
 from dfkd_fast.sampling import ByPriority, EpochShuffle, Sampler
 from dfkd_fast.training.logit_cache import EXTRA, LogitCache
 from dfkd_fast.training.steps import make_runner
@@ -34,7 +34,7 @@ class StudentSteps:
     def __init__(self, student: nn.Module, *, method: Method, teacher: FrozenNet, runtime: Runtime) -> None:
         self.student, self.method, self.teacher, self.runtime = student, method, teacher, runtime
         maps = method.student_maps()
-        self.tapped = None if maps is None else TappedNet(student, maps=maps, window=teacher.window)
+        self.tapped = None if maps is None else FeatureExtractor(student, maps=maps, window=teacher.window)
         if method.teacher_maps:
             teacher.prepare(method.teacher_maps)
         self.sources = {source.info.image_size: source for source in method.sources()}
@@ -44,7 +44,7 @@ class StudentSteps:
         self.crop_scale, self.pad, self.flip = method.config.student_crops
         if not 0 < self.crop_scale <= 1:
             raise UserError(f"--method.student-crop-scale {self.crop_scale}: choose a share above 0 and up to 1")
-        self.optimizer = student_optimizer(method.config, student, method.student_side(), runtime)
+        self.optimizer = student_optimizer(method.config, student, method.student_head(), runtime)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         self.run_step = make_runner(self.step, runtime)
         self._losses = compiled(self._terms, runtime.compilation)
@@ -67,9 +67,9 @@ class StudentSteps:
 
     def end_epoch(self) -> None:
         """After its last: each rank's BN has seen its own images; one student is saved and seen by synthesis."""
-        if self.runtime.joined:  # it has seen those of all
+        if self.runtime.global_batch:  # it has seen those of all
             return
-        side = self.method.student_side()
+        side = self.method.student_head()
         self.runtime.average_buffers(self.student, *([] if side is None else [side]))
 
     def inputs(self, count: int) -> Iterator[tuple[Any, ...]]:
@@ -101,10 +101,10 @@ class StudentSteps:
 
     def _terms(self, batch: PoolBatch) -> LossTerms:
         if self.crop_scale < 1:
-            joined = self.runtime.joined
-            whole = len(batch.images) * joined.size
+            global_batch = self.runtime.global_batch
+            whole = len(batch.images) * global_batch.size
             boxes = draw_boxes(whole, scale=self.crop_scale, device=self.runtime.device)
-            batch = batch._replace(images=resized_crop(batch.images, joined.part(boxes)))
+            batch = batch._replace(images=resized_crop(batch.images, global_batch.local_rows(boxes)))
         with self.runtime.autocast():
             with torch.no_grad():
                 view = self.method.student_view(batch)
@@ -141,18 +141,18 @@ class StudentTrainer(StudentSteps):
         self.pool, self.cache = pool, cache
         opened = {size: source.open_pool(pool[size]) for size, source in self.sources.items()}
         self.priorities = {size: tree for size, tree in opened.items() if tree is not None}
-        view = View(info=method.info, pad=self.pad, flip=self.flip) if cache is None else cache.view
+        view = AugmentSpec(info=method.info, pad=self.pad, flip=self.flip) if cache is None else cache.view
         self.views = dict.fromkeys(self.sources, view)
 
     def store(self, size: int, made: SynthBatch) -> None:
         """Put what a round made into the pool of its size, with its priorities where the method has them."""
-        made = made.gathered(self.runtime.joined)
+        made = made.gathered(self.runtime.global_batch)
         pool = self.pool[size]
         kept = {} if self.cache is None else {EXTRA: self.cache.answers(made.images, pool)}
         slots = pool.add(made.images, made.labels, **made.extras, **kept)
         if size in self.priorities:
-            assert made.deltas is not None, "a pool with priorities needs those of new images"
-            self.priorities[size].update(slots, made.deltas[: len(slots)])
+            assert made.initial_priorities is not None, "a pool with priorities needs those of new images"
+            self.priorities[size].update(slots, made.initial_priorities[: len(slots)])
 
     def inputs(self, count: int) -> Iterator[tuple[dict[int, PoolBatch]]]:
         """Batches of the pool as it is now."""

@@ -77,9 +77,9 @@ class Synthesizer:
         """One step: images, loss, backward, best iterate, optimiser. Returns the detached terms."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        parts = [self._part(share) for share in self.method.joined.micro_batches()]
+        parts = [self._part(share) for share in self.method.global_batch.micro_batches()]
         images, loss, terms = parts[0] if len(parts) == 1 else _joined(parts)
-        if self.runtime.joined:  # the batch's loss decides which images are kept, and its terms are shown
+        if self.runtime.global_batch:  # the batch's loss decides which images are kept, and its terms are shown
             self.runtime.average([*self._gradients(), loss, *terms.values()])
         elif self.method.synchronized:
             self.runtime.average(self._gradients())

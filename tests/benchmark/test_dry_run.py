@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dfkd_fast.benchmark.dry_run import dry_run
-from dfkd_fast.benchmark.rehearsal import Timings, rehearse
-from dfkd_fast.benchmark.watch import Spread, Window
+from dfkd_fast.benchmark.step_profiler import Timings, rehearse
+from dfkd_fast.benchmark.step_timer import Quantiles, TimingWindow
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.cli.main import main
 from dfkd_fast.config.sources import default_config, load_config
@@ -51,7 +51,7 @@ def test_a_mistake_is_one_line(capsys) -> None:
 def test_every_method_can_be_rehearsed(name: str) -> None:
     config = load_config(default_config(name), preset="digits", flags=TINY)
     runtime = make_runtime(device="cpu", precision="fp32", threads=1)
-    method, timings = rehearse(config, INFO, runtime, Window(warmup=1, samples=2))
+    method, timings = rehearse(config, INFO, runtime, TimingWindow(warmup=1, samples=2))
     assert {kind.warmup for kind in timings.synthesis} == {True, False}
     assert all(0 < spread.least <= spread.median <= spread.most for spread in timings.synthesis.values())
     assert 0 < timings.student.least <= timings.student.most
@@ -64,15 +64,15 @@ def test_every_method_can_be_rehearsed(name: str) -> None:
 def test_seconds_add_up() -> None:
     early, late = SynthesisKind(32, 0, True), SynthesisKind(32, 0, False)
     timings = Timings(
-        synthesis={early: Spread(1, 0.5, 2), late: Spread(2, 1, 4)},
+        synthesis={early: Quantiles(1, 0.5, 2), late: Quantiles(2, 1, 4)},
         round={early: 10, late: 20},
-        student=Spread(3, 2, 4),
+        student=Quantiles(3, 2, 4),
     )
     work = Work(student_steps=5)
     work.synthesis_steps.update({early: 100, late: 1000})
     work.rounds.update({early: 1, late: 2})
-    assert timings.synthesis_seconds(work) == Spread(2150, 1100, 4250)
-    assert timings.student_seconds(work) == Spread(15, 10, 20)
+    assert timings.synthesis_seconds(work) == Quantiles(2150, 1100, 4250)
+    assert timings.student_seconds(work) == Quantiles(15, 10, 20)
 
 
 def test_foretells_a_run(tmp_path: Path) -> None:

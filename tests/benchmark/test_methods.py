@@ -12,7 +12,7 @@ import torch
 
 from dfkd_fast.benchmark import methods
 from dfkd_fast.benchmark.plot import plot
-from dfkd_fast.benchmark.watch import Window
+from dfkd_fast.benchmark.step_timer import TimingWindow
 from dfkd_fast.catalog import METHODS, presets
 from dfkd_fast.cli.main import main
 from dfkd_fast.device.runtime import Runtime, make_runtime
@@ -103,7 +103,12 @@ def test_a_record_has_ours_the_baseline_the_published_and_the_floor(name: str, r
     config = replace(target.config, method=recipe, teacher="cnn", student="cnn_s")
     target = replace(target, config=config, published_hours=1.0)
     row = methods.measure(
-        target, runtime, Window(warmup=1, samples=1), share=0.5, matmul_rate=1e11, baseline=methods.baseline_folder()
+        target,
+        runtime,
+        TimingWindow(warmup=1, samples=1),
+        share=0.5,
+        matmul_rate=1e11,
+        baseline=methods.baseline_folder(),
     )
     assert 0 < row["ours"]["floor_hours"] < row["ours"]["hours"]
     assert row["baseline_hours"] > row["ours"]["floor_hours"]
@@ -122,7 +127,7 @@ def test_time_is_scaled_up_with_the_batch(runtime: Runtime) -> None:
     recipe = replace(target.config.method, synthesis_batch_size=16, batch_size=16, generator_width=8)
     config = replace(target.config, method=recipe, teacher="cnn", student="cnn_s")
     ticks = iter(range(10**6))
-    window = Window(warmup=0, samples=2, clock=lambda: float(next(ticks)))
+    window = TimingWindow(warmup=0, samples=2, clock=lambda: float(next(ticks)))
     rows = [
         methods.measure(replace(target, config=config), runtime, window, share=share, matmul_rate=1e11, baseline=None)
         for share in (1.0, 0.5)

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfkd_fast.benchmark.rehearsal import Rehearsal
-from dfkd_fast.benchmark.watch import Window, sample
+from dfkd_fast.benchmark.step_profiler import StepProfiler
+from dfkd_fast.benchmark.step_timer import TimingWindow, sample
 from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.models.factory import ModelInfo
@@ -97,11 +97,11 @@ def test_time_of_a_student_step_does_not_depend_on_the_pool(tmp_path: Path) -> N
     info = ModelInfo(name="", num_classes=10, image_size=32, mean=(0.5,) * 3, std=(0.2,) * 3)
     sizes = ("--epochs", "3", "--batch-size", "64", "--pool.capacity", "110000", "--pool.storage", "device")
     config = load_config(default_config("nayer"), preset="digits", flags=[*FLAGS, *sizes])
-    rehearsal = Rehearsal(config, info, runtime, tmp_path)
+    rehearsal = StepProfiler(config, info, runtime, tmp_path)
     pool, chunk = rehearsal.pool[32], 10_000
     pixels = torch.randint(0, 256, (chunk, 32, 32, 3), dtype=torch.uint8)
     labels = torch.zeros(chunk, dtype=torch.int64)
-    window = Window(warmup=2, samples=9, clock=time.process_time)
+    window = TimingWindow(warmup=2, samples=9, clock=time.process_time)
     pool.add_bytes(pixels[:100], labels[:100])
     few = sample(rehearsal.student_step, window, runtime).median
     while len(pool) < 100_000:

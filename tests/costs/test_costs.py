@@ -17,7 +17,7 @@ from dfkd_fast.costs.work import SynthesisKind, Work, recipe_work
 from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.methods.base import CollectedImages, Method, Setup
 from dfkd_fast.models.factory import ModelInfo, load_model
-from dfkd_fast.models.teacher import FrozenNet, frozen_twin
+from dfkd_fast.models.teacher import FrozenNet, frozen_alias
 from dfkd_fast.training.networks import load_method
 
 INFO = ModelInfo(name="cnn", num_classes=4, image_size=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
@@ -44,7 +44,7 @@ def make(runtime: Runtime) -> Callable[..., Method]:
             known["image_sizes"] = (8, 16)[: len(config.image_sizes)]
         method_class = load_method(name)
         embeddings = torch.randn(INFO.num_classes, 512 if method_class.text_sources else 0)
-        networks = FrozenNet(network("cnn"), INFO, runtime), frozen_twin(network("cnn_s"))
+        networks = FrozenNet(network("cnn"), INFO, runtime), frozen_alias(network("cnn_s"))
         setup = Setup(*networks, INFO, embeddings, collected=CollectedImages.noise(INFO, 15))
         return method_class(replace(config, **known), setup)
 

@@ -146,7 +146,7 @@ def without_values(watch: Watch) -> Iterator[None]:
         (steps, "CapturedSteps"): Watched,
         (steps, "CudaGraphs"): WatchedGraphs,
         (build, "Journal"): NoJournal,
-        (evaluate, "open_test"): lambda *_, **__: _images(10),
+        (evaluate, "load_test_split"): lambda *_, **__: _images(10),
         (evaluate, "_summarised"): lambda top, _images: evaluate.Evaluation(0.5, 0.9, (), top[:, 0]),
         (collected, "load_split"): lambda *_, **__: _images(5000),
         (run_parts, "count_step_flops"): lambda *_, **__: None,

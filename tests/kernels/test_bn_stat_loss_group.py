@@ -1,4 +1,4 @@
-"""bn_stat_loss over the ranks of a process group sees the joined batch."""
+"""bn_stat_loss over the ranks of a process group sees the global batch."""
 
 import os
 import subprocess

@@ -13,9 +13,9 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.losses.cam_consistency import cam_distance, class_maps, grad_cams
 from dfkd_fast.models.activation_maps import CamPair
 from dfkd_fast.models.factory import load_model
+from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.stages import stage_ends
-from dfkd_fast.models.taps import TappedNet
-from dfkd_fast.models.teacher import FrozenNet, frozen_twin
+from dfkd_fast.models.teacher import FrozenNet, frozen_alias
 
 SHAPE = {"num_classes": 4, "image_size": 16, "mean": (0.5,) * 3, "std": (0.25,) * 3}
 
@@ -68,7 +68,7 @@ def test_grad_cams_and_their_gradients(weighting: str, relu: bool) -> None:
     """Of a network in evaluation mode; the maps, and what a loss on them gives its weights."""
     names, classes = ("layer1", "layer2"), torch.tensor([3, 0, 0])
     ours, theirs = (network("resnet8", 1).eval() for _ in range(2))
-    out = TappedNet(ours, maps=names)(views())
+    out = FeatureExtractor(ours, maps=names)(views())
     found = grad_cams(out.logits, [out.maps[name] for name in names], classes, weighting=weighting, relu=relu)
     times_map = weighting == "gradient_times_map"
     _, expected = hooked_cams(theirs, views(), names, classes, times_map=times_map, relu=relu)
@@ -123,10 +123,10 @@ def test_the_pair_is_the_sum_over_stages() -> None:
     runtime = make_runtime(device="cpu", precision="fp64")
     plain = model.double().eval()
     teacher, student, theirs = FrozenNet(plain, info, runtime), network("wrn16_1", 3), network("wrn16_1", 3)
-    pair = CamPair(teacher, frozen_twin(student), 3)
+    pair = CamPair(teacher, frozen_alias(student), 3)
     assert pair.teacher_maps == ("layer1", "layer2", "layer3")
     assert pair.student_maps == ("block1", "block2", "block3")
-    out = TappedNet(student, maps=pair.student_maps)(views())
+    out = FeatureExtractor(student, maps=pair.student_maps)(views())
     deep, shallow = pair(teacher.answer(views(), maps=pair.teacher_maps, gradients=True), out)
     logits, wanted = hooked_cams(
         plain, views(), pair.teacher_maps, classes=plain(views()).argmax(1), times_map=False, relu=False

@@ -15,7 +15,7 @@ from toy_networks import INFO, lived_in
 
 from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.methods.base import Method, MethodConfig, Setup
-from dfkd_fast.models.teacher import FrozenNet, frozen_twin
+from dfkd_fast.models.teacher import FrozenNet, frozen_alias
 from dfkd_fast.text.label_embeddings import label_embeddings
 from dfkd_fast.training.train import train
 
@@ -48,7 +48,7 @@ def student() -> nn.Module:
 def setup(teacher: nn.Module, student: nn.Module, runtime: Runtime) -> Setup:
     return Setup(
         teacher=FrozenNet(teacher, INFO, runtime),
-        student=frozen_twin(student),
+        student=frozen_alias(student),
         info=INFO,
         label_embeddings=label_embeddings("orthogonal", INFO.num_classes, dim=8),
     )

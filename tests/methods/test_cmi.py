@@ -19,7 +19,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.cmi.method import Cmi, CmiConfig
 from dfkd_fast.models.factory import load_model
-from dfkd_fast.models.teacher import FrozenNet, frozen_twin
+from dfkd_fast.models.teacher import FrozenNet, frozen_alias
 from dfkd_fast.training.synthesis import Synthesizer
 
 SMALL = {
@@ -165,7 +165,7 @@ def test_head_learns_in_mixed_precision(teacher: nn.Module, student: nn.Module, 
     info = setup.info
     frozen = FrozenNet(teacher.float(), info, runtime)
     torch.manual_seed(0)
-    method = Cmi(CmiConfig(**SMALL), Setup(frozen, frozen_twin(student.float()), info, setup.label_embeddings))
+    method = Cmi(CmiConfig(**SMALL), Setup(frozen, frozen_alias(student.float()), info, setup.label_embeddings))
     runtime.place(method)
     Synthesizer(method, runtime).step()
     assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in method.head.parameters())

@@ -167,7 +167,7 @@ def test_a_round(run: Assembled, name: str) -> None:
 def test_student_steps(run: Assembled, name: str) -> None:
     """The student and the method's side module learn; nothing else of the method does, and no frozen network."""
     run.round(0)
-    side = run.method.student_side()
+    side = run.method.student_head()
     learning = set() if side is None else {value.data_ptr() for value in side.parameters()}
     before, others = state(run.student), state(run.method)
     for parameter in run.method.parameters():

@@ -19,7 +19,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.dafl import Dafl, DaflConfig
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.models.teacher import FrozenNet, frozen_twin
+from dfkd_fast.models.teacher import FrozenNet, frozen_alias
 
 CONFIG = DaflConfig(**SMALL)
 
@@ -83,7 +83,7 @@ class Flat(nn.Module):
 
 def test_a_teacher_without_pooled_features(student: nn.Module, runtime: Any) -> None:
     info = ModelInfo(name="flat", num_classes=4, image_size=16, mean=(0.5,) * 3, std=(0.2,) * 3)
-    setup = Setup(FrozenNet(Flat().double(), info, runtime), frozen_twin(student), info, torch.empty(4, 0))
+    setup = Setup(FrozenNet(Flat().double(), info, runtime), frozen_alias(student), info, torch.empty(4, 0))
     with pytest.raises(UserError, match=r"^--teacher flat: .*choose another network, or --method\.act-weight 0$"):
         Dafl(CONFIG, setup)
     method = runtime.place(Dafl(replace(CONFIG, act_weight=0.0), setup)).train()

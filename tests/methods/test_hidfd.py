@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from toy_networks import INFO
 
-from dfkd_fast.benchmark.rehearsal import rehearse
-from dfkd_fast.benchmark.watch import Window
+from dfkd_fast.benchmark.step_profiler import rehearse
+from dfkd_fast.benchmark.step_timer import TimingWindow
 from dfkd_fast.catalog import presets
 from dfkd_fast.cli.main import main
 from dfkd_fast.config.sources import default_config, load_config
@@ -34,7 +34,7 @@ from dfkd_fast.messages.notes import note
 from dfkd_fast.methods.base import CollectedImages, Setup, weighted_sum
 from dfkd_fast.methods.hidfd.hybrid import check_passes, images_in_a_pass
 from dfkd_fast.methods.hidfd.method import Hidfd, HidfdConfig
-from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_twin
+from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_alias
 from dfkd_fast.pool.pool import Pool, PoolBatch
 from dfkd_fast.sampling import EpochShuffle
 from dfkd_fast.training.checkpoint import load_network
@@ -67,7 +67,7 @@ def make(teacher: nn.Module, student: nn.Module, runtime: Runtime) -> Make:
         noise = CollectedImages.noise(INFO, images)
         collected = collected or noise
         setup = Setup(
-            FrozenNet(teacher, INFO, runtime), frozen_twin(student), INFO, torch.empty(4, 0), collected=collected
+            FrozenNet(teacher, INFO, runtime), frozen_alias(student), INFO, torch.empty(4, 0), collected=collected
         )
         return runtime.place(Hidfd(config, setup)).train()  # type: ignore[return-value]
 
@@ -341,7 +341,9 @@ def test_pooled_alignment_is_equation_14(teacher: nn.Module, runtime: Runtime, m
     with pytest.raises(UserError, match=r"^--method\.alignment pooled: the student has 32 features, the teacher 64; "):
         make(replace(CONFIG, alignment="pooled"))
     collected = CollectedImages.noise(INFO, 9)
-    setup = Setup(FrozenNet(teacher, INFO, runtime), frozen_twin(teacher), INFO, torch.empty(4, 0), collected=collected)
+    setup = Setup(
+        FrozenNet(teacher, INFO, runtime), frozen_alias(teacher), INFO, torch.empty(4, 0), collected=collected
+    )
     method = Hidfd(replace(CONFIG, alignment="pooled"), setup)
     own, target = torch.randn(5, 64, 4, 4).double(), torch.randn(5, 64, 4, 4).double()
     batch = PoolBatch(torch.empty(5), torch.zeros(5).long(), torch.arange(5), {})
@@ -490,7 +492,7 @@ def test_costs_are_those_of_both_turns(teacher_file: Path, tmp_path: Path) -> No
     config = replace(tiny("hidfd", teacher_file, tmp_path / "run"), collected=None)
     _, info = load_network(teacher_file)
     runtime = make_runtime(device="cpu", precision="fp32", threads=1)
-    method, timings = rehearse(config, info, runtime, Window(warmup=1, steps=1, samples=1))
+    method, timings = rehearse(config, info, runtime, TimingWindow(warmup=1, steps=1, samples=1))
     flops = count_step_flops(method, info, teacher=config.teacher, student=config.student)
     work = recipe_work(method)
     kind = SynthesisKind(32, 0, True)

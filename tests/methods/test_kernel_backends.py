@@ -17,7 +17,7 @@ from dfkd_fast.catalog import METHODS
 from dfkd_fast.config.sources import default_config
 from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.methods.base import CollectedImages, Method, Setup
-from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_twin
+from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_alias
 from dfkd_fast.pool.pool import Pool, PoolBatch
 from dfkd_fast.text.label_embeddings import label_embeddings
 from dfkd_fast.training.networks import load_method
@@ -54,7 +54,7 @@ def build(name: str, precision: str) -> tuple[Method, Runtime]:
     vectors = label_embeddings("orthogonal", INFO.num_classes, dim=8).to(runtime.master_dtype)
     torch.manual_seed(2)
     collected = CollectedImages.noise(INFO, 15)
-    setup = Setup(FrozenNet(teacher, INFO, runtime), frozen_twin(student), INFO, vectors, collected=collected)
+    setup = Setup(FrozenNet(teacher, INFO, runtime), frozen_alias(student), INFO, vectors, collected=collected)
     config = default_config(name).method
     known = {item.name for item in fields(config)}
     small = SMALL | ({"image_sizes": (12, 16), "batch_shares": (1, 1)} if name == "muse" else {})

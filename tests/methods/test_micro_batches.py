@@ -16,7 +16,7 @@ from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.deepinversion import DeepInversion, DeepInversionConfig
 from dfkd_fast.methods.nayer import Nayer, NayerConfig
 from dfkd_fast.models.teacher import FrozenNet, NetOutput
-from dfkd_fast.parallel.global_batch import JoinedBatch, MicroBatches
+from dfkd_fast.parallel.global_batch import GlobalBatch, MicroBatches
 from dfkd_fast.training.networks import load_method
 from dfkd_fast.training.ranks import check_micro_batches
 from dfkd_fast.training.synthesis import Synthesizer
@@ -37,7 +37,7 @@ def pixel_gradients(setup: Setup, runtime: Runtime, parts: int) -> tuple[torch.T
         synthesis_batch_size=BATCH, synthesis_steps=1, bn_weight=0.0, jitter=0, jitter_flip=False, tv_l2_weight=1e-3
     )
     torch.manual_seed(0)
-    method = DeepInversion(config, setup._replace(joined=MicroBatches(parts)))
+    method = DeepInversion(config, setup._replace(global_batch=MicroBatches(parts)))
     runtime.place(method)
     synthesizer = Synthesizer(method, runtime)
     method.begin_round(0, 0)
@@ -78,7 +78,7 @@ class Counted:
 
 def test_networks_see_parts_and_the_pool_all(setup: Setup, runtime: Runtime) -> None:
     config = NayerConfig(synthesis_batch_size=BATCH, synthesis_steps=2, noise_features=16, generator_width=16)
-    method = Nayer(config, setup._replace(joined=MicroBatches(3)))
+    method = Nayer(config, setup._replace(global_batch=MicroBatches(3)))
     runtime.place(method)
     seen: list[int] = []
     method.teacher = Counted(method.teacher, seen)  # type: ignore[assignment]
@@ -109,7 +109,7 @@ def test_numbers_that_cannot_be(
 def test_what_parts_do_not_go_with(setup: Setup, runtime: Runtime) -> None:
     """Nor does one part ask anything: a rank may have a single image."""
     config = NayerConfig(synthesis_batch_size=BATCH, noise_features=16, generator_width=16)
-    method, together = Nayer(config, setup), replace(runtime, joined=JoinedBatch(0, 2))
+    method, together = Nayer(config, setup), replace(runtime, global_batch=GlobalBatch(0, 2))
     for asked, message in ((together, "--bn.scope global cannot hold"), (replace(runtime, compilation="max"), "max")):
         with pytest.raises(UserError, match=f"^--synthesis-micro-batches 2: .*{message}"):
             check_micro_batches(method, "nayer", 2, asked)

@@ -20,7 +20,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.generators.attention import SpatialAttention
 from dfkd_fast.methods.base import Setup, weighted_sum
 from dfkd_fast.methods.msarc import Msarc, MsarcConfig
-from dfkd_fast.models.taps import TappedNet
+from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.pool.pool import PoolBatch
 
@@ -53,7 +53,7 @@ def student_terms(method: Msarc, setup: Setup, student: nn.Module) -> dict[str, 
     batch = PoolBatch(images, torch.zeros(10).long(), torch.arange(10), {})
     teacher = setup.teacher.answer(images, maps=method.teacher_maps, gradients=method.teacher_gradients)
     maps = method.student_maps()
-    out = NetOutput(student(images)) if maps is None else TappedNet(student, maps=maps)(images)
+    out = NetOutput(student(images)) if maps is None else FeatureExtractor(student, maps=maps)(images)
     return method.student_loss(batch, teacher, out)
 
 

@@ -25,8 +25,8 @@ from dfkd_fast.losses.embedding import separation
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.muse.method import Muse, MuseConfig, MuseS, MuseSConfig
 from dfkd_fast.methods.muse.scale import MuseScale
-from dfkd_fast.models.taps import TappedNet
-from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_twin
+from dfkd_fast.models.feature_extractor import FeatureExtractor
+from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_alias
 from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.text.label_embeddings import CENTRES
 from dfkd_fast.training.student import student_lr
@@ -127,8 +127,8 @@ def test_student_terms_equal_equations_2_and_10(method: MuseS, setup: Setup, stu
     batch = PoolBatch(view, labels, torch.arange(5), {})
     teacher = setup.teacher(view, moments=False)
     trained = student.requires_grad_(True)
-    terms = method.student_loss(batch, teacher, TappedNet(trained)(view))
-    side, embedding = method.student_side(), method.embedding
+    terms = method.student_loss(batch, teacher, FeatureExtractor(trained)(view))
+    side, embedding = method.student_head(), method.embedding
     embedded = last_map(trained, view).mean((2, 3)) @ side.weight.T + side.bias
     centres = (embedding.centres * embedding.scale)[labels]
     p, log_q = F.softmax(teacher.logits / 20, 1), F.log_softmax(trained(view) / 20, 1)
@@ -156,7 +156,7 @@ def test_side_map_is_frozen_in_synthesis(make_method: Callable[..., Any]) -> Non
     _, terms = part.synthesis_step()
     sum(terms.values()).backward()
     assert terms["aed"] > 0
-    assert all(p.grad is None for p in method.student_side().parameters())
+    assert all(p.grad is None for p in method.student_head().parameters())
     assert all(p.grad is not None for p in part.generator.parameters())
 
 
@@ -244,7 +244,7 @@ def toy(recipe: MuseSConfig, side: int) -> Muse:
     info = replace(INFO, image_size=side)
     frozen = FrozenNet(lived_in("cnn", 1).float(), info, make_runtime(device="cpu", precision="fp32"))
     small = replace(recipe, noise_features=2, generator_width=2)
-    return Muse(small, Setup(frozen, frozen_twin(lived_in("cnn_s", 5).float()), info, torch.eye(4)))
+    return Muse(small, Setup(frozen, frozen_alias(lived_in("cnn_s", 5).float()), info, torch.eye(4)))
 
 
 def test_first_in_first_out_makes_images_for_ever(make_method: Callable[..., Any]) -> None:

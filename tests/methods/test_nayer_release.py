@@ -14,7 +14,7 @@ from toy_networks import INFO
 
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.nayer import Nayer, NayerConfig
-from dfkd_fast.models.teacher import frozen_twin
+from dfkd_fast.models.teacher import frozen_alias
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.training.synthesis import Synthesizer
 
@@ -86,7 +86,7 @@ def rounds_of_both(
     """Images of every round, ours and the release's, the release's student and the draws it left."""
     theirs = copy.deepcopy(student)
     torch.manual_seed(3)
-    method = runtime.place(Nayer(config, setup._replace(student=frozen_twin(student)))).train()
+    method = runtime.place(Nayer(config, setup._replace(student=frozen_alias(student)))).train()
     draws, synthesizer = recorded(method), Synthesizer(method, runtime)
     # the constants of normalisation are stored in float32
     mean, std = (torch.tensor(values).double().view(1, 3, 1, 1) for values in (INFO.mean, INFO.std))

@@ -18,7 +18,7 @@ from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.config.train import PoolConfig
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.spaceshipnet import SpaceshipNet, SpaceshipNetConfig
-from dfkd_fast.models.taps import TappedNet
+from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.pool import build
 from dfkd_fast.pool.pool import PoolBatch
@@ -75,7 +75,7 @@ def test_student_terms(method: SpaceshipNet, setup: Setup, student: nn.Module, r
     """KL with a mean over all its numbers, T = 30, times 900; mSARC in two terms."""
     images = torch.randn(6, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     teacher = setup.teacher.answer(images, maps=method.teacher_maps, gradients=method.teacher_gradients)
-    out = TappedNet(student, maps=method.student_maps() or ())(images)
+    out = FeatureExtractor(student, maps=method.student_maps() or ())(images)
     batch = PoolBatch(images, torch.zeros(6).long(), torch.arange(6), {})
     terms = method.student_loss(batch, teacher, out)
     p, log_q = torch.softmax(teacher.logits.detach() / 30, 1), torch.log_softmax(out.logits / 30, 1)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from dfkd_fast.catalog import presets
 from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.device.runtime import Runtime
-from dfkd_fast.generators.round_start import Start
+from dfkd_fast.generators.meta_init import Start
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.fast import FastConfig
 from dfkd_fast.methods.ssdkd import Ssdkd, SsdkdConfig

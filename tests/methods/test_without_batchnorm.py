@@ -20,7 +20,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.methods.base import MethodConfig, Setup, weighted_sum
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.statistics import PoolStatistics
-from dfkd_fast.models.teacher import FrozenNet, frozen_twin
+from dfkd_fast.models.teacher import FrozenNet, frozen_alias
 from dfkd_fast.models.torchvision_cpu import ensure_importable
 from dfkd_fast.text.label_embeddings import label_embeddings
 from dfkd_fast.training.checkpoint import save_network
@@ -118,7 +118,7 @@ def test_alexnet(runtime: Runtime) -> None:
     model, _ = load_model("tv:alexnet", num_classes=4, image_size=64, mean=info.mean, std=info.std)
     student = GroupNormNet(4).double()
     teacher = FrozenNet(model.double(), info, runtime)
-    setup = Setup(teacher, frozen_twin(student), info, label_embeddings("orthogonal", 4, dim=8))
+    setup = Setup(teacher, frozen_alias(student), info, label_embeddings("orthogonal", 4, dim=8))
     nayer = runtime.place(load_method("nayer")(replace(recipe("nayer"), synthesis_batch_size=4), setup))
     nayer.begin_round(2, 0)
     _, terms = nayer.synthesis_step()

@@ -17,7 +17,7 @@ from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.errors import UserError
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.zskt import Zskt, ZsktConfig
-from dfkd_fast.models.teacher import FrozenNet, frozen_twin
+from dfkd_fast.models.teacher import FrozenNet, frozen_alias
 from dfkd_fast.training.synthesis import Synthesizer
 from dfkd_fast.training.trainers import FreshTrainer
 
@@ -124,7 +124,7 @@ def test_stages_of_other_sizes(teacher: nn.Module, runtime: Any) -> None:
     """A student that halves its maps at once: said before anything is made."""
     halving = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2), nn.ReLU())
     student = nn.Sequential(*halving, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)).double()
-    setup = Setup(FrozenNet(teacher, INFO, runtime), frozen_twin(student), INFO, torch.empty(4, 0))
+    setup = Setup(FrozenNet(teacher, INFO, runtime), frozen_alias(student), INFO, torch.empty(4, 0))
     with pytest.raises(
         UserError, match=r"^--method\.attention-weight 250\.0: maps of stage 1 are \(16, 16\) in the teac"
     ):
@@ -136,7 +136,7 @@ def test_nothing_to_compare(make_method: Callable[..., Any], teacher: nn.Module,
     with pytest.raises(UserError, match=r"^--method\.attention-weight 250: no stages to compare, 0 asked for, 2 found"):
         make_method(Zskt, replace(ATTENTIVE, attention_stages=0))
     student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
-    setup = Setup(FrozenNet(teacher, INFO, runtime), frozen_twin(student.double()), INFO, torch.empty(4, 0))
+    setup = Setup(FrozenNet(teacher, INFO, runtime), frozen_alias(student.double()), INFO, torch.empty(4, 0))
     with pytest.raises(UserError, match=r"^--method\.attention-weight 250: no stages to compare, 3 asked for, 0 found"):
         Zskt(ATTENTIVE, setup)
 

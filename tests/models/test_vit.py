@@ -14,8 +14,8 @@ from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.losses.activation_map import cam_margin
 from dfkd_fast.models.factory import ModelInfo, load_model
-from dfkd_fast.models.taps import TappedNet
-from dfkd_fast.models.teacher import FrozenNet, frozen_twin
+from dfkd_fast.models.feature_extractor import FeatureExtractor
+from dfkd_fast.models.teacher import FrozenNet, frozen_alias
 from dfkd_fast.models.torchvision_cpu import ensure_importable
 from dfkd_fast.models.vit import TokenWindow, is_vit, see, window_chances
 
@@ -165,7 +165,7 @@ def test_teacher_and_student_look_through_one_window() -> None:
     runtime = make_runtime(device="cpu", precision="fp64")
     model = tiny_vit()
     frozen = FrozenNet(model, INFO, runtime)
-    student, twin = (TappedNet(net, window=frozen.window) for net in (model, frozen_twin(model)))
+    student, twin = (FeatureExtractor(net, window=frozen.window) for net in (model, frozen_alias(model)))
     answers = []
     for _ in range(4):
         answers.append(frozen(images(16)).logits)
@@ -177,7 +177,7 @@ def test_teacher_and_student_look_through_one_window() -> None:
 
 
 def test_a_student_without_such_a_teacher_draws_for_itself() -> None:
-    student = TappedNet(tiny_vit())
+    student = FeatureExtractor(tiny_vit())
     torch.manual_seed(2)
     assert len({round(student(images(16)).logits.sum().item(), 9) for _ in range(4)}) > 1
 
@@ -189,7 +189,7 @@ def test_gradients_reach_pixels_of_a_frozen_network_and_weights_of_a_student() -
     frozen(view).logits.square().sum().backward()
     assert view.grad.abs().amin((0, 1)).min() > 0
     assert all(not value.requires_grad for value in frozen.net.parameters())
-    student = TappedNet(tiny_vit(), window=frozen.window)
+    student = FeatureExtractor(tiny_vit(), window=frozen.window)
     out = student(images(16))
     (out.logits.square().sum() + out.pooled().square().sum()).backward()
     grads = {name: value.grad for name, value in student.model.named_parameters()}
@@ -211,7 +211,7 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match=r"^maps 'blocks'"):
         frozen(images(32), maps=("blocks",))
     with pytest.raises(UserError, match=r"^--student VisionTransformer: has patch tokens and no maps"):
-        TappedNet(tiny_vit(), maps=("blocks",))
+        FeatureExtractor(tiny_vit(), maps=("blocks",))
 
 
 def test_timm_networks_of_another_size() -> None:

@@ -13,7 +13,7 @@ from dfkd_fast.pool.budget import data_ratio_capacity, rounds_in_epoch
 from dfkd_fast.pool.journal import Journal
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.pool.pool import Pool
-from dfkd_fast.pool.stream import View
+from dfkd_fast.pool.stream import AugmentSpec
 from dfkd_fast.sampling import EpochShuffle
 
 CPU = Runtime(device=torch.device("cpu"), precision="fp32", channels_last=True)
@@ -33,7 +33,7 @@ def make(folder: Path) -> MultiPool:
 
 def epoch(pool: MultiPool, steps: int = 6) -> list[torch.Tensor]:
     samplers = {size: EpochShuffle(len(pool[size]), batch, seed=size) for size, batch in SIZES.items()}
-    views = {size: View(info=INFO, pad=1, flip=True) for size in SIZES}
+    views = {size: AugmentSpec(info=INFO, pad=1, flip=True) for size in SIZES}
     torch.manual_seed(1)
     return [batch.images for step in pool.batches(samplers, views, steps) for batch in step.values()]
 

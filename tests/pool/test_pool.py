@@ -18,14 +18,14 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.pool.journal import Journal
 from dfkd_fast.pool.pool import Pool
-from dfkd_fast.pool.stream import View
+from dfkd_fast.pool.stream import AugmentSpec
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.sampling import EpochShuffle
 
 CPU = Runtime(device=torch.device("cpu"), precision="fp32", channels_last=True)
 INFO = ModelInfo(name="cnn", num_classes=10, image_size=8, mean=(0.49, 0.48, 0.45), std=(0.2, 0.21, 0.26))
-VIEW = View(info=INFO, pad=2, flip=True)
-PLAIN = View(
+VIEW = AugmentSpec(info=INFO, pad=2, flip=True)
+PLAIN = AugmentSpec(
     info=ModelInfo(name="cnn", num_classes=10, image_size=8, mean=(0.0,) * 3, std=(1.0,) * 3), pad=0, flip=False
 )
 

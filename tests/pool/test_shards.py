@@ -15,12 +15,12 @@ from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.pool.journal import Journal
 from dfkd_fast.pool.pool import Pool
 from dfkd_fast.pool.shards import shard_folder
-from dfkd_fast.pool.stream import View
+from dfkd_fast.pool.stream import AugmentSpec
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.sampling import EpochShuffle
 
 INFO = ModelInfo(name="cnn", num_classes=7, image_size=4, mean=(0.0,) * 3, std=(1.0,) * 3)
-VIEW = View(info=INFO, pad=1, flip=True)
+VIEW = AugmentSpec(info=INFO, pad=1, flip=True)
 PER_RANK, PER_BATCH = 24, 6
 
 
@@ -64,7 +64,7 @@ def test_another_number_of_ranks_shares_out_every_image_once(
     for pool in pools:
         assert f"written by {before} ranks, shared out anew among {after}" in pool.restore(manifest)
         slots = torch.arange(len(pool))
-        batch = pool.read(slots, View(info=INFO, pad=0, flip=False))
+        batch = pool.read(slots, AugmentSpec(info=INFO, pad=0, flip=False))
         assert torch.equal(batch.labels, batch.extras["number"] % 7)
         assert torch.equal(pool.pixels(slots), pixels(batch.extras["number"] % 200))
         seen += batch.extras["number"].tolist()

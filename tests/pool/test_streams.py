@@ -15,7 +15,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.pool.journal import Journal
 from dfkd_fast.pool.pool import Pool
-from dfkd_fast.pool.stream import DirectStream, View
+from dfkd_fast.pool.stream import AugmentSpec, DirectStream
 from dfkd_fast.pool.stream_kernel import StagedStream, kernel_stream
 from dfkd_fast.pool.streams import make_stream
 from dfkd_fast.sampling import ByPriority
@@ -24,7 +24,7 @@ from dfkd_kernels import PrioritySampler
 CPU = Runtime(device=torch.device("cpu"), precision="fp32", channels_last=True)
 GPU = Runtime(device=torch.device("cuda", 0), precision="fp32", channels_last=True)
 INFO = ModelInfo(name="cnn", num_classes=10, image_size=6, mean=(0.4,) * 3, std=(0.2,) * 3)
-VIEW = View(info=INFO, pad=1, flip=True)
+VIEW = AugmentSpec(info=INFO, pad=1, flip=True)
 SHAPE = (5, 6, 6, 3)
 
 

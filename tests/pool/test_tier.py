@@ -179,7 +179,7 @@ from pathlib import Path
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.pool.journal import Journal
 from dfkd_fast.pool.pool import Pool
-from dfkd_fast.pool.stream import View
+from dfkd_fast.pool.stream import AugmentSpec
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.sampling import EpochShuffle
 
@@ -192,7 +192,7 @@ runtime = Runtime(device=torch.device("cpu"), precision="fp32", channels_last=Tr
 info = ModelInfo(name="cnn", num_classes=10, image_size=112, mean=(0.5,) * 3, std=(0.2,) * 3)
 pool = Pool(8192, (3, 112, 112), runtime=runtime, journal=Journal(Path(sys.argv[1]), capacity=8192), tier="mmap")
 pool.restore({"shards": [8192]})
-sampler, view = EpochShuffle(8192, 64), View(info=info, pad=4, flip=True)
+sampler, view = EpochShuffle(8192, 64), AugmentSpec(info=info, pad=4, flip=True)
 next(pool.batches(sampler, view, 1))
 before = anonymous()
 for batch in pool.batches(sampler, view, 128):

@@ -84,7 +84,7 @@ class CmiConfig(MethodConfig):
 
 
 class Cmi(Method):
-    loop, joins_batches = "alternating", True
+    loop, supports_global_batch = "alternating", True
     paper = "arXiv:2105.08584"
 
     labels: Tensor
@@ -94,16 +94,18 @@ class Cmi(Method):
     def __init__(self, config: CmiConfig, setup: Setup) -> None:
         super().__init__()
         self.config: CmiConfig = config
-        self.info, self.teacher, self.joined = setup.info, setup.teacher, setup.joined
+        self.info, self.teacher, self.global_batch = setup.info, setup.teacher, setup.global_batch
         self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
         size, side, chans = config.synthesis_batch_size, setup.info.image_size, setup.info.in_chans
         if config.bank_size < size:
             raise UserError(f"--method.bank-size {config.bank_size}: choose {size} or more, the images of a round")
         if not 0 < config.local_scale < 1:
             raise UserError(f"--method.local-scale {config.local_scale}: choose a share between 0 and 1")
-        width, joined = config.generator_width, setup.joined
-        self.generator = LatentGenerator(size, config.latent_dim, side, width=width, in_chans=chans, joined=joined)
-        view = partial(Augment, setup.info, flip=config.flip, joined=joined)
+        width, global_batch = config.generator_width, setup.global_batch
+        self.generator = LatentGenerator(
+            size, config.latent_dim, side, width=width, in_chans=chans, global_batch=global_batch
+        )
+        view = partial(Augment, setup.info, flip=config.flip, global_batch=global_batch)
         self.global_view = view(pad=config.crop_padding, crop_scale=config.crop_scale)
         self.local_view = view(crop_scale=config.local_scale)
         self.feature_maps = tuple(f"{name}:input" for name in config.feature_layers) or self.teacher.norm_inputs
@@ -141,7 +143,7 @@ class Cmi(Method):
         images = self.generator()
         view = self.global_view(images)
         teacher = self.teacher(view, maps=self.feature_maps)
-        terms = {"ce": label_ce(teacher.logits, self.joined.part(self.labels))}
+        terms = {"ce": label_ce(teacher.logits, self.global_batch.local_rows(self.labels))}
         if self.config.bn_weight:
             terms["bn"] = bn_stat_loss(teacher.moments, self.teacher.targets)
         if self.adversarial:
@@ -153,7 +155,7 @@ class Cmi(Method):
     def contrast(self, images: Tensor, whole: NetOutput) -> Tensor:
         """How well a part of each image, new or stored, finds its whole among all (paper: L_cr)."""
         part = self.teacher(self.local_view(images), maps=self.feature_maps, moments=False)
-        local_features, global_features = map(self.joined.gather, (describe(part), describe(whole).detach()))
+        local_features, global_features = map(self.global_batch.all_gather, (describe(part), describe(whole).detach()))
         self.features.copy_(torch.cat([local_features.detach(), global_features], dim=1))
         stored, is_filled = self.bank.sample(self.config.num_negatives)
         stored_local, stored_global = stored.chunk(2, dim=1)
@@ -174,7 +176,7 @@ class Cmi(Method):
 
     def end_round(self, best_images: Tensor) -> SynthBatch:
         self.bank.add(self.best_features)
-        return SynthBatch(best_images, self.joined.part(self.labels))
+        return SynthBatch(best_images, self.global_batch.local_rows(self.labels))
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}

@@ -18,7 +18,7 @@ from dfkd_fast.generators.biggan import BigDiscriminator, BigGenerator
 from dfkd_fast.losses import adcgan
 from dfkd_fast.methods.base import LossTerms, Setup
 from dfkd_fast.methods.hidfd.class_frequency import ClassFrequency
-from dfkd_fast.models.teacher import frozen_twin
+from dfkd_fast.models.teacher import frozen_alias
 
 if TYPE_CHECKING:
     from dfkd_fast.methods.hidfd.method import HidfdConfig
@@ -66,7 +66,7 @@ class TeacherGuidedGan(nn.Module):
     def begin_epoch(self) -> None:
         """Shuffle the collected images."""
         if not self._twin:  # only now do the weights lie where they stay
-            self._twin = (frozen_twin(self.discriminator),)
+            self._twin = (frozen_alias(self.discriminator),)
         torch.randperm(len(self.order), out=self.order)
         self.cursor.zero_()
         if self._rows is not None:

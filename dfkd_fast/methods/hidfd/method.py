@@ -165,7 +165,7 @@ class Hidfd(Method):
     def student_maps(self) -> tuple[str, ...] | None:
         return None if self.sharing is None else ()
 
-    def student_side(self) -> nn.Module | None:
+    def student_head(self) -> nn.Module | None:
         return self.sharing
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:

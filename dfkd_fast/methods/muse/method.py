@@ -18,7 +18,7 @@ from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup
 from dfkd_fast.methods.muse.class_embedding import ClassEmbedding
 from dfkd_fast.methods.muse.scale import MuseScale, check_centres, parts
-from dfkd_fast.models.taps import TappedNet
+from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.models.vit import DECAY
 from dfkd_fast.pool.pool import PoolBatch
@@ -123,16 +123,16 @@ class MuseConfig(MuseSConfig):
 class Muse(Method):
     """MUSE at any number of image sizes: a generator for each, a student that learns from all (Eqs. 7 and 8)."""
 
-    loop, joins_batches, splits_batches = "alternating", True, True
+    loop, supports_global_batch, splits_batches = "alternating", True, True
     text_sources = (*SOURCES, CENTRES)
     paper = "arXiv:2411.17046"
 
     def __init__(self, config: MuseSConfig, setup: Setup) -> None:
         super().__init__()
         self.config: MuseSConfig = config
-        self.info, self.joined, self.text = setup.info, setup.joined, setup.text
+        self.info, self.global_batch, self.text = setup.info, setup.global_batch, setup.text
         setup.teacher.window.decay = config.window_decay
-        student, centres = TappedNet(setup.student, window=setup.teacher.window), setup.label_embeddings
+        student, centres = FeatureExtractor(setup.student, window=setup.teacher.window), setup.label_embeddings
         learnt = setup.text == CENTRES
         if learnt:
             centres = centres.new_zeros(len(centres), setup.teacher.class_weights.shape[1])
@@ -159,13 +159,13 @@ class Muse(Method):
     def student_maps(self) -> Sequence[str]:
         return ()  # the features alone
 
-    def student_side(self) -> nn.Module:
+    def student_head(self) -> nn.Module:
         return self.embedding.side
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         terms = {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}  # Eq. 2
         if self.config.ed_weight:
-            whole = map(self.joined.gather, (student.pooled(), batch.labels))
+            whole = map(self.global_batch.all_gather, (student.pooled(), batch.labels))
             terms["ed"] = self.embedding.attraction(*whole)  # Eq. 10
         return terms
 

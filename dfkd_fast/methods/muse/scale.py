@@ -16,8 +16,8 @@ from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.label import label_ce
 from dfkd_fast.methods.base import LossTerms, Method, Setup, SynthBatch
 from dfkd_fast.methods.muse.class_embedding import ClassEmbedding
+from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.statistics import PoolStatistics
-from dfkd_fast.models.taps import TappedNet
 from dfkd_fast.optim import OptimizerSpec
 from dfkd_fast.pool.budget import RoundPlan, data_ratio_capacity
 from dfkd_fast.rng import labels_in_turn
@@ -34,11 +34,11 @@ class MuseScale(Method):
     class_order: Tensor
     label_embeddings: Tensor
 
-    def __init__(self, config: MuseSConfig, setup: Setup, student: TappedNet, embedding: ClassEmbedding) -> None:
+    def __init__(self, config: MuseSConfig, setup: Setup, student: FeatureExtractor, embedding: ClassEmbedding) -> None:
         super().__init__()
         self.config: MuseSConfig = config
         self.info, self.teacher = replace(setup.info, image_size=config.image_sizes[0]), setup.teacher
-        self.joined = setup.joined
+        self.global_batch = setup.global_batch
         for network in (setup.teacher, student):
             network.check_size(self.info.image_size, "--method.image-sizes")
         self._shared = (student, embedding)  # in a tuple: seen through, never registered, saved or trained
@@ -51,10 +51,14 @@ class MuseScale(Method):
             noise_features=config.noise_features,
             width=config.generator_width,
             in_chans=self.info.in_chans,
-            joined=setup.joined,
+            global_batch=setup.global_batch,
         )
         self.augment = Augment(
-            self.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale, joined=setup.joined
+            self.info,
+            pad=config.crop_padding,
+            flip=config.flip,
+            crop_scale=config.crop_scale,
+            global_batch=setup.global_batch,
         )
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         self.class_weights = setup.teacher.class_weights if config.cam_weight else None
@@ -85,7 +89,7 @@ class MuseScale(Method):
 
     def synthesis_step(self) -> tuple[Tensor, LossTerms]:
         student, embedding = self._shared
-        labels = self.joined.part(self.labels)
+        labels = self.global_batch.local_rows(self.labels)
         images = self.generator(self.label_embeddings[self.labels])  # Eq. 4
         view = self.augment(images)
         teacher = self.teacher(view)
@@ -100,7 +104,7 @@ class MuseScale(Method):
             seen = student(view)
             terms["adv"] = disagreement(seen.logits, teacher.logits)  # Eq. 3, alpha_adv
             if self.config.aed_weight:
-                gather, whole = self.joined.gather, self.joined.whole(self.labels)
+                gather, whole = self.global_batch.all_gather, self.global_batch.whole(self.labels)
                 if self.config.aed_network == "teacher":  # the sentence above Eq. 11
                     terms["aed"] = embedding.repulsion_in_teacher(gather(teacher.pooled()), whole)
                 else:
@@ -112,8 +116,8 @@ class MuseScale(Method):
         _, embedding = self._shared
         if embedding.learnt:  # section 3.3: class centres where there is no label text
             seen = self.teacher(self.augment.normalize(best_images), moments=False)
-            embedding.learn(self.joined.gather(seen.pooled()), self.labels)
-        return SynthBatch(best_images, self.joined.part(self.labels))
+            embedding.learn(self.global_batch.all_gather(seen.pooled()), self.labels)
+        return SynthBatch(best_images, self.global_batch.local_rows(self.labels))
 
 
 def parts(config: MuseSConfig) -> list[MuseSConfig]:

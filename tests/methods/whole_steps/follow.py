@@ -21,7 +21,7 @@ from traces import Trace
 from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.methods.base import Method, MethodConfig, Setup, SynthBatch
 from dfkd_fast.models.small import ConvNet
-from dfkd_fast.models.teacher import FrozenNet, frozen_twin
+from dfkd_fast.models.teacher import FrozenNet, frozen_alias
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.pool.pool import Pool, PoolBatch
 from dfkd_fast.text.label_embeddings import label_embeddings
@@ -72,7 +72,7 @@ def arena(student_width: int = 8, **more: Any) -> Arena:
         student.fc.weight.copy_(fitted[:-1].T)
         student.fc.bias.copy_(fitted[-1])
     embeddings = label_embeddings("orthogonal", INFO.num_classes, dim=8).double()
-    return Arena(teacher, student, Setup(frozen, frozen_twin(student), INFO, embeddings, **more), runtime)
+    return Arena(teacher, student, Setup(frozen, frozen_alias(student), INFO, embeddings, **more), runtime)
 
 
 @functools.cache
@@ -212,7 +212,7 @@ def follow_student(
 
 def note_student(trace: Trace, key: str, trainer: StudentSteps, terms: State) -> None:
     """What one of our student steps has left."""
-    side = trainer.method.student_side()
+    side = trainer.method.student_head()
     trace.update({f"{key} {name}": value.clone() for name, value in terms.items()})
     _note(trace, key, trained(trainer.student))
     _note(trace, key, {f"side.{name}": value for name, value in (trained(side) if side is not None else {}).items()})

@@ -81,12 +81,12 @@ def ours(config: SsdkdConfig) -> tuple[Trace, Trace, Given]:
     method = place.method(Ssdkd, config)
     trainer, synthesizer, given = place.trainer(method, capacity=25), Synthesizer(method, place.runtime), Given([], [])
     torch.manual_seed(0)
-    trainer.store(16, SynthBatch(torch.rand(9, 3, 16, 16), FIRST, deltas=torch.arange(9.0)))
+    trainer.store(16, SynthBatch(torch.rand(9, 3, 16, 16), FIRST, initial_priorities=torch.arange(9.0)))
     for epoch in EPOCHS:
         given.starts.append(follow_round(synthesizer, epoch, 0, trace))
         made = given.starts[-1].left
         trainer.store(16, made)
-        trace |= {f"{epoch} deltas": made.deltas, f"{epoch} labels": made.labels.double()}
+        trace |= {f"{epoch} initial_priorities": made.initial_priorities, f"{epoch} labels": made.labels.double()}
         given.batches.append([])
         for step in range(2):
             (batch,) = next(iter(trainer.inputs(1)))[0].values()
@@ -110,9 +110,9 @@ def published(given: Given, *, printed: bool = False) -> tuple[Trace, Trace, lis
         shares += counted
         with torch.no_grad():  # lines 12 and 13: w = 1
             teacher, student = (look(network, normalised(images)).logits for network in networks)
-        deltas, new = kl(student, teacher, 1 if printed else 20), teacher.argmax(1)
-        trace |= {f"{epoch} deltas": deltas, f"{epoch} labels": new.double()}
-        for delta, label in zip(deltas, new, strict=True):  # lines 14 and 15: the oldest leave
+        initial_priorities, new = kl(student, teacher, 1 if printed else 20), teacher.argmax(1)
+        trace |= {f"{epoch} initial_priorities": initial_priorities, f"{epoch} labels": new.double()}
+        for delta, label in zip(initial_priorities, new, strict=True):  # lines 14 and 15: the oldest leave
             labels, leaves = (x if len(x) == 25 else torch.cat([x, x[:1]]) for x in (labels, leaves))
             labels[written % 25], leaves[written % 25] = label, (delta + 1e-6) ** 0.6
             written += 1
@@ -143,10 +143,10 @@ def student_step(
     logits = look(student, batch.images, train=True).logits, look(teacher, batch.images).logits
     rows = kl(*logits, 20)
     loss = rows.mean() if printed else (batch.is_weights.double() * rows).mean()
-    deltas = (kl(*logits, 1) if printed else rows).detach()
+    initial_priorities = (kl(*logits, 1) if printed else rows).detach()
     descend(trace, key, {"kd": loss}, loss, student, optimizer, rate)
     note_statistics(trace, key, student)
-    return deltas
+    return initial_priorities
 
 
 def one_round(

@@ -1,4 +1,4 @@
-"""RoundStart against the release's way: a clone of the generator each round and torch's Adam on the original."""
+"""MetaInit against the release's way: a clone of the generator each round and torch's Adam on the original."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dfkd_fast.generators.latent import LatentGenerator
-from dfkd_fast.generators.round_start import RoundStart, Start
+from dfkd_fast.generators.meta_init import MetaInit, Start
 
 STEPS, ROUNDS, LR, LATENT_LR = 3, 3, 0.02, 0.0
 
@@ -21,8 +21,8 @@ def generator() -> LatentGenerator:
     return LatentGenerator(2, 3, 8, width=4).double()
 
 
-def make(model: LatentGenerator, start: Start, *, decay: float = 0.0) -> RoundStart:
-    return RoundStart(model, start, lr=LR, own_lrs={"latents": LATENT_LR}, decay=decay).double()
+def make(model: LatentGenerator, start: Start, *, decay: float = 0.0) -> MetaInit:
+    return MetaInit(model, start, lr=LR, own_lrs={"latents": LATENT_LR}, decay=decay).double()
 
 
 def inner_loss(model: LatentGenerator, round_index: int, step: int) -> torch.Tensor:
@@ -58,12 +58,12 @@ def naive(start: Start, *, forget_before: int | None = None, decay: float = 0.0)
     return history
 
 
-def run(start: RoundStart, adapted: LatentGenerator, rounds: range, *, forget_before: int | None = None) -> History:
+def run(start: MetaInit, adapted: LatentGenerator, rounds: range, *, forget_before: int | None = None) -> History:
     inner = torch.optim.Adam(adapted.parameters(), lr=0.05, betas=(0.5, 0.999))
     history = []
     for index in rounds:
         if index == forget_before:
-            start.forget()
+            start.reset_optimizer()
         inner.state.clear()
         start.begin()
         for step in range(STEPS):
@@ -96,7 +96,7 @@ def test_bias_correction_is_accurate_in_float32() -> None:
     with torch.no_grad():
         for p in adapted.parameters():
             p.zero_()  # so that a weight is the sum of its steps
-    start = RoundStart(adapted, "reptile", lr=1.0, reptile_scale=-1.0)
+    start = MetaInit(adapted, "reptile", lr=1.0, reptile_scale=-1.0)
     start.begin()
     with torch.no_grad():
         for p in adapted.parameters():
@@ -117,7 +117,7 @@ def test_starts_that_nothing_is_learnt_for(rule: Start) -> None:
     same = [torch.equal(p, b) for p, b in zip(adapted.parameters(), before, strict=True) if p.dim() > 1]
     assert all(same) if rule == "carry" else not any(same)
     assert start.weights is adapted
-    start.forget()  # there is nothing to forget
+    start.reset_optimizer()  # there is nothing to forget
     assert not start.state_dict()
 
 

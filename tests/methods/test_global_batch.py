@@ -19,14 +19,14 @@ from dfkd_fast.config.sections import BnConfig, PoolConfig
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.parallel.global_batch import JoinedBatch
+from dfkd_fast.parallel.global_batch import GlobalBatch
 from dfkd_fast.pool.build import check_pool
 from dfkd_fast.training import run_costs
 from dfkd_fast.training.networks import load_method
 from dfkd_fast.training.train import train
 
 RANKS = 2
-CLAIMED = [name for name in METHODS if load_method(name).joins_batches]
+CLAIMED = [name for name in METHODS if load_method(name).supports_global_batch]
 SETTINGS: dict[str, dict[str, Any]] = {
     "nayer": {"generator_life": 1, "jitter": True, "crop_scale": 0.5},
     "muse": {"image_sizes": (28, 32), "batch_shares": (1, 1)},
@@ -42,7 +42,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from test_joined import CLAIMED, STOPPED, run
+from test_global_batch import CLAIMED, STOPPED, run
 from dfkd_fast.training import run_costs
 from dfkd_fast.device.runtime import make_runtime
 run_costs.matmul_rate = lambda runtime: 1.0
@@ -103,7 +103,7 @@ def test_goes_on_with_two_as_with_one(folder: Path) -> None:
 
 
 def test_a_method_that_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load_method("fast"), "joins_batches", False)
+    monkeypatch.setattr(load_method("fast"), "supports_global_batch", False)
     message = r"^--bn\.scope global: fast cannot join the batches of its ranks; choose rank$"
     with pytest.raises(UserError, match=message):
         run("fast", tmp_path)
@@ -115,4 +115,4 @@ def test_a_pool_in_files_is_refused() -> None:
     runtime = Runtime(device=cpu, precision="fp32", channels_last=False, world_size=2)
     check_pool(files, runtime)
     with pytest.raises(UserError, match=r"^--pool\.storage mmap: --bn\.scope global keeps the pool in each process's"):
-        check_pool(files, replace(runtime, joined=JoinedBatch(0, 2)))
+        check_pool(files, replace(runtime, global_batch=GlobalBatch(0, 2)))

@@ -14,7 +14,7 @@ Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
+class TimingWindow:
     """How long each kind of step is watched."""
 
     warmup: int = 3
@@ -32,21 +32,21 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Spread:
+class Quantiles:
     """Seconds of one step: the median of the samples, the least and the most."""
 
     median: float = 0.0
     least: float = 0.0
     most: float = 0.0
 
-    def times(self, factor: float) -> Spread:
+    def times(self, factor: float) -> Quantiles:
         """Of something `factor` times as large."""
-        return Spread(factor * self.median, factor * self.least, factor * self.most)
+        return Quantiles(factor * self.median, factor * self.least, factor * self.most)
 
 
-def sample(step: Callable[[], object], window: Window, runtime: Runtime) -> Spread:
+def sample(step: Callable[[], object], window: TimingWindow, runtime: Runtime) -> Quantiles:
     """Time calls of `step`, as a phase's steps are timed."""
-    watch = Watch(window, runtime)
+    watch = StepTimer(window, runtime)
     watch.start()
     for _ in range(window.total):
         step()
@@ -54,10 +54,10 @@ def sample(step: Callable[[], object], window: Window, runtime: Runtime) -> Spre
     return watch.spread(0)
 
 
-class Watch:
+class StepTimer:
     """Looks at the clock after every so many steps; a phase may have several stages of `window.total` steps."""
 
-    def __init__(self, window: Window, runtime: Runtime) -> None:
+    def __init__(self, window: TimingWindow, runtime: Runtime) -> None:
         self.window, self.runtime = window, runtime
         self.count, self.samples, self.warmup_seconds = 0, [list[float]()], 0.0
 
@@ -81,6 +81,6 @@ class Watch:
         if within == self.window.total:
             self.samples.append([])
 
-    def spread(self, stage: int) -> Spread:
+    def spread(self, stage: int) -> Quantiles:
         samples = self.samples[stage]
-        return Spread(statistics.median(samples), min(samples), max(samples))
+        return Quantiles(statistics.median(samples), min(samples), max(samples))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfkd_fast.benchmark.watch import Spread, Watch, Window
+from dfkd_fast.benchmark.step_timer import Quantiles, StepTimer, TimingWindow
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.costs.work import SynthesisKind, Work, probe_epoch, stage_kinds
 from dfkd_fast.device.runtime import Runtime
@@ -33,30 +33,30 @@ from dfkd_fast.training.trainers import make_trainer
 class Timings:
     """What a rehearsal measured, in seconds."""
 
-    synthesis: dict[SynthesisKind, Spread] = field(default_factory=dict)
+    synthesis: dict[SynthesisKind, Quantiles] = field(default_factory=dict)
     round: dict[SynthesisKind, float] = field(default_factory=dict)
     """what a round costs beside its steps: resets, statistics, the pool"""
-    student: Spread = field(default_factory=Spread)
+    student: Quantiles = field(default_factory=Quantiles)
     warmup: float = 0.0
     """the steps that were not counted: what compilation takes is in here"""
     peak_memory_bytes: int = 0
 
-    def synthesis_seconds(self, work: Work) -> Spread:
+    def synthesis_seconds(self, work: Work) -> Quantiles:
         """Of all synthesis in `work`."""
         rounds = sum(self.round[kind] * count for kind, count in work.rounds.items())
         parts = [(self.synthesis[kind], steps) for kind, steps in work.synthesis_steps.items()]
-        return Spread(
+        return Quantiles(
             rounds + sum(part.median * steps for part, steps in parts),
             rounds + sum(part.least * steps for part, steps in parts),
             rounds + sum(part.most * steps for part, steps in parts),
         )
 
-    def student_seconds(self, work: Work) -> Spread:
+    def student_seconds(self, work: Work) -> Quantiles:
         """Of all student steps in `work`."""
         return self.student.times(work.student_steps)
 
 
-class Rehearsal:
+class StepProfiler:
     """A run's method, student, pool and trainers on random weights; `measure` times their steps."""
 
     def __init__(self, config: TrainConfig[Any], info: ModelInfo, runtime: Runtime, folder: Path) -> None:
@@ -71,14 +71,14 @@ class Rehearsal:
         )
         self.synthesizers = [Synthesizer(source, runtime) for source in self.method.sources()]
 
-    def measure(self, window: Window) -> Timings:
+    def measure(self, window: TimingWindow) -> Timings:
         """Time every kind of synthesis step, what a round costs beside them, and student steps."""
         timings = Timings()
         self.method.train()
         for synthesizer in self.synthesizers:
             for warmup in (True, False):
                 self._measure_round(synthesizer, window, timings, warmup=warmup)
-        watch = Watch(window, self.runtime)
+        watch = StepTimer(window, self.runtime)
         with _answering(self.method, "student_steps", window.total):
             watch.start()
             self.trainer.epoch(probe_epoch(self.method, warmup=False), watch.on_step)
@@ -91,11 +91,11 @@ class Rehearsal:
         """Give up the pool's files."""
         self.pool.close()
 
-    def _measure_round(self, synthesizer: Synthesizer, window: Window, timings: Timings, *, warmup: bool) -> None:
+    def _measure_round(self, synthesizer: Synthesizer, window: TimingWindow, timings: Timings, *, warmup: bool) -> None:
         source = synthesizer.method
         kinds = [kind for kind, _ in stage_kinds(source, warmup=warmup)]
         window = replace(window, steps=window.steps * source.turns)
-        epoch, watch = probe_epoch(self.method, warmup=warmup), Watch(window, self.runtime)
+        epoch, watch = probe_epoch(self.method, warmup=warmup), StepTimer(window, self.runtime)
         with _answering(source, "stages", (window.total,) * len(kinds)):
             watch.start()
             batch = synthesizer.round(epoch, 0, watch.on_step)
@@ -131,7 +131,7 @@ class Rehearsal:
         while len(pool) < min(2 * source.config.batch_size, pool.capacity - 5 * batch_size):
             self._add(source, batch)
 
-    def _round_cost(self, synthesizer: Synthesizer, window: Window, *, warmup: bool) -> float:
+    def _round_cost(self, synthesizer: Synthesizer, window: TimingWindow, *, warmup: bool) -> float:
         """Seconds of a round with one step in each stage, into the pool."""
         self.runtime.synchronize()
         start = window.clock()
@@ -182,10 +182,12 @@ def settle(model: nn.Module, info: ModelInfo) -> None:
         layer.momentum = before
 
 
-def rehearse(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime, window: Window) -> tuple[Method, Timings]:
+def rehearse(
+    config: TrainConfig[Any], info: ModelInfo, runtime: Runtime, window: TimingWindow
+) -> tuple[Method, Timings]:
     """Assemble a run in a temporary folder and time its steps; returns its method too, which knows the recipe."""
     with tempfile.TemporaryDirectory(prefix="dfkd-fast-") as folder:
-        rehearsal = Rehearsal(config, info, runtime, Path(folder))
+        rehearsal = StepProfiler(config, info, runtime, Path(folder))
         try:
             return rehearsal.method, rehearsal.measure(window)
         finally:

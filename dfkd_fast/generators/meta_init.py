@@ -15,7 +15,7 @@ from dfkd_fast.generators.latent import LatentGenerator
 Start = Literal["fomaml", "reptile", "carry", "fresh"]
 
 
-class RoundStart(nn.Module):
+class MetaInit(nn.Module):
     """The weights that each round of `generator` starts from.
 
     "fomaml", "reptile": a learnt start, `weights`, that an Adam of its own moves once a round. Its gradient is the sum
@@ -115,7 +115,7 @@ class RoundStart(nn.Module):
             self._adam_step()
 
     @torch.no_grad()
-    def forget(self) -> None:
+    def reset_optimizer(self) -> None:
         """Reset the outer Adam's state, as a new one would have it; the learnt start stays."""
         if self.learnt is not None:
             for tensor in (*self.mean, *self.square, self.steps):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import load_model
-from dfkd_fast.models.taps import TappedNet
+from dfkd_fast.models.feature_extractor import FeatureExtractor
 
 SHAPE = {"num_classes": 5, "image_size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3}
 STAGES = [
@@ -35,7 +35,7 @@ def state_after(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("spec", "maps", "width"), STAGES, ids=[spec for spec, _, _ in STAGES])
 def test_equals_the_network_with_hooks(spec: str, maps: tuple[str, ...], width: int) -> None:
     """Logits, features, maps, weight gradients of a loss on all of them, and BN buffers, in training, exactly."""
-    hooked, tapped = network(spec), TappedNet(network(spec), maps=maps)
+    hooked, tapped = network(spec), FeatureExtractor(network(spec), maps=maps)
     view = torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     seen: dict[str, Tensor] = {}
     for path in maps:
@@ -64,7 +64,7 @@ def test_equals_the_network_with_hooks(spec: str, maps: tuple[str, ...], width: 
 def test_follows_the_network_it_was_given() -> None:
     """Mode, weights and buffers are the network's own: nothing was copied at the time of tracing."""
     model = network("cnn_s")
-    tapped = TappedNet(model)
+    tapped = FeatureExtractor(model)
     view = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
         model.fc.bias.add_(1.0)
@@ -74,7 +74,7 @@ def test_follows_the_network_it_was_given() -> None:
 
 
 def test_gradients_flow_into_maps_for_gradcam() -> None:
-    tapped = TappedNet(network("resnet8"), maps=("layer1", "layer2"))
+    tapped = FeatureExtractor(network("resnet8"), maps=("layer1", "layer2"))
     out = tapped(torch.randn(2, 3, 32, 32, dtype=torch.float64))
     grads = torch.autograd.grad(out.logits[:, 0].sum(), list(out.maps.values()))
     assert all(grad.abs().max() > 0 for grad in grads)
@@ -96,8 +96,8 @@ class Unpooled(nn.Module):
 
 def test_networks_without_taps_are_named() -> None:
     with pytest.raises(UserError, match=r"^--student odd: torch.fx cannot trace it, and its features are needed \("):
-        TappedNet(Untraceable(), name="odd")
+        FeatureExtractor(Untraceable(), name="odd")
     with pytest.raises(UserError, match=r"^--student Unpooled: has no feature map"):
-        TappedNet(Unpooled())
+        FeatureExtractor(Unpooled())
     with pytest.raises(UserError, match=r"^--student cnn_s: has no module layer1 with one output; choose from conv1, "):
-        TappedNet(network("cnn_s"), maps=("layer1",), name="cnn_s")
+        FeatureExtractor(network("cnn_s"), maps=("layer1",), name="cnn_s")

@@ -16,7 +16,7 @@ from dfkd_kernels.freeze.patterns import find_classifier, find_features
 from dfkd_kernels.freeze.rewrite import INPUT
 
 
-class TappedNet(nn.Module):
+class FeatureExtractor(nn.Module):
     """A network that answers with a `NetOutput`: logits, the last feature map and the stage maps that were asked for.
 
     It runs the given network itself, rewritten by torch.fx: parameters, buffers and mode are the network's own, and
