@@ -121,7 +121,7 @@ class Recipe:
         The code stands in it by the method's golden trajectory, which every change of its numbers must renew: to three
         digits, so that sums in another order repeat no run.
         """
-        golden = GOLDEN / f"{METHODS[self.cell.method].partition(':')[0].rpartition('.')[2]}.safetensors"
+        golden = GOLDEN / f"{METHODS[self.cell.method].partition(':')[0].split('.')[2]}.safetensors"
         values = load_file(golden) if golden.exists() else {}
         numbers = {name: [f"{value:.3g}" for value in values[name].flatten().tolist()] for name in sorted(values)}
         revised = {"revised": REVISED[self.cell.method]} if self.cell.method in REVISED else {}

@@ -107,13 +107,8 @@ class Nayer(Method):
             decoder=printed_decoder(config, setup.info) if config.generator_form == "printed" else None,
             global_batch=setup.global_batch,
         )
-        self.augment = Augment(
-            setup.info,
-            pad=config.crop_padding,
-            flip=config.flip,
-            crop_scale=config.crop_scale,
-            global_batch=setup.global_batch,
-        )
+        pad, flip, scale = config.crop_padding, config.flip, config.crop_scale
+        self.augment = Augment(setup.info, pad=pad, flip=flip, crop_scale=scale, global_batch=setup.global_batch)
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         self.adversarial = self.student_trains = False
         self.register_buffer("label_embeddings", setup.label_embeddings, persistent=False)

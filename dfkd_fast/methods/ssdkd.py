@@ -97,15 +97,13 @@ class Ssdkd(Method):
         self.config: SsdkdConfig = config
         self.info, self.teacher, self.global_batch = setup.info, setup.teacher, setup.global_batch
         self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
-        size, info, global_batch = config.synthesis_batch_size, setup.info, setup.global_batch
+        size, info, rows = config.synthesis_batch_size, setup.info, setup.global_batch
         width, side, chans = config.generator_width, info.image_size, info.in_chans
-        self.generator = LatentGenerator(
-            size, config.latent_dim, side, width=width, in_chans=chans, global_batch=global_batch
-        )
+        self.generator = LatentGenerator(size, config.latent_dim, side, width=width, in_chans=chans, global_batch=rows)
         lr = config.generator_lr * config.synthesis_steps  # as in Fast's release
         self.start = MetaInit(self.generator, config.start, lr=lr, own_lrs={"latents": 0.0})
         pad, flip, scale = config.crop_padding, config.flip, config.crop_scale
-        self.augment = Augment(info, pad=pad, flip=flip, crop_scale=scale, global_batch=global_batch)
+        self.augment = Augment(info, pad=pad, flip=flip, crop_scale=scale, global_batch=rows)
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         self.adversarial = False
         self.priority_temperature = config.priority_temperature or config.kd_temperature
@@ -163,8 +161,8 @@ class Ssdkd(Method):
         view = self.augment.normalize(best_images)
         teacher = self.teacher(view, moments=False).logits
         # the pool counts the classes that Eq. 3 asks for, those the teacher sees; Eq. 4 with w = 1 (lines 12 and 13)
-        initial_priorities = kd_kl(self._student[0](view), teacher, self.priority_temperature, reduction="none")
-        return SynthBatch(best_images, teacher.argmax(dim=1), initial_priorities=initial_priorities)
+        first = kd_kl(self._student[0](view), teacher, self.priority_temperature, reduction="none")
+        return SynthBatch(best_images, teacher.argmax(dim=1), initial_priorities=first)
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         logits, temperature = (student.logits, teacher.logits), self.config.kd_temperature
@@ -176,8 +174,8 @@ class Ssdkd(Method):
         # lines 18 to 21 in one pass: the losses, and w x loss back as the images' new priorities (Eq. 4 to 6)
         if self.global_batch or self.priority_temperature != temperature:  # every rank has all priorities
             rows = kd_kl(*logits, temperature, reduction="none")
-            initial_priorities = kd_kl(*logits, self.priority_temperature, reduction="none")
-            self.priorities.update(gather(batch.indices), gather((weights * initial_priorities).detach()))
+            deltas = kd_kl(*logits, self.priority_temperature, reduction="none")
+            self.priorities.update(gather(batch.indices), gather((weights * deltas).detach()))
         else:
             rows = kd_kl_priority(*logits, batch.indices, weights, self.priorities, temperature)
         return {"kd": (weights * rows if self.config.is_weighted_loss else rows).mean()}

@@ -163,7 +163,7 @@ def test_a_disk_without_room_for_the_lock_leaves_no_folder(
 def test_a_checkout_is_asked_for_its_commit_and_runs_no_program_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = tmp_path / "dfkd_fast" / "loops"
+    package = tmp_path / "dfkd_fast" / "training"
     package.mkdir(parents=True)
     (tmp_path / "pyproject.toml").write_text("")
     monitor = tmp_path / "monitor.sh"
