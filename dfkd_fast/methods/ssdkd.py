@@ -158,8 +158,7 @@ class Ssdkd(Method):
     def end_round(self, best_images: Tensor) -> SynthBatch:
         self.start.finish()
         self.statistics.update()
-        view = self.augment.normalize(best_images)
-        teacher = self.teacher(view, moments=False).logits
+        teacher = self.teacher(view := self.augment.normalize(best_images), moments=False).logits
         # the pool counts the classes that Eq. 3 asks for, those the teacher sees; Eq. 4 with w = 1 (lines 12 and 13)
         first = kd_kl(self._student[0](view), teacher, self.priority_temperature, reduction="none")
         return SynthBatch(best_images, teacher.argmax(dim=1), initial_priorities=first)

@@ -76,7 +76,7 @@ class Assembled:
                 continue
             slots = self.pool[size].add(batch.images, batch.labels, **batch.extras)
             if size in self.trainer.priorities:
-                self.trainer.priorities[size].update(slots, batch.deltas[: len(slots)])
+                self.trainer.priorities[size].update(slots, batch.initial_priorities[: len(slots)])
 
 
 @pytest.fixture

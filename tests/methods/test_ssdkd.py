@@ -107,7 +107,9 @@ def test_new_images_get_the_teachers_class_and_their_loss_as_priority(
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (method.info.mean, method.info.std))
     view = (batch.images - mean) / std
     with torch.no_grad():
-        torch.testing.assert_close(batch.deltas, kl_rows(student(view), teacher(view), 20.0), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            batch.initial_priorities, kl_rows(student(view), teacher(view), 20.0), rtol=1e-9, atol=1e-9
+        )
         assert torch.equal(batch.labels, teacher(view).argmax(1))
 
 
@@ -162,7 +164,7 @@ def test_buffer_is_constant_and_counts_classes(method: Ssdkd, runtime: Runtime) 
     synthesizer = Synthesizer(method, runtime)
     for epoch in range(5):
         batch = synthesizer.round(epoch, 0, ignore)
-        method.priorities.update(pool.add(batch.images, batch.labels), batch.deltas)
+        method.priorities.update(pool.add(batch.images, batch.labels), batch.initial_priorities)
     assert len(pool) == 25
     assert pool.class_counts.tolist() == pool.labels.bincount(minlength=4).tolist()
     method.begin_round(5, 0)

@@ -101,11 +101,9 @@ class Cmi(Method):
             raise UserError(f"--method.bank-size {config.bank_size}: choose {size} or more, the images of a round")
         if not 0 < config.local_scale < 1:
             raise UserError(f"--method.local-scale {config.local_scale}: choose a share between 0 and 1")
-        width, global_batch = config.generator_width, setup.global_batch
-        self.generator = LatentGenerator(
-            size, config.latent_dim, side, width=width, in_chans=chans, global_batch=global_batch
-        )
-        view = partial(Augment, setup.info, flip=config.flip, global_batch=global_batch)
+        width, rows = config.generator_width, setup.global_batch
+        self.generator = LatentGenerator(size, config.latent_dim, side, width=width, in_chans=chans, global_batch=rows)
+        view = partial(Augment, setup.info, flip=config.flip, global_batch=rows)
         self.global_view = view(pad=config.crop_padding, crop_scale=config.crop_scale)
         self.local_view = view(crop_scale=config.local_scale)
         self.feature_maps = tuple(f"{name}:input" for name in config.feature_layers) or self.teacher.norm_inputs
