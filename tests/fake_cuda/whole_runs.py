@@ -41,7 +41,7 @@ OWN: dict[str, dict[str, int]] = {
     "spaceshipnet": {"student_steps": 12},
 }
 """what else a method needs for each of its steps to be captured and then replayed: a warm-up, a capture, a replay"""
-APART = ".hidfd"
+APART = ".hidfd.method"
 """the method whose variants have optimisers of their own: each makes its states in a step before it is captured"""
 PRESETS = {"fast": "cifar10-fast5"}
 SHAPE: dict[str, Any] = {"mean": (0.49, 0.48, 0.45), "std": (0.25, 0.24, 0.26)}
