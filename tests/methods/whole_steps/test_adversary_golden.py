@@ -11,7 +11,7 @@ import torch
 from follow import arena
 from golden import check_golden, trajectory
 
-from dfkd_fast.methods.cmi import Cmi, CmiConfig
+from dfkd_fast.methods.cmi.method import Cmi, CmiConfig
 from dfkd_fast.methods.fast import Fast, FastConfig
 from dfkd_fast.methods.msarc import Msarc, MsarcConfig
 from dfkd_fast.methods.nayer import Nayer, NayerConfig
