@@ -244,6 +244,7 @@ def test_a_part_that_is_imported_when_the_network_runs(tmp_path: Path) -> None:
     load_model(f"{tmp_path}/c/net.py:Net", **SHAPE)
     with pytest.raises(UserError, match=r"late_beside is imported within a function, and is both \S+ and \S+; rename"):
         load_model(f"{tmp_path}/b/net.py:Net", **SHAPE)
+    load_model(f"{tmp_path}/a/net.py:Net", **SHAPE)  # what was refused stands in nobody's way
 
 
 def test_a_part_that_an_installed_module_hides(tmp_path: Path) -> None:

@@ -76,11 +76,11 @@ def _check_late_imports(file: Path, beside: Mapping[str, Path], called: str) -> 
     for importer in (file, *beside.values()):
         _LATE.update(of_file(path) for path in _imported(importer, file.parent, late=True))
     for name, path in beside.items():
-        known = _BESIDE.setdefault(name, {})
-        known[of_file(path)] = path
+        known = _BESIDE.get(name, {}) | {of_file(path): path}
         if len(known) > 1 and _LATE & known.keys():
             both = " and ".join(map(str, known.values()))
             raise UserError(f"{called}: {name} is imported within a function, and is both {both}; rename one of them")
+        _BESIDE[name] = known
 
 
 def _make_way(files: Mapping[str, Path]) -> None:
