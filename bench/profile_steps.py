@@ -39,12 +39,11 @@ GROUPS = {
 
 def phases(rehearsal: StepProfiler, steps: int) -> Iterator[tuple[str, Callable[[], None]]]:
     """Both phases: name and what runs `steps` steps of it."""
-    synthesizer = rehearsal.synthesizers[0]
-    rehearsal.fill(synthesizer.method, rehearsal.step_round(synthesizer))
+    rehearsal.fill(rehearsal.step_round())
 
     def synthesis() -> None:
-        for index in range(steps):
-            rehearsal.step_round(synthesizer, index=1 + index)
+        for _ in range(steps):
+            rehearsal.step_round()
 
     def distillation() -> None:
         for _ in range(steps):

@@ -66,7 +66,7 @@ class Side:
         from torch import distributed
 
         from dfkd_fast.benchmark.step_profiler import StepProfiler
-        from dfkd_fast.costs.work import probe_epoch
+        from dfkd_fast.costs.work import student_epoch
         from dfkd_fast.device.runtime import make_runtime
         from dfkd_fast.models.factory import ModelInfo
 
@@ -85,13 +85,12 @@ class Side:
         info = ModelInfo(name="", num_classes=case.num_classes, image_size=case.image_size, **normal)
         rehearsal = StepProfiler(config, info, runtime, folder)
         rehearsal.method.train()
-        synthesizer = rehearsal.synthesizers[0]
-        rehearsal.fill(synthesizer.method, rehearsal.step_round(synthesizer))
-        rehearsal.trainer.begin_epoch(probe_epoch(rehearsal.method, warmup=False))
+        rehearsal.fill(rehearsal.step_round())
+        rehearsal.trainer.begin_epoch(student_epoch(rehearsal.method))
 
         def synthesis() -> None:
             for _ in range(self.steps):
-                rehearsal.step_round(synthesizer, index=1)
+                rehearsal.step_round()
 
         def student() -> None:
             rehearsal.trainer.steps(self.steps, lambda *_: None)

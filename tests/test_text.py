@@ -384,7 +384,7 @@ TEXTS = [
     (method, preset)
     for method in METHODS
     for preset in presets(method)
-    if load_method(method).text_sources and preset != "digits"
+    if load_method(method).needs.text and preset != "digits"
 ]
 
 

@@ -19,7 +19,7 @@ from cases import CASES, Case, Ours, Theirs  # noqa: E402
 from step_report import StepReport, open_report  # noqa: E402
 
 TINY = ("--teacher", "wrn16_1", "--student", "wrn16_1", "--synthesis-batch-size", "8", "--batch-size", "8")
-WARM_UP = 6  # three ordinary steps of ours, a capture, replays
+WARM_UP = 10  # of both kinds of round that an epoch may have: three ordinary steps of ours, a capture, replays
 TURNS = 9
 
 

@@ -76,12 +76,11 @@ class Ours:
         )
         self.rehearsal = StepProfiler(case.config(), info, runtime, folder)
         self.rehearsal.method.train()
-        self.synthesizer = self.rehearsal.synthesizers[0]
-        self.rehearsal.fill(self.synthesizer.method, self.rehearsal.step_round(self.synthesizer))
+        self.rehearsal.fill(self.rehearsal.step_round())
 
     def synthesis(self) -> None:
         """A round of one step: a little more than a step."""
-        self.rehearsal.step_round(self.synthesizer, index=1)
+        self.rehearsal.step_round()
 
     def student(self) -> None:
         """A student step, its batch read from the pool."""

@@ -25,7 +25,7 @@ from dfkd_fast.config.data_sets import DATA_SETS, DataSet, data_set_of
 from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.costs.flops import StepFlops, count_step_flops
-from dfkd_fast.costs.work import recipe_work
+from dfkd_fast.costs.work import Work, recipe_work
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.methods.base import Method
@@ -110,16 +110,16 @@ def measure(
     """
     config = target.config
     method, _, _ = assemble(config, target.info, runtime)
-    work = recipe_work(method)
     count = partial(count_step_flops, info=target.info, teacher=config.teacher, student=config.student)
     flops = count(method)
+    work = recipe_work(method, flops.round_steps)
     part = replace(config, method=_cut(config.method, share))
     cut, timings = rehearse(part, target.info, runtime, window)
     scaled = partial(_scaled, cut=cut, full=method, seen=count(cut), flops=flops)
     ours = project(work, scaled(timings), flops, matmul_rate, runtime)
     theirs = None
     if baseline is not None and target.method in BASELINES:
-        timed = _time_baseline(part, target.info, runtime, window, baseline)
+        timed = _time_baseline(part, work, target.info, runtime, window, baseline)
         theirs = project(work, scaled(timed), flops, matmul_rate, runtime)
     return _record(target, ours, theirs, share, runtime)
 
@@ -157,8 +157,8 @@ def _scaled(timings: Timings, cut: Method, full: Method, seen: StepFlops, flops:
     not depend on the batch (CMI's bank), what a round costs beside them by its images.
     """
     images = {
-        part.info.image_size: whole.config.synthesis_batch_size / part.config.synthesis_batch_size
-        for part, whole in zip(cut.sources(), full.sources(), strict=True)
+        part.image_size: whole.synthesis_batch_size / part.synthesis_batch_size
+        for part, whole in zip(cut.pools(), full.pools(), strict=True)
     }
     return replace(
         timings,
@@ -172,7 +172,7 @@ def _scaled(timings: Timings, cut: Method, full: Method, seen: StepFlops, flops:
 
 
 def _time_baseline(
-    config: TrainConfig[Any], info: ModelInfo, runtime: Runtime, window: TimingWindow, folder: Path
+    config: TrainConfig[Any], work: Work, info: ModelInfo, runtime: Runtime, window: TimingWindow, folder: Path
 ) -> Timings:
     """The same for the baseline. On a GPU its DataLoader has the four workers of the released codes; on a CPU its work
     counts as the run's own.
@@ -183,7 +183,6 @@ def _time_baseline(
         config, num_classes=info.num_classes, full_size=info.image_size
     )
     timings = Timings()
-    work = recipe_work(assemble(config, info, runtime)[0])
     workers = 4 if runtime.device.type == "cuda" else 0
     with tempfile.TemporaryDirectory(prefix="dfkd-fast-") as pool:
         module = importlib.import_module("released_style.baseline")
@@ -193,7 +192,11 @@ def _time_baseline(
             theirs.begin_round()
             step = partial(theirs.synthesis_step, adversarial=not kind.warmup)
             timings.synthesis[kind] = sample(step, window, runtime)
-            timings.round[kind] = sample(theirs.end_round, one, runtime).median
+            timings.round |= {
+                round_kind: sample(theirs.end_round, one, runtime).median
+                for round_kind in work.rounds
+                if round_kind.warmup == kind.warmup
+            }
         while theirs.pool.written < (window.total + 1) * recipe.batch_size:  # no smaller last batch among the samples
             theirs.end_round()
         timings.student = sample(theirs.student_step, window, runtime)

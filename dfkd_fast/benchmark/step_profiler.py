@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,29 +11,32 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfkd_fast.benchmark.step_timer import Quantiles, StepTimer, TimingWindow
+from dfkd_fast.benchmark.step_timer import Clock, Quantiles, StepTimer, TimingWindow
 from dfkd_fast.config.train import TrainConfig
-from dfkd_fast.costs.work import SynthesisKind, Work, probe_epoch, stage_kinds
+from dfkd_fast.costs.work import RoundKind, SynthesisKind, Work, probe_epochs, student_epoch
 from dfkd_fast.device.runtime import Runtime
-from dfkd_fast.methods.base import CollectedImages, LossTerms, Method, SynthBatch
+from dfkd_fast.methods.base import CollectedImages, LossTerms, Method, PoolPlan, SynthBatch
+from dfkd_fast.methods.inner import Inner, LrScale, Variant, inners
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.teacher import FrozenNet
+from dfkd_fast.parallel.global_batch import GlobalBatch
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.text.label_embeddings import CENTRES
+from dfkd_fast.training.inner import InnerLoop, ignore
 from dfkd_fast.training.logit_cache import make_cache
 from dfkd_fast.training.networks import check_pool_use, load_method, make_method, make_student
 from dfkd_fast.training.pools import make_pools
+from dfkd_fast.training.steps import StepRunner
 from dfkd_fast.training.student import StudentTrainer
-from dfkd_fast.training.synthesis import Synthesizer
 from dfkd_fast.training.trainers import make_trainer
 
 
 @dataclass(kw_only=True)
 class Timings:
-    """What a rehearsal measured, in seconds."""
+    """What was measured, in seconds."""
 
     synthesis: dict[SynthesisKind, Quantiles] = field(default_factory=dict)
-    round: dict[SynthesisKind, float] = field(default_factory=dict)
+    round: dict[RoundKind, float] = field(default_factory=dict)
     """what a round costs beside its steps: resets, statistics, the pool"""
     student: Quantiles = field(default_factory=Quantiles)
     warmup: float = 0.0
@@ -69,20 +71,35 @@ class StepProfiler:
         self.trainer = make_trainer(
             student, method=self.method, teacher=teacher, pool=self.pool, runtime=runtime, cache=cache
         )
-        self.synthesizers = [Synthesizer(source, runtime) for source in self.method.sources()]
+        config, self.plans = self.method.config, self.method.pools()
+        self.probes = {
+            kind: epoch
+            for plan in self.plans
+            for kind, epoch in probe_epochs(plan, epochs=config.epochs, warmup_epochs=config.warmup_epochs)
+        }
+        """the recipe's kinds of round, each with an epoch whose rounds stand for all"""
+        self.engines = [
+            TimedLoop(place, inner, runtime, self.method.global_batch)
+            for place, inner in enumerate(inners(self.method))
+        ]
+        self._making: RoundKind | None = None
+        self._batches: Iterator[SynthBatch] = iter(())
 
     def measure(self, window: TimingWindow) -> Timings:
         """Time every kind of synthesis step, what a round costs beside them, and student steps."""
         timings = Timings()
         self.method.train()
-        for synthesizer in self.synthesizers:
-            for warmup in (True, False):
-                self._measure_round(synthesizer, window, timings, warmup=warmup)
+        for kind in self.probes:
+            timings.round[kind] = self._measure_round(kind, window)
+        for engine in self.engines:
+            timings.synthesis |= engine.found
+            timings.warmup += engine.warmup_seconds
+        for plan in self.plans:
+            self._fill_unmade(plan)
         watch = StepTimer(window, self.runtime)
-        with _answering(self.method, "student_steps", window.total):
-            watch.start()
-            self.trainer.epoch(probe_epoch(self.method, warmup=False), watch.on_step)
-        timings.student = watch.spread(0)
+        watch.start()
+        self.trainer.epoch(student_epoch(self.method), window.total, watch.on_step)
+        timings.student = watch.spread()
         timings.warmup += watch.warmup_seconds
         timings.peak_memory_bytes = self.runtime.peak_memory_bytes()
         return timings
@@ -91,61 +108,149 @@ class StepProfiler:
         """Give up the pool's files."""
         self.pool.close()
 
-    def _measure_round(self, synthesizer: Synthesizer, window: TimingWindow, timings: Timings, *, warmup: bool) -> None:
-        source = synthesizer.method
-        kinds = [kind for kind, _ in stage_kinds(source, warmup=warmup)]
-        window = replace(window, steps=window.steps * source.turns)
-        epoch, watch = probe_epoch(self.method, warmup=warmup), StepTimer(window, self.runtime)
-        with _answering(source, "stages", (window.total,) * len(kinds)):
-            watch.start()
-            batch = synthesizer.round(epoch, 0, watch.on_step)
-        for stage, kind in enumerate(kinds):
-            timings.synthesis[kind] = watch.spread(stage)
-        timings.warmup += watch.warmup_seconds
-        if source.loop == "stepwise":  # a round is its steps
-            timings.round[kinds[-1]] = 0.0
-            return
-        self.fill(source, batch)
-        costs = [self._round_cost(synthesizer, window, warmup=warmup) for _ in range(2)]
-        steps = sum(timings.synthesis[kind].median for kind in kinds)
-        timings.round[kinds[-1]] = max(0.0, min(costs) - steps)
+    def _measure_round(self, kind: RoundKind, window: TimingWindow) -> float:
+        """Time the steps of a kind of round; returns what it costs beside them."""
+        for engine in self.engines:
+            engine.window = window
+        batch = self.step_round(kind)
+        for engine in self.engines:
+            engine.window = None
+        if self.method.loop == "stepwise":  # a round is its steps
+            return 0.0
+        self.fill(batch)
+        return min(self._round_cost(kind, window) for _ in range(2))
 
-    def step_round(self, synthesizer: Synthesizer, *, warmup: bool = False, index: int = 0) -> SynthBatch:
-        """A round with one step in each stage: what one step costs, and what a round costs beside it."""
-        epoch, stages = probe_epoch(self.method, warmup=warmup), (1,) * len(synthesizer.method.stages())
-        with _answering(synthesizer.method, "stages", stages):
-            return synthesizer.round(epoch, index, _ignore)
+    def step_round(self, kind: RoundKind | None = None) -> SynthBatch:
+        """A round of a kind, by default one of the first size behind the warm-up, with one step where the recipe has
+        many: what one step costs, and what a round costs beside it. Rounds follow each other as in an epoch, which
+        begins anew at its end.
+        """
+        kind = kind or min(self.probes, key=lambda each: each.warmup)
+        return next(batch for batch in self._begun(kind) if batch.images.shape[-1] == kind.image_size)
+
+    def _begun(self, kind: RoundKind) -> Iterator[SynthBatch]:
+        """The batches that follow, to the first of a kind and beyond it."""
+        for engine in self.engines:
+            engine.begin_round(kind)
+        if kind != self._making:
+            self._making, self._batches = kind, self._epochs(kind)
+        return self._batches
+
+    def _epochs(self, kind: RoundKind) -> Iterator[SynthBatch]:
+        """What an epoch makes to its last round of a kind, of all sizes, again and again; not what fills the pool."""
+        size, epoch = kind.image_size, self.probes[kind]
+        rounds = next(plan.rounds(epoch) for plan in self.plans if plan.image_size == size)
+        while True:
+            left = rounds
+            for batch in self.method.synthesize(epoch):
+                left -= batch.images.shape[-1] == size
+                yield batch
+                if not left:
+                    break
+            assert not left, f"{left} of {rounds} rounds of {kind} are missing in epoch {epoch}"
 
     def student_step(self) -> None:
         """An epoch of one student step."""
-        with _answering(self.method, "student_steps", 1):
-            self.trainer.epoch(probe_epoch(self.method, warmup=False), _ignore)
+        self.trainer.epoch(student_epoch(self.method), 1, ignore)
 
-    def fill(self, source: Method, batch: SynthBatch) -> None:
-        """Fill a source's pool, where it has one, with copies of a batch, for two student batches, or as far as it goes
-        with room left for a few rounds.
+    def fill(self, batch: SynthBatch) -> None:
+        """Fill the pool of a batch, where the method has one, with copies of it, for two student batches, or as far as
+        it goes with room left for a few rounds.
         """
-        if source.loop == "stepwise":
+        if self.method.loop == "stepwise":
             return
-        pool, batch_size = self.pool[source.info.image_size], len(batch.images)
-        while len(pool) < min(2 * source.config.batch_size, pool.capacity - 5 * batch_size):
-            self._add(source, batch)
+        size = batch.images.shape[-1]
+        pool, plan = self.pool[size], next(plan for plan in self.plans if plan.image_size == size)
+        while len(pool) < min(2 * plan.batch_size, pool.capacity - 5 * len(batch.images)):
+            self._add(batch)
 
-    def _round_cost(self, synthesizer: Synthesizer, window: TimingWindow, *, warmup: bool) -> float:
-        """Seconds of a round with one step in each stage, into the pool."""
-        self.runtime.synchronize()
-        start = window.clock()
-        self._add(synthesizer.method, self.step_round(synthesizer, warmup=warmup))
-        self.runtime.synchronize()
-        return window.clock() - start
+    def _fill_unmade(self, plan: PoolPlan) -> None:
+        """The same for a size that no round makes, with what fills its pool."""
+        if plan.fill_images and not any(kind.image_size == plan.image_size for kind in self.probes):
+            self.fill(next(iter(self.method.synthesize(self.method.config.warmup_epochs - 1))))
 
-    def _add(self, source: Method, batch: SynthBatch) -> None:
-        size = source.info.image_size
-        pool = self.pool[size]
+    def _round_cost(self, kind: RoundKind, window: TimingWindow) -> float:
+        """Seconds of a round, into the pool, without its steps; nor rounds of other sizes before it."""
+        batches = self._begun(kind)
+        for engine in self.engines:
+            engine.clock = window.clock
+        made = None
+        while made is None or made.images.shape[-1] != kind.image_size:
+            for engine in self.engines:
+                engine.step_seconds = 0.0
+            self.runtime.synchronize()
+            start = window.clock()
+            made = next(batches)
+        self._add(made)
+        self.runtime.synchronize()
+        seconds = window.clock() - start
+        for engine in self.engines:
+            engine.clock = None
+        return seconds - sum(engine.step_seconds for engine in self.engines)
+
+    def _add(self, batch: SynthBatch) -> None:
+        pool = self.pool[batch.images.shape[-1]]
         if pool.policy == "append" and len(pool) + len(batch.images) > pool.capacity:
             return
         assert isinstance(self.trainer, StudentTrainer), "a method with a pool"
-        self.trainer.store(size, batch)
+        self.trainer.store(batch)
+
+
+class TimedLoop(InnerLoop):
+    """Takes few of the steps that it is asked for: one of each kind in a round, or as many as a window times."""
+
+    def __init__(self, place: int, inner: Inner, runtime: Runtime, global_batch: GlobalBatch) -> None:
+        super().__init__(inner, runtime, global_batch)
+        self.place = place
+        self.window: TimingWindow | None = None
+        """times each kind of step that is not among `found`"""
+        self.found: dict[SynthesisKind, Quantiles] = {}
+        self.warmup_seconds = 0.0
+        """of the windows"""
+        self.clock: Clock | None = None
+        """adds up `step_seconds`; waits for the device around each step"""
+        self.step_seconds = 0.0
+        self.run_step = self._clocked(self.run_step)
+        self._stepped: set[SynthesisKind] = set()
+        self._is_warmup = True
+
+    def begin_round(self, kind: RoundKind) -> None:
+        """Before a round of a kind."""
+        self._is_warmup, self._stepped = kind.warmup, set()
+
+    def run(self, steps: int, lr_scale: LrScale, variant: Variant) -> Any:
+        kind = SynthesisKind(self.place, tuple(sorted(variant.items())), self._is_warmup)
+        if kind in self._stepped:
+            return self.best
+        self._stepped.add(kind)
+        if self.window is None or kind in self.found:
+            return super().run(1, lr_scale, variant)
+        watch = StepTimer(self.window, self.runtime)
+        self.on_step = watch.on_step
+        watch.start()
+        made = super().run(self.window.total, _within(lr_scale, steps), variant)
+        self.on_step = ignore
+        self.found[kind] = watch.spread()
+        self.warmup_seconds += watch.warmup_seconds
+        return made
+
+    def _clocked(self, run_step: StepRunner) -> StepRunner:
+        def clocked(variant: Hashable, *inputs: Any) -> LossTerms:
+            if self.clock is None:
+                return run_step(variant, *inputs)
+            self.runtime.synchronize()
+            start = self.clock()
+            terms = run_step(variant, *inputs)
+            self.runtime.synchronize()
+            self.step_seconds += self.clock() - start
+            return terms
+
+        return clocked
+
+
+def _within(lr_scale: LrScale, steps: int) -> LrScale:
+    """The same for more than so many steps: a method's schedule may have no value behind its last."""
+    return (lambda step: lr_scale(min(step, steps - 1))) if callable(lr_scale) else lr_scale
 
 
 def assemble(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime) -> tuple[Method, FrozenNet, nn.Module]:
@@ -154,7 +259,7 @@ def assemble(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime) -> tup
     Class vectors are made up, of about the width that an encoder's have, and so are collected images: none is needed.
     """
     method_class = load_method(config.method_name)
-    if method_class.text_sources and config.text not in (CENTRES, "one-hot"):
+    if method_class.needs.text and config.text not in (CENTRES, "one-hot"):
         config = replace(config, text="orthogonal")
     seed_phase(config.seed, 0, 0, "rehearsal")
     model, _ = load_model(
@@ -164,7 +269,7 @@ def assemble(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime) -> tup
     settle(model, info)
     settle(student, info)
     teacher = FrozenNet(model, info, runtime, precision=config.teacher_precision)
-    collected = CollectedImages.noise(info) if method_class.needs_data else None
+    collected = CollectedImages.noise(info) if method_class.needs.real_images else None
     return make_method(config, method_class, teacher, student, runtime, collected), teacher, student
 
 
@@ -192,17 +297,3 @@ def rehearse(
             return rehearsal.method, rehearsal.measure(window)
         finally:
             rehearsal.close()
-
-
-@contextmanager
-def _answering(method: Method, question: str, answer: object) -> Iterator[None]:
-    """Let the method answer `question`, one of its own functions, with `answer` while the block runs."""
-    setattr(method, question, lambda *_: answer)
-    try:
-        yield
-    finally:
-        delattr(method, question)  # the class's own again
-
-
-def _ignore(terms: LossTerms, images: int) -> None:
-    """What is called after a step that nobody watches."""

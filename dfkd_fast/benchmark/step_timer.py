@@ -51,15 +51,15 @@ def sample(step: Callable[[], object], window: TimingWindow, runtime: Runtime) -
     for _ in range(window.total):
         step()
         watch.on_step({}, 0)
-    return watch.spread(0)
+    return watch.spread()
 
 
 class StepTimer:
-    """Looks at the clock after every so many steps; a phase may have several stages of `window.total` steps."""
+    """Looks at the clock after every so many steps."""
 
     def __init__(self, window: TimingWindow, runtime: Runtime) -> None:
         self.window, self.runtime = window, runtime
-        self.count, self.samples, self.warmup_seconds = 0, [list[float]()], 0.0
+        self.count, self.samples, self.warmup_seconds = 0, list[float](), 0.0
 
     def start(self) -> None:
         self.runtime.synchronize()
@@ -68,19 +68,17 @@ class StepTimer:
     def on_step(self, terms: LossTerms, images: int) -> None:
         """To be called after each step."""
         self.count += 1
-        within = (self.count - 1) % self.window.total + 1
-        counted = within - self.window.warmup
-        if counted >= 0 and counted % self.window.steps == 0:
-            self.runtime.synchronize()
-            now = self.window.clock()
-            if counted:
-                self.samples[-1].append((now - self._last) / self.window.steps)
-            else:
-                self.warmup_seconds += now - self._last
-            self._last = now
-        if within == self.window.total:
-            self.samples.append([])
+        counted = self.count - self.window.warmup
+        if counted < 0 or counted % self.window.steps:
+            return
+        self.runtime.synchronize()
+        now = self.window.clock()
+        if counted:
+            self.samples.append((now - self._last) / self.window.steps)
+        else:
+            self.warmup_seconds += now - self._last
+        self._last = now
 
-    def spread(self, stage: int) -> Quantiles:
-        samples = self.samples[stage]
-        return Quantiles(statistics.median(samples), min(samples), max(samples))
+    def spread(self) -> Quantiles:
+        """Of all samples."""
+        return Quantiles(statistics.median(self.samples), min(self.samples), max(self.samples))

@@ -8,7 +8,9 @@ gives the arithmetic floor of a recipe, and by the time that was taken as well, 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,13 +18,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from dfkd_fast.costs.work import SynthesisKind, Work, probe_epoch, stage_kinds
+from dfkd_fast.costs.work import RoundKind, RoundSteps, SynthesisKind, Work, probe_epochs
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.generators.upsample_conv import UpsampleConv2d
 from dfkd_fast.methods.base import CollectedImages, Method, Setup, SynthBatch, weighted_sum
-from dfkd_fast.methods.stepwise import StepwiseMethod
+from dfkd_fast.methods.inner import Inner, LrScale, Variant, images_of, inners
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_alias
@@ -33,6 +36,8 @@ _BATCHES = (3, 6)
 bank)
 """
 
+_RUNTIME = Runtime(device=torch.device("cpu"), precision="fp32", channels_last=False)
+
 _EMBEDDING = 512  # width of the class vectors, CLIP's; what reads them is a thousandth of a step
 
 
@@ -42,6 +47,8 @@ class StepFlops:
 
     synthesis: dict[SynthesisKind, float]
     student: float
+    round_steps: RoundSteps
+    """how many steps of each kind a round has"""
 
     def of_synthesis(self, work: Work) -> float:
         """Of all synthesis steps of `work`."""
@@ -58,27 +65,25 @@ def count_step_flops(method: Method, info: ModelInfo, *, teacher: str, student: 
     `info` is the teacher's; `teacher` and `student` name networks for `load_model`, whose weights do not matter. Runs
     on the CPU and leaves `method` and the random state as they are; takes up to some seconds for 224 pixels.
     """
-    runtime = Runtime(device=torch.device("cpu"), precision="fp32", channels_last=False)
-    sources = {source.info.image_size: source.config for source in method.sources()}
-    batches = [images * len(sources) for images in _BATCHES]
-    ranks = method.global_batch.size  # each has its part of the batch
+    plans, ranks = method.pools(), method.global_batch.size  # each rank has its part of the batch
+    batches = [images * len(plans) for images in _BATCHES]
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         learner = _network(student, info)
-        frozen = FrozenNet(_network(teacher, info), info, runtime)
-        embeddings = torch.randn(info.num_classes, _EMBEDDING if type(method).text_sources else 0)
-        collected = CollectedImages.noise(info) if method.needs_data else None
+        frozen = FrozenNet(_network(teacher, info), info, _RUNTIME)
+        embeddings = torch.randn(info.num_classes, _EMBEDDING if method.needs.text else 0)
+        collected = CollectedImages.noise(info) if method.needs.real_images else None
         setup = Setup(frozen, frozen_alias(learner), info, embeddings, method.text, collected)
-        few, more = (_count(method, setup, learner, runtime, batch) for batch in batches)
+        few, more = (_count(method, setup, learner, batch) for batch in batches)
+    made = [inner.config.synthesis_batch_size // ranks for inner in inners(method)]
     return StepFlops(
         synthesis={
-            kind: _extrapolate(
-                few.synthesis[kind], more.synthesis[kind], sources[kind.image_size].synthesis_batch_size // ranks
-            )
-            for kind in few.synthesis
+            kind: _extrapolate(few.synthesis[kind], more.synthesis[kind], made[kind.inner]) for kind in few.synthesis
         },
         student=sum(
-            _extrapolate(few.student[size], more.student[size], sources[size].batch_size // ranks) for size in sources
+            _extrapolate(few.student[plan.image_size], more.student[plan.image_size], plan.batch_size // ranks)
+            for plan in plans
         ),
+        round_steps=few.round_steps,
     )
 
 
@@ -95,6 +100,7 @@ class _Count(NamedTuple):
     synthesis: dict[SynthesisKind, tuple[int, float]]
     student: dict[int, tuple[int, float]]
     """by image size"""
+    round_steps: dict[RoundKind, Counter[SynthesisKind]]
 
 
 def _extrapolate(few: tuple[int, float], more: tuple[int, float], batch: int) -> float:
@@ -102,55 +108,80 @@ def _extrapolate(few: tuple[int, float], more: tuple[int, float], batch: int) ->
     return few[1] + slope * (batch - few[0])
 
 
-def _count(method: Method, setup: Setup, student: nn.Module, runtime: Runtime, batch: int) -> _Count:
+def _count(method: Method, setup: Setup, student: nn.Module, batch: int) -> _Count:
     """The FLOPs of a method like `method`, with batches of `batch` images of all sizes together."""
     small = type(method)(replace(method.config, synthesis_batch_size=batch, batch_size=batch), setup)
     small.train()
     _unfold(small)
-    count = _Count({}, {})
-    maps = small.student_maps()
+    count = _Count({}, {}, {})
+    engines = [_Counter(place, inner, count) for place, inner in enumerate(inners(small))]
+    maps = small.student_reads().student
     seen: Callable[[Tensor], Any] = student if maps is None else FeatureExtractor(student, maps=maps)
-    for source in small.sources():
-        for warmup in (True, False):
-            made = _count_round(small, source, runtime, warmup=warmup, found=count.synthesis)
-        count.student[source.info.image_size] = (len(made.images), _count_student(small, setup, seen, made))
+    chans, classes, config, plans = setup.info.in_chans, setup.info.num_classes, small.config, small.pools()
+    for plan in plans:
+        plan.opened(Pool(64, (chans, plan.image_size, plan.image_size), runtime=_RUNTIME, num_classes=classes))
+    for plan in plans:
+        made = None
+        for kind, epoch in probe_epochs(plan, epochs=config.epochs, warmup_epochs=config.warmup_epochs):
+            made = _probe(small, engines, kind, epoch, count)
+        if made is None:  # no rounds: what fills the pool
+            made = next(iter(small.synthesize(config.warmup_epochs - 1)))
+        count.student[plan.image_size] = (len(made.images), _count_student(small, setup, seen, made))
     return count
 
 
-def _count_round(
-    method: Method, source: Method, runtime: Runtime, *, warmup: bool, found: dict[SynthesisKind, tuple[int, float]]
-) -> SynthBatch:
-    """Count one step of each stage of a round, and return what the round makes."""
-    info = source.info
-    source.open_pool(
-        Pool(64, (info.in_chans, info.image_size, info.image_size), runtime=runtime, num_classes=info.num_classes)
-    )
-    source.synthesis_optimizer()  # where a method says what asks for gradients
-    source.begin_round(probe_epoch(method, warmup=warmup), 0)
-    for kind, _ in stage_kinds(source, warmup=warmup):
-        source.begin_stage(kind.stage)
-        flops = 0.0
-        for step in range(source.turns):
-            source.begin_step(step)
+def _probe(method: Method, engines: list[_Counter], kind: RoundKind, epoch: int, count: _Count) -> SynthBatch:
+    """Count the steps of one round of a kind, in an epoch that has one, and return what it makes."""
+    for engine in engines:
+        engine.warmup = kind.warmup
+    for made in method.synthesize(epoch):
+        count.round_steps[kind] = sum((engine.taken() for engine in engines), Counter())
+        if made.images.shape[-1] == kind.image_size:
+            return made
+    raise AssertionError(f"no round of {kind} in epoch {epoch}")
+
+
+class _Counter:
+    """An engine that takes the first step of each kind, and counts its FLOPs and how many more there would be."""
+
+    def __init__(self, place: int, inner: Inner, count: _Count) -> None:
+        self.place, self.inner, self.count, self.warmup = place, inner, count, True
+        inner.optimizers()  # a method may only now say what asks for gradients
+        inner.engine = self
+        self._made: Any = None
+        self._steps: Counter[SynthesisKind] = Counter()
+
+    def run(self, steps: int, lr_scale: LrScale, variant: Variant) -> Any:
+        """What one step makes."""
+        kind = SynthesisKind(self.place, tuple(sorted(variant.items())), self.warmup)
+        self._steps[kind] += steps
+        if kind not in self.count.synthesis:
             with FlopCounterMode(display=False) as counter:
-                images, terms = source.synthesis_step()
-                weighted_sum(terms, source.config).backward()
-            source.keep_best(torch.tensor(True))
-            source.end_step()
-            flops += counter.get_total_flops() / source.turns
-        found[kind] = (len(images), flops)
-    with torch.no_grad():
-        return source.end_round(images.detach())
+                made, terms = self.inner.step(**variant)
+                weighted_sum(terms, self.inner.config).backward()
+            if self.inner.after is not None:
+                self.inner.after()
+            self._made = tree_map(torch.detach, made)
+            self.count.synthesis[kind] = (len(images_of(made)), counter.get_total_flops())
+        return self._made
+
+    def inference(self) -> AbstractContextManager[Any]:
+        """Without gradients; there is no other precision here."""
+        return torch.no_grad()
+
+    def taken(self) -> Counter[SynthesisKind]:
+        """The steps since this was last asked."""
+        steps, self._steps = self._steps, Counter()
+        return steps
 
 
 def _count_student(method: Method, setup: Setup, student: Callable[[Tensor], Any], made: SynthBatch) -> float:
     batch = PoolBatch(made.images, made.labels, torch.arange(len(made.images)), made.extras)
     with FlopCounterMode(display=False) as counter:
         with torch.no_grad():
-            if isinstance(method, StepwiseMethod):
-                batch = batch._replace(images=method.fresh_images())
             view = method.student_view(batch)
-        teacher = setup.teacher.answer(view, maps=method.teacher_maps, gradients=method.teacher_gradients)
+        reads = method.student_reads()
+        teacher = setup.teacher.answer(view, maps=reads.teacher, gradients=reads.teacher_gradients)
         out = student(view)
         answer = out if isinstance(out, NetOutput) else NetOutput(out)
         weighted_sum(method.student_loss(batch, teacher, answer), method.config).backward()

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dfkd_fast.methods.base import Method
+from dfkd_fast.methods.base import Method, PoolPlan
 
 
 class SynthesisKind(NamedTuple):
     """Synthesis steps that cost the same."""
 
-    image_size: int
-    """of the source that makes the images, which names it"""
-    stage: int
-    """stage of the round (0-based)"""
+    inner: int
+    """whose steps they are: place among the method's inner optimisations"""
+    variant: tuple[tuple[str, Hashable], ...]
+    """keyword arguments of the step, by name"""
     warmup: bool
-    """in an epoch of the warm-up, without a student"""
+    """in an epoch of the warm-up"""
+
+
+class RoundKind(NamedTuple):
+    """Synthesis rounds that cost the same."""
+
+    image_size: int
+    """side of the images that they leave, in pixels"""
+    warmup: bool
+    """in an epoch of the warm-up"""
+
+
+RoundSteps = Mapping[RoundKind, Mapping[SynthesisKind, int]]
+"""the steps of one round, as one has been seen to run"""
 
 
 @dataclass(kw_only=True)
@@ -26,47 +39,47 @@ class Work:
     """Steps and images of a run, or of its first epochs."""
 
     synthesis_steps: Counter[SynthesisKind] = field(default_factory=Counter)
-    rounds: Counter[SynthesisKind] = field(default_factory=Counter)
-    """synthesis rounds, each under the kind of its last stage"""
+    rounds: Counter[RoundKind] = field(default_factory=Counter)
     images: int = 0
     """images synthesised for the student, also those that a full pool drops"""
     student_steps: int = 0
     student_epochs: int = 0
 
 
-def recipe_work(method: Method, epochs: int | None = None) -> Work:
+def recipe_work(method: Method, round_steps: RoundSteps, epochs: int | None = None) -> Work:
     """What the first `epochs` of a method's recipe come to; without it all of them.
 
     Rounds and student steps are the method's own answers, so that a pool's cap and a data ratio are in them.
     """
-    work, config = Work(), method.config
+    work, config, plans = Work(), method.config, method.pools()
     for epoch in range(config.epochs if epochs is None else min(epochs, config.epochs)):
-        for source in method.sources():
-            rounds = source.rounds(epoch)
-            for kind, steps in stage_kinds(source, warmup=epoch < config.warmup_epochs):
-                work.synthesis_steps[kind] += rounds * steps
+        for plan in plans:
+            rounds, kind = plan.rounds(epoch), RoundKind(plan.image_size, epoch < config.warmup_epochs)
+            for steps, count in round_steps[kind].items() if rounds else ():
+                work.synthesis_steps[steps] += rounds * count
             work.rounds[kind] += rounds
-            filled = source.fill_images() if epoch + 1 == config.warmup_epochs else 0
-            if method.loop == "alternating":
-                work.images += rounds * source.config.synthesis_batch_size + filled
+            if plan.capacity:
+                filled = plan.fill_images if epoch + 1 == config.warmup_epochs else 0
+                work.images += rounds * plan.synthesis_batch_size + filled
         if epoch >= config.warmup_epochs:
-            work.student_steps += method.student_steps(epoch)
+            work.student_steps += config.steps_per_epoch
             work.student_epochs += 1
-            if method.loop == "stepwise":
-                work.images += method.student_steps(epoch) * config.batch_size
-    work.synthesis_steps, work.rounds = +work.synthesis_steps, +work.rounds  # without those that never come
+            work.images += sum(config.steps_per_epoch * plan.batch_size for plan in plans if not plan.capacity)
+    work.rounds = +work.rounds  # without those that never come
     return work
 
 
-def stage_kinds(source: Method, *, warmup: bool) -> Iterable[tuple[SynthesisKind, int]]:
-    """Kind and number of the steps of each stage of a round."""
-    size = source.info.image_size
-    return [(SynthesisKind(size, stage, warmup), steps) for stage, steps in enumerate(source.stages())]
-
-
-def probe_epoch(method: Method, *, warmup: bool) -> int:
-    """An epoch whose steps stand for all of the warm-up, or for all after it: the second one there, as methods bring
-    the student in with the first or the second.
+def probe_epochs(plan: PoolPlan, *, epochs: int, warmup_epochs: int) -> Iterator[tuple[RoundKind, int]]:
+    """For each kind of round that a plan has, an epoch whose rounds stand for all of the kind: of those after warm-up
+    the second, if it has any, as methods bring the student in with the first or the second.
     """
-    config = method.config
-    return 0 if warmup else min(config.warmup_epochs + 1, config.epochs - 1)
+    after = [*range(warmup_epochs + 1, epochs), *range(warmup_epochs, min(warmup_epochs + 1, epochs))]
+    for warmup, candidates in ((True, range(min(warmup_epochs, epochs))), (False, after)):
+        found = next((epoch for epoch in candidates if plan.rounds(epoch)), None)
+        if found is not None:
+            yield RoundKind(plan.image_size, warmup), found
+
+
+def student_epoch(method: Method) -> int:
+    """An epoch whose student steps stand for all."""
+    return min(method.config.warmup_epochs + 1, method.config.epochs - 1)

@@ -1,4 +1,4 @@
-"""A decoder that remembers the maps on its way to an image, and goes on from such maps: SpaceshipNet's generator."""
+"""A decoder that shows the maps on its way to an image, and goes on from such maps: SpaceshipNet's generator."""
 
 from __future__ import annotations
 
@@ -15,45 +15,31 @@ CUTS = (0, 1, 2)
 class FeatureDecoder(nn.Module):
     """Latents (B, latent_dim) -> images (B, in_chans, H, W) in [0, 1]; or from the maps at one of `CUTS` to images.
 
-    At 32 px and width 128 the maps are (B, 128, 8, 8) behind the stem's BN, (B, 128, 16, 16) and (B, 64, 32, 32). Those
-    of the newest batch and of the best one lie in buffers and are written in place. The generator of CMI's and
-    SpaceshipNet's releases (Yu et al., CVPR 2023).
+    At 32 px and width 128 the maps are (B, 128, 8, 8) behind the stem's BN, (B, 128, 16, 16) and (B, 64, 32, 32). The
+    generator of CMI's and SpaceshipNet's releases (Yu et al., CVPR 2023).
     """
 
-    def __init__(
-        self, batch_size: int, latent_dim: int, image_size: int, *, width: int = 128, in_chans: int = 3
-    ) -> None:
+    def __init__(self, latent_dim: int, image_size: int, *, width: int = 128, in_chans: int = 3) -> None:
         super().__init__()
         self.decoder: Decoder = make_decoder(latent_dim, image_size, width=width, in_chans=in_chans)
         layers, starts = self.decoder.layers, self.decoder.block_starts[: len(CUTS)]
         # in tuples: the layers belong to the decoder
         self._parts = tuple(layers[before:start] for before, start in zip([0, *starts], starts, strict=False))
         self._rests: tuple[nn.Sequential, ...] = tuple(layers[start:] for start in starts)  # type: ignore[misc]
-        for cut, shape in zip(CUTS, self._shapes(), strict=True):
-            for kind in ("newest", "best"):
-                self.register_buffer(f"{kind}{cut}", torch.zeros(batch_size, *shape), persistent=False)
+        self.shapes = self._shapes()
+        """of one image's maps at each cut: (C, h, w)"""
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """Images, whose maps are remembered."""
-        maps = self.decoder.start(latents)
-        for cut, part in zip(CUTS, self._parts, strict=True):
+    def forward(self, latents: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Images, and the maps at each cut, without gradients."""
+        maps, seen = self.decoder.start(latents), []
+        for part in self._parts:
             maps = part(maps)
-            self.get_buffer(f"newest{cut}").copy_(maps.detach())
-        return decode(self._rests[-1], maps)
+            seen.append(maps.detach())
+        return decode(self._rests[-1], maps), tuple(seen)
 
     def decode(self, maps: Tensor, cut: int) -> Tensor:
         """Images from maps at a cut, by what comes behind it."""
         return decode(self._rests[cut], maps.to(self.decoder.stem.weight.dtype))
-
-    def keep_best(self, better: Tensor) -> None:
-        """Keep the newest maps where `better` (0-dim bool)."""
-        for cut in CUTS:
-            best = self.get_buffer(f"best{cut}")
-            torch.where(better, self.get_buffer(f"newest{cut}"), best, out=best)
-
-    def best_maps(self) -> list[Tensor]:
-        """What was kept, for each cut."""
-        return [self.get_buffer(f"best{cut}") for cut in CUTS]
 
     def _shapes(self) -> list[tuple[int, ...]]:
         size, channels = self.decoder.start_size, self.decoder.stem_channels

@@ -18,7 +18,7 @@ from torch import Tensor
 from dfkd_fast.errors import UserError
 from dfkd_fast.losses.batch import activation, class_balance
 from dfkd_fast.losses.label import label_ce
-from dfkd_fast.methods.base import LossTerms, Setup
+from dfkd_fast.methods.base import LossTerms, Needs, Setup
 from dfkd_fast.methods.stepwise import StepwiseConfig, StepwiseMethod
 from dfkd_fast.models.teacher import NetOutput
 
@@ -38,7 +38,7 @@ class DaflConfig(StepwiseConfig):
 
 
 class Dafl(StepwiseMethod):
-    needs_batchnorm = False
+    needs = Needs(batchnorm=False)
     paper = "arXiv:1904.01186"
 
     config: DaflConfig
@@ -51,7 +51,7 @@ class Dafl(StepwiseMethod):
                 "term reads; choose another network, or --method.act-weight 0"
             )
 
-    def losses(self, view: Tensor, teacher: NetOutput) -> LossTerms:
+    def losses(self, view: Tensor, teacher: NetOutput, *, adversarial: bool) -> LossTerms:
         terms = {
             "ce": label_ce(teacher.logits, self.labels),  # the class that the teacher sees: as sure as it can be
             "balance": class_balance(teacher.logits),

@@ -12,8 +12,9 @@ ranks, each of which shows the teacher its part; moments of the global batch, th
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,9 +26,9 @@ from dfkd_fast.losses import prior
 from dfkd_fast.losses.adversarial import competition
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.losses.label import label_ce
-from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
+from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, Setup, Supports, SynthBatch
 from dfkd_fast.models.teacher import NetOutput
-from dfkd_fast.optim import OptimizerSpec, cosine
+from dfkd_fast.optim import cosine
 from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.rng import balanced_labels
 from dfkd_kernels import bn_stat_loss
@@ -86,21 +87,17 @@ class DeepInversionConfig(MethodConfig):
 
 
 class DeepInversion(Method):
-    loop = "alternating"
-    supports_global_batch = splits_batches = True
     paper = "arXiv:1912.08795"
+    supports = Supports(global_batch=True, micro_batches=True)
 
+    config: DeepInversionConfig
     bn_weights: Tensor
     pixels: Tensor
     labels: Tensor
 
     def __init__(self, config: DeepInversionConfig, setup: Setup) -> None:
-        super().__init__()
-        self.config: DeepInversionConfig = config
-        self.info, self.teacher, self.global_batch = setup.info, setup.teacher, setup.global_batch
-        self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
+        super().__init__(config, setup)
         self.augment = Augment(setup.info)
-        self.adversarial = self.low_res = False
         size, side, steps = config.synthesis_batch_size, setup.info.image_size, config.synthesis_steps
         for flag, value, limit in (("jitter", config.jitter, side), ("low-res-steps", config.low_res_steps, steps)):
             if not 0 <= value < limit:
@@ -111,50 +108,56 @@ class DeepInversion(Method):
         self.register_buffer("bn_weights", weights, persistent=False)
         self.register_buffer("pixels", torch.zeros(size, setup.info.in_chans, side, side), persistent=False)
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64), persistent=False)
+        after = self.clip if config.clip else None
+        self.inner = Inner(config, self.step, self.parameter_groups, betas=config.image_betas, after=after)
 
     def rounds(self, epoch: int) -> int:
         return self.config.warmup_rounds if epoch < self.config.warmup_epochs else self.config.rounds
 
-    def synthesis_optimizer(self) -> OptimizerSpec:
-        groups = [{"params": [self.pixels.requires_grad_()], "lr": self.config.image_lr}]
-        return OptimizerSpec(kind="adam", groups=groups, betas=self.config.image_betas)
-
-    def stages(self) -> Sequence[int]:
-        low = self.config.low_res_steps
-        return (low, self.config.synthesis_steps - low) if low else (self.config.synthesis_steps,)
-
-    def step_variant(self) -> Hashable:
-        return self.adversarial, self.low_res
-
-    def lr_scale(self, step: int, steps: int) -> float:
-        warmup = self.config.lr_warmup_steps
-        if step < warmup:
-            return (step + 1) / warmup
-        return cosine((step - warmup) / (steps - warmup)) if warmup else 1.0
+    def synthesize(self, epoch: int) -> Iterator[SynthBatch]:
+        config = self.config
+        adversarial = config.adv_weight > 0 and epoch >= config.warmup_epochs
+        low = config.low_res_steps
+        for _ in range(self.rounds(epoch)):
+            self.draw()
+            if low:
+                self.optimize(low, adversarial=adversarial, low_res=True)
+            images = self.optimize(config.synthesis_steps - low, adversarial=adversarial, low_res=False)
+            yield SynthBatch(images, self.global_batch.local_rows(self.labels))
 
     @torch.no_grad()
-    def begin_round(self, epoch: int, index: int) -> None:
+    def draw(self) -> None:
+        """Pixels of noise and the classes that they are to become."""
         self.pixels.normal_()
         if self.config.balanced:
             self.labels.copy_(balanced_labels(len(self.labels), self.info.num_classes, device=self.labels.device))
         else:
             self.labels.random_(self.info.num_classes)
-        self.adversarial = self.config.adv_weight > 0 and epoch >= self.config.warmup_epochs
 
-    def begin_stage(self, stage: int) -> None:
-        self.low_res = stage < len(self.stages()) - 1
+    def optimize(self, steps: int, *, adversarial: bool, low_res: bool) -> Tensor:
+        """So many steps, whose learning rate rises linearly and falls along a cosine where there is a warm-up."""
+        warmup = self.config.lr_warmup_steps
 
-    def synthesis_step(self) -> tuple[Tensor, LossTerms]:
-        pixels = F.avg_pool2d(self.pixels, 2) if self.low_res else self.pixels
-        whole = jitter(pixels, reach=self.config.jitter >> self.low_res, flip=self.config.jitter_flip)
+        def scale(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            return cosine((step - warmup) / (steps - warmup)) if warmup else 1.0
+
+        images: Tensor = self.inner.run(steps, lr_scale=scale, adversarial=adversarial, low_res=low_res)
+        return images
+
+    def step(self, *, adversarial: bool, low_res: bool = False) -> tuple[Tensor, LossTerms]:
+        """Images in [0, 1], and the terms of R_feature, R_compete and R_prior."""
+        pixels = F.avg_pool2d(self.pixels, 2) if low_res else self.pixels
+        whole = jitter(pixels, reach=self.config.jitter >> low_res, flip=self.config.jitter_flip)
         part, gather = self.global_batch.local_rows, self.global_batch.all_gather
         view = part(whole)
         teacher = self.teacher(view)
         terms = {"ce": label_ce(teacher.logits, part(self.labels))}
         if self.config.bn_weight:  # R_feature
             terms["bn"] = bn_stat_loss(teacher.moments, self.teacher.targets, weights=self.bn_weights)
-        if self.adversarial:  # R_compete
-            logits = gather(self._student[0](view)), gather(teacher.logits)
+        if adversarial:  # R_compete
+            logits = gather(self.student(view)), gather(teacher.logits)
             terms["adv"] = competition(*logits, clamp=self.config.adv_clamp)
         for name in ("tv_l1", "tv_l2", "l2"):  # R_prior
             if getattr(self.config, f"{name}_weight"):
@@ -162,13 +165,13 @@ class DeepInversion(Method):
         return self.augment.denormalize(part(self.pixels.detach())).clamp(0, 1), terms
 
     @torch.no_grad()
-    def end_step(self) -> None:
-        if self.config.clip:
-            mean, std = self.augment.mean, self.augment.std
-            self.pixels.clamp_(-mean / std, (1 - mean) / std)  # black and white, as the teacher sees them
+    def clip(self) -> None:
+        """Keep the pixels between black and white, as the teacher sees them."""
+        mean, std = self.augment.mean, self.augment.std
+        self.pixels.clamp_(-mean / std, (1 - mean) / std)
 
-    def end_round(self, best_images: Tensor) -> SynthBatch:
-        return SynthBatch(best_images, self.global_batch.local_rows(self.labels))
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": [self.pixels.requires_grad_()], "lr": self.config.image_lr}]
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}

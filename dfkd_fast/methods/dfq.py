@@ -47,13 +47,13 @@ class Dfq(StepwiseMethod):
         super().__init__(config, setup)
         self.reads_moments = config.bn_weight > 0
 
-    def losses(self, view: Tensor, teacher: NetOutput) -> LossTerms:
+    def losses(self, view: Tensor, teacher: NetOutput, *, adversarial: bool) -> LossTerms:
         terms = {
             "ce": label_ce(teacher.logits, self.labels),
             "balance": class_balance(teacher.logits),
         }
         if self.reads_moments:
             terms["bn"] = bn_stat_loss(teacher.moments, self.teacher.targets)
-        if self.adversarial:
+        if adversarial:
             terms["adv"] = self.disagreement(view, teacher)
         return terms

@@ -1,10 +1,10 @@
-"""What loop and method hand each other."""
+"""What loop and method hand each other: batches, plans of pools, what a method needs and reads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from dfkd_fast.files.image_rows import ImageRows
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.teacher import FrozenNet
 from dfkd_fast.parallel.global_batch import LOCAL_BATCH, GlobalBatch
+from dfkd_fast.pool.pool import Policy, Pool
+from dfkd_kernels import PrioritySampler
 
 LossTerms = dict[str, Tensor]
 """scalar loss terms by name; term `x` is weighted by the config's `x_weight`"""
@@ -71,6 +73,78 @@ class Setup(NamedTuple):
     text: str = "file"
     """where they are from, a name of `text.SOURCES`; `file`: of unknown origin"""
     collected: CollectedImages | None = None
-    """this rank's part of `--collected`; given where `Method.needs_data`"""
+    """this rank's part of `--collected`; given where `Method.needs.real_images`"""
     global_batch: GlobalBatch = LOCAL_BATCH
     """this rank's rows of the batch, where all ranks make one; the config's sizes are the whole batch's then"""
+
+
+class Needs(NamedTuple):
+    """What a method cannot do without."""
+
+    batchnorm: bool = True
+    """the teacher's BatchNorm statistics, which it matches"""
+    text: Sequence[str] = ()
+    """values of `--text` that it takes; none: it does not ask what classes are called"""
+    real_images: bool = False
+    """`--collected`: then it is not data-free in the strict sense"""
+
+
+class Supports(NamedTuple):
+    """Ways to run a method that not every one allows."""
+
+    global_batch: bool = False
+    """`--bn.scope global`: all ranks together are what one process is, by `Setup.global_batch`"""
+    micro_batches: bool = False
+    """`--synthesis-micro-batches`: a batch is computed in parts; all that its steps keep has a row for each image"""
+
+
+class PoolPlan(NamedTuple):
+    """The images of one size: how many are made, and how the pool keeps them."""
+
+    image_size: int
+    """side in pixels"""
+    rounds: Callable[[int], int]
+    """synthesis rounds of this size in an epoch (0-based), each of which leaves one batch"""
+    synthesis_batch_size: int
+    """images in such a batch"""
+    batch_size: int
+    """images of this size in a student step; the step's loss is the mean over all sizes"""
+    capacity: int
+    """images that the whole recipe puts into the pool; 0: there is none, each student step has images of its own"""
+    policy: Policy = "append"
+    """what the pool does when it is full, unless --pool.policy says otherwise"""
+    extra_bytes: int = 0
+    """what the extras of one image take in the pool, where that is more than a few numbers"""
+    fill_images: int = 0
+    """images that follow the warm-up's last round without steps: what a generator makes when it has learnt, real ones
+    """
+    fill_batches: int = 0
+    """batches that they come in, of which any may be smaller than `synthesis_batch_size`"""
+    opened: Callable[[Pool], PrioritySampler | None] = lambda _: None
+    """called once, before the first round, with the pool; returns the priorities that student batches are drawn by,
+    which the loop saves and fills with `SynthBatch.initial_priorities`; None: uniformly, without replacement
+    """
+
+
+class StudentReads(NamedTuple):
+    """What `Method.student_loss` reads beside the logits."""
+
+    student: Sequence[str] | None = None
+    """the student's features and the maps of these modules: it must be a network that `FeatureExtractor` takes"""
+    teacher: Sequence[str] = ()
+    """modules of the teacher whose maps are read"""
+    teacher_features: bool = False
+    """whether its features are"""
+    teacher_gradients: bool = False
+    """whether gradients of its logits with respect to these maps are taken"""
+
+
+@runtime_checkable
+class DeployedHead(Protocol):
+    """A student head that is part of the network that is saved and evaluated."""
+
+    def deploy(self, student: nn.Module) -> nn.Module:
+        """The whole network."""
+
+    def deployed_name(self, student: str) -> str:
+        """What `load_model` calls that network, where the student's own name is `student`."""

@@ -10,7 +10,9 @@ generator and start on all ranks, moments of the global batch, the whole pool on
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,10 +24,9 @@ from dfkd_fast.generators.meta_init import MetaInit, Start
 from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.losses.label import label_ce
-from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
+from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, Setup, Supports, SynthBatch
 from dfkd_fast.models.statistics import PoolStatistics
 from dfkd_fast.models.teacher import NetOutput
-from dfkd_fast.optim import OptimizerSpec
 from dfkd_fast.pool.budget import rounds_in_epoch
 from dfkd_fast.pool.pool import PoolBatch
 
@@ -77,19 +78,16 @@ class FastConfig(MethodConfig):
 
 
 class Fast(Method):
-    loop = "alternating"
-    supports_global_batch = splits_batches = True
     paper = "arXiv:2112.06253"
+    supports = Supports(global_batch=True, micro_batches=True)
 
+    config: FastConfig
     labels: Tensor
 
     def __init__(self, config: FastConfig, setup: Setup) -> None:
-        super().__init__()
+        super().__init__(config, setup)
         if config.spatial_latents and config.reset_epoch:
             raise UserError(f"--method.reset-epoch {config.reset_epoch}: spatial latents have no such layers; choose 0")
-        self.config: FastConfig = config
-        self.info, self.teacher, self.global_batch = setup.info, setup.teacher, setup.global_batch
-        self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
         self.generator = LatentGenerator(
             config.synthesis_batch_size,
             config.latent_dim,
@@ -114,7 +112,8 @@ class Fast(Method):
             global_batch=setup.global_batch,
         )
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
-        self.adversarial = False
+        groups = partial(self.generator.parameter_groups, lr=config.generator_lr, latent_lr=config.latent_lr)
+        self.inner = Inner(config, self.step, groups, after=self.start.after_step)
         self.register_buffer("labels", torch.zeros(config.synthesis_batch_size, dtype=torch.int64), persistent=False)
 
     def rounds(self, epoch: int) -> int:
@@ -122,24 +121,31 @@ class Fast(Method):
         size = config.synthesis_batch_size
         return rounds_in_epoch(epoch, epochs=config.epochs, capacity=budget, batch_size=size) if budget else 1
 
-    def synthesis_optimizer(self) -> OptimizerSpec:
-        groups = self.generator.parameter_groups(lr=self.config.generator_lr, latent_lr=self.config.latent_lr)
-        return OptimizerSpec(kind="adam", groups=groups, betas=(0.5, 0.999))
-
-    def begin_round(self, epoch: int, index: int) -> None:
+    def synthesize(self, epoch: int) -> Iterator[SynthBatch]:
         config = self.config
-        if index == 0:
-            self.start.reset_once(epoch, warmup_epochs=config.warmup_epochs, reset_epoch=config.reset_epoch)
-        if index == 0 and config.meta_life and (epoch + 1) % config.meta_life == 0:
+        adversarial = epoch + 1 >= config.warmup_epochs  # the release starts one epoch before distillation does
+        for index in range(self.rounds(epoch)):
+            if index == 0:
+                self.renew_start(epoch)
+            self.start.begin()
+            if not config.meta_latent_lr:
+                self.generator.draw_latents()
+            self.labels.random_(self.info.num_classes)
+            images = self.inner.run(config.synthesis_steps, adversarial=adversarial)
+            self.start.finish()
+            self.statistics.update()
+            yield SynthBatch(images, self.global_batch.local_rows(self.labels))
+
+    def renew_start(self, epoch: int) -> None:
+        """What of the start begins anew with an epoch: its first layers once, shared latents every `meta_life`."""
+        config = self.config
+        self.start.reset_once(epoch, warmup_epochs=config.warmup_epochs, reset_epoch=config.reset_epoch)
+        if config.meta_life and (epoch + 1) % config.meta_life == 0:
             self.start.weights.draw_latents()
             self.start.reset_optimizer()
-        self.start.begin()
-        if not config.meta_latent_lr:
-            self.generator.draw_latents()
-        self.labels.random_(self.info.num_classes)
-        self.adversarial = epoch + 1 >= config.warmup_epochs  # the release starts one epoch before distillation does
 
-    def synthesis_step(self) -> tuple[Tensor, LossTerms]:
+    def step(self, *, adversarial: bool) -> tuple[Tensor, LossTerms]:
+        """Images, and the label, BN-statistics and adversarial terms."""
         images = self.generator()
         view = self.augment(images)
         teacher = self.teacher(view)
@@ -147,21 +153,9 @@ class Fast(Method):
             "ce": label_ce(teacher.logits, self.global_batch.local_rows(self.labels)),
             "bn": self.statistics.loss(teacher.moments),
         }
-        if self.adversarial:
+        if adversarial:
             terms["adv"] = disagreement(self.student(view), teacher.logits)
         return images, terms
 
-    def end_step(self) -> None:
-        self.start.after_step()
-
-    def end_round(self, best_images: Tensor) -> SynthBatch:
-        self.start.finish()
-        self.statistics.update()
-        return SynthBatch(best_images, self.global_batch.local_rows(self.labels))
-
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}
-
-    def student(self, view: Tensor) -> Tensor:
-        """The frozen student's logits."""
-        return self._student[0](view)

@@ -8,8 +8,9 @@ Distributed: generator and start per rank, BN moments per rank, pool sharded by 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,11 +25,10 @@ from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.cam_consistency import Weighting
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.losses.label import label_ce
-from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
+from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, Setup, StudentReads, SynthBatch
 from dfkd_fast.models.activation_maps import CamPair
 from dfkd_fast.models.statistics import PoolStatistics
 from dfkd_fast.models.teacher import NetOutput
-from dfkd_fast.optim import OptimizerSpec
 from dfkd_fast.pool.pool import PoolBatch
 
 
@@ -93,17 +93,13 @@ class MsarcConfig(MethodConfig):
 
 
 class Msarc(Method):
-    loop = "alternating"
     paper = "Scientific Reports 2024"
-    teacher_gradients = True
 
+    config: MsarcConfig
     labels: Tensor
 
     def __init__(self, config: MsarcConfig, setup: Setup) -> None:
-        super().__init__()
-        self.config: MsarcConfig = config
-        self.info, self.teacher = setup.info, setup.teacher
-        self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
+        super().__init__(config, setup)
         size, side, chans = config.synthesis_batch_size, setup.info.image_size, setup.info.in_chans
         decoder = DcganDecoder(
             config.latent_dim,
@@ -126,49 +122,45 @@ class Msarc(Method):
             raise UserError("--msarc-weight 0: compares no layers; leave it or --msarc-alpha out")
         layers = (config.grad_cam_stages, config.msarc_alpha)
         self.cams = CamPair(setup.teacher, setup.student, *layers) if config.msarc_weight else None
-        self.teacher_maps = self.cams.teacher_maps if self.cams else ()
-        self.reads_features = self.cams is not None
-        self.adversarial = False
+        groups = partial(self.generator.parameter_groups, lr=config.generator_lr, latent_lr=config.latent_lr)
+        self.inner = Inner(config, self.step, groups, after=self.start.after_step)
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64), persistent=False)
 
     def rounds(self, epoch: int) -> int:
         return 1
 
-    def synthesis_optimizer(self) -> OptimizerSpec:
-        groups = self.generator.parameter_groups(lr=self.config.generator_lr, latent_lr=self.config.latent_lr)
-        return OptimizerSpec(kind="adam", groups=groups, betas=(0.5, 0.999))
-
-    def begin_round(self, epoch: int, index: int) -> None:
+    def synthesize(self, epoch: int) -> Iterator[SynthBatch]:
         config = self.config
-        self.start.reset_once(epoch, warmup_epochs=config.warmup_epochs, reset_epoch=config.reset_epoch)
-        self.start.begin()
-        self.generator.draw_latents()
-        self.labels.random_(self.info.num_classes)
-        self.adversarial = config.adv_weight > 0 and epoch + 1 >= config.warmup_epochs  # when Fast's release starts
+        adversarial = config.adv_weight > 0 and epoch + 1 >= config.warmup_epochs  # when Fast's release starts
+        for _ in range(self.rounds(epoch)):
+            self.start.reset_once(epoch, warmup_epochs=config.warmup_epochs, reset_epoch=config.reset_epoch)
+            self.start.begin()
+            self.generator.draw_latents()
+            self.labels.random_(self.info.num_classes)
+            images = self.inner.run(config.synthesis_steps, adversarial=adversarial)
+            self.start.finish()
+            self.statistics.update()
+            yield SynthBatch(images, self.labels)
 
-    def synthesis_step(self) -> tuple[Tensor, LossTerms]:
+    def step(self, *, adversarial: bool) -> tuple[Tensor, LossTerms]:
+        """Images and the terms of Eq. 16."""
         images = self.generator()
         view = self.augment(images)
         teacher = self.teacher(view)
-        terms = {  # Eq. 16
+        terms = {
             "ce": label_ce(teacher.logits, self.labels),
             "bn": self.statistics.loss(teacher.moments),
         }
-        if self.adversarial:
-            student = self._student[0](view)
-            terms["adv"] = disagreement(student, teacher.logits, masked=self.config.adv_masked)
+        if adversarial:
+            terms["adv"] = disagreement(self.student(view), teacher.logits, masked=self.config.adv_masked)
         return images, terms
 
-    def end_step(self) -> None:
-        self.start.after_step()
-
-    def end_round(self, best_images: Tensor) -> SynthBatch:
-        self.start.finish()
-        self.statistics.update()
-        return SynthBatch(best_images, self.labels)
-
-    def student_maps(self) -> Sequence[str] | None:
-        return self.cams.student_maps if self.cams else None
+    def student_reads(self) -> StudentReads:
+        if self.cams is None:
+            return StudentReads()
+        return StudentReads(
+            self.cams.student_maps, self.cams.teacher_maps, teacher_features=True, teacher_gradients=True
+        )
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         terms = {"kd": kd_kl(student.logits, teacher.logits.detach(), self.config.kd_temperature)}  # Eq. 17

@@ -11,9 +11,9 @@ all ranks, moments of the global batch, the whole pool on each rank.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,11 +24,10 @@ from dfkd_fast.generators.printed_decoder import PrintedDecoder
 from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.losses.label import label_ce
-from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
+from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, Needs, Setup, Supports, SynthBatch
 from dfkd_fast.models.info import ModelInfo
 from dfkd_fast.models.statistics import PoolStatistics
 from dfkd_fast.models.teacher import NetOutput, frozen_alias
-from dfkd_fast.optim import OptimizerSpec
 from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.rng import balanced_labels
 from dfkd_fast.text.label_embeddings import SOURCES
@@ -81,21 +80,18 @@ class NayerConfig(MethodConfig):
 
 
 class Nayer(Method):
-    loop = "alternating"
-    supports_global_batch = splits_batches = True
-    text_sources = SOURCES
     paper = "arXiv:2310.00258"
+    needs, supports = Needs(text=SOURCES), Supports(global_batch=True, micro_batches=True)
 
+    config: NayerConfig
     labels: Tensor
     class_order: Tensor
     label_embeddings: Tensor
 
     def __init__(self, config: NayerConfig, setup: Setup) -> None:
-        super().__init__()
-        self.config: NayerConfig = config
-        self.info, self.teacher, self.global_batch = setup.info, setup.teacher, setup.global_batch
-        # in a tuple: seen through, never registered, saved or trained
-        self._student = (setup.student, frozen_alias(setup.student).train())
+        super().__init__(config, setup)
+        # eval and train mode, by `step`'s student_trains; in a tuple: never registered, saved or trained
+        self._students = (setup.student, frozen_alias(setup.student).train())
         self.generator = NoisyEmbeddingGenerator(
             setup.label_embeddings.shape[1],
             setup.info.image_size,
@@ -110,7 +106,7 @@ class Nayer(Method):
         pad, flip, scale = config.crop_padding, config.flip, config.crop_scale
         self.augment = Augment(setup.info, pad=pad, flip=flip, crop_scale=scale, global_batch=setup.global_batch)
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
-        self.adversarial = self.student_trains = False
+        self.inner = Inner(config, self.step, self.parameter_groups)
         self.register_buffer("label_embeddings", setup.label_embeddings, persistent=False)
         self.register_buffer("class_order", torch.arange(setup.info.num_classes), persistent=False)
         self.register_buffer("labels", torch.zeros(config.synthesis_batch_size, dtype=torch.int64), persistent=False)
@@ -118,41 +114,35 @@ class Nayer(Method):
     def rounds(self, epoch: int) -> int:
         return self.config.warmup_rounds if epoch < self.config.warmup_epochs else self.config.rounds
 
-    def synthesis_optimizer(self) -> OptimizerSpec:
-        groups = [{"params": list(self.generator.parameters()), "lr": self.config.generator_lr}]
-        return OptimizerSpec(kind="adam", groups=groups, betas=(0.5, 0.999))
+    def synthesize(self, epoch: int) -> Iterator[SynthBatch]:
+        """Algorithm 1, lines 3 to 11."""
+        config, adversarial = self.config, epoch >= self.config.warmup_epochs  # the release counts before it asks
+        for index in range(self.rounds(epoch)):
+            if index == 0 and self.is_reborn(epoch):
+                self.generator.reset_parameters()
+            if config.reset_noise:
+                self.generator.noise.reset_parameters()  # line 5
+            self.labels.copy_(self.draw_labels(index))  # line 6
+            trains = adversarial and config.student_mode == "released" and index > 0
+            images = self.inner.run(config.synthesis_steps, adversarial=adversarial, student_trains=trains)  # 7 to 10
+            self.statistics.update()
+            yield SynthBatch(images, self.global_batch.local_rows(self.labels))  # line 11
 
-    def begin_round(self, epoch: int, index: int) -> None:
-        life, warmup = self.config.generator_life, self.config.warmup_epochs
-        if index == 0 and life and (epoch % life == 0 or (epoch - warmup) % life == 0):
-            self.generator.reset_parameters()
-        if self.config.reset_noise:
-            self.generator.noise.reset_parameters()
-        self.labels.copy_(self.draw_labels(index))
-        self.adversarial = epoch >= warmup  # the release counts the epoch before it asks
-        self.student_trains = self.adversarial and self.config.student_mode == "released" and index > 0
-
-    def synthesis_step(self) -> tuple[Tensor, LossTerms]:
+    def step(self, *, adversarial: bool, student_trains: bool = False) -> tuple[Tensor, LossTerms]:
+        """Images and the terms of Eq. 5."""
         images = self.generator(self.label_embeddings[self.labels])  # Eq. 3
         if self.config.jitter:
             images = jitter(images, reach=self.info.image_size // 8)
         view = self.augment(images)
         teacher = self.teacher(view)
         terms = {
-            "ce": label_ce(teacher.logits, self.global_batch.local_rows(self.labels)),  # Eq. 5, alpha_cls
-            "bn": self.statistics.loss(teacher.moments),  # Eq. 5, alpha_bn
+            "ce": label_ce(teacher.logits, self.global_batch.local_rows(self.labels)),  # alpha_cls
+            "bn": self.statistics.loss(teacher.moments),  # alpha_bn
         }
-        if self.adversarial:
-            masked = self.config.adv_masked
-            terms["adv"] = disagreement(self.student(view), teacher.logits, masked=masked)  # Eq. 5, alpha_adv
+        if adversarial:
+            student = self._students[student_trains](view)
+            terms["adv"] = disagreement(student, teacher.logits, masked=self.config.adv_masked)  # alpha_adv
         return images, terms
-
-    def step_variant(self) -> Hashable:
-        return self.adversarial, self.student_trains
-
-    def end_round(self, best_images: Tensor) -> SynthBatch:
-        self.statistics.update()
-        return SynthBatch(best_images, self.global_batch.local_rows(self.labels))
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}  # Eq. 6
@@ -168,9 +158,13 @@ class Nayer(Method):
             self.class_order.copy_(torch.randperm(num_classes, device=self.labels.device))
         return self.class_order.roll(-index * batch_size)[:batch_size]
 
-    def student(self, view: Tensor) -> Tensor:
-        """Logits of the student, whose weights are frozen: in eval mode, or in train mode (`student_mode`)."""
-        return self._student[self.student_trains](view)
+    def is_reborn(self, epoch: int) -> bool:
+        """Whether an epoch begins with a whole new generator (release: `g_life`)."""
+        life = self.config.generator_life
+        return bool(life) and (epoch % life == 0 or (epoch - self.config.warmup_epochs) % life == 0)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": [*self.generator.parameters()], "lr": self.config.generator_lr}]
 
 
 def printed_decoder(config: NayerConfig, info: ModelInfo) -> PrintedDecoder:

@@ -79,6 +79,11 @@ class MethodConfig:
         return {}
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Student steps in an epoch, however they are given."""
+        return self.student_steps
+
+    @property
     def ramp_epochs(self) -> int:
         """First distilled epochs of a growing learning rate, however they are given."""
         return self.student_ramp_epochs or round(self.student_ramp_share * (self.epochs - self.warmup_epochs))

@@ -10,9 +10,10 @@ Distributed: generator per rank, BN moments per rank, pool sharded by rank.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import math
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,10 +23,9 @@ from dfkd_fast.generators.feature_decoder import CUTS, FeatureDecoder, exchange_
 from dfkd_fast.generators.initialization import kaiming_init
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.losses.label import label_ce
-from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
+from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, PoolPlan, Setup, StudentReads, SynthBatch
 from dfkd_fast.models.activation_maps import CamPair
 from dfkd_fast.models.teacher import NetOutput
-from dfkd_fast.optim import OptimizerSpec
 from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.rng import SHARED
 from dfkd_kernels import bn_stat_loss
@@ -74,63 +74,58 @@ class SpaceshipNetConfig(MethodConfig):
 
 
 class SpaceshipNet(Method):
-    loop = "alternating"
     paper = "CVPR 2023"
 
+    config: SpaceshipNetConfig
     labels: Tensor
     latents: Tensor
 
     def __init__(self, config: SpaceshipNetConfig, setup: Setup) -> None:
-        super().__init__()
-        self.config: SpaceshipNetConfig = config
-        self.info, self.teacher = setup.info, setup.teacher
+        super().__init__(config, setup)
         size, side, chans = config.synthesis_batch_size, setup.info.image_size, setup.info.in_chans
-        self.generator = FeatureDecoder(size, config.latent_dim, side, width=config.generator_width, in_chans=chans)
+        self.generator = FeatureDecoder(config.latent_dim, side, width=config.generator_width, in_chans=chans)
         kaiming_init(self.generator)
         self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
+        crops = config.student_crops
+        self.student_augment = Augment(setup.info, pad=crops.pad, flip=crops.flip)
         self.cams: CamPair | None = None
         if config.cam_weight or config.grad_cam_weight:
             self.cams = CamPair(setup.teacher, setup.student, config.grad_cam_stages if config.grad_cam_weight else 0)
-            self.teacher_maps = self.cams.teacher_maps
-        self.teacher_gradients = bool(self.teacher_maps)
-        self.cut = 0
+        self.cut, self.stored = 0, STORED[config.stored_precision]
+        self.inner = Inner(config, self.step, self.parameter_groups)
         self.register_buffer("labels", torch.arange(size) % setup.info.num_classes, persistent=False)
         self.register_buffer("latents", torch.zeros(size, config.latent_dim), persistent=False)
 
     def rounds(self, epoch: int) -> int:
         return 1
 
-    def synthesis_optimizer(self) -> OptimizerSpec:
-        groups = [{"params": list(self.generator.parameters()), "lr": self.config.generator_lr}]
-        return OptimizerSpec(kind="adam", groups=groups, betas=(0.5, 0.999))
+    def synthesize(self, epoch: int) -> Iterator[SynthBatch]:
+        for _ in range(self.rounds(epoch)):
+            self.generator.train()
+            self.latents.normal_()
+            size, classes = len(self.labels), self.info.num_classes
+            if size < classes:  # a batch, or a rank's part of one, without room for all: the next in the next round
+                self.labels.copy_((torch.arange(size) + epoch * size) % classes)
+            images, maps = self.inner.run(self.config.synthesis_steps)
+            stored = {f"maps{cut}": kept.to(self.stored) for cut, kept in zip(CUTS, maps, strict=True)}
+            yield SynthBatch(images, self.labels, stored)
 
-    def begin_round(self, epoch: int, index: int) -> None:
-        self.generator.train()
-        self.latents.normal_()
-        size, classes = len(self.labels), self.info.num_classes
-        if size < classes:  # a batch, or a rank's part of one, without room for all: the next ones in the next round
-            self.labels.copy_((torch.arange(size) + epoch * size) % classes)
-
-    def synthesis_step(self) -> tuple[Tensor, LossTerms]:
-        images = self.generator(self.latents)
+    def step(self) -> tuple[tuple[Tensor, tuple[Tensor, ...]], LossTerms]:
+        """Images with their maps at every cut, and the label and BN-statistics terms."""
+        images, maps = self.generator(self.latents)
         teacher = self.teacher(self.augment(images))
         terms = {"ce": label_ce(teacher.logits, self.labels)}
         if self.config.bn_weight:
             terms["bn"] = bn_stat_loss(teacher.moments, self.teacher.targets)
-        return images, terms
+        return (images, maps), terms
 
-    def keep_best(self, better: Tensor) -> None:
-        self.generator.keep_best(better)
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": [*self.generator.parameters()], "lr": self.config.generator_lr}]
 
-    def end_round(self, best_images: Tensor) -> SynthBatch:
-        dtype = STORED[self.config.stored_precision]
-        maps = {f"maps{cut}": maps.to(dtype) for cut, maps in zip(CUTS, self.generator.best_maps(), strict=True)}
-        return SynthBatch(best_images, self.labels, maps)
-
-    def extra_bytes(self) -> int:
-        return (
-            sum(maps[0].numel() for maps in self.generator.best_maps()) * STORED[self.config.stored_precision].itemsize
-        )
+    def pools(self) -> tuple[PoolPlan, ...]:
+        (plan,) = super().pools()
+        numbers = sum(math.prod(shape) for shape in self.generator.shapes)
+        return (plan._replace(extra_bytes=numbers * self.stored.itemsize),)
 
     def student_variant(self) -> Hashable:
         if self.generator.training:  # student images come from the generator at rest
@@ -140,10 +135,13 @@ class SpaceshipNet(Method):
 
     def student_view(self, batch: PoolBatch) -> Tensor:
         maps = exchange_channels(batch.extras[f"maps{self.cut}"], self.config.exchange_probability)
-        return self.augment(self.generator.decode(maps, self.cut))
+        return self.student_augment(self.generator.decode(maps, self.cut))
 
-    def student_maps(self) -> Sequence[str] | None:
-        return self.cams.student_maps if self.cams else None
+    def student_reads(self) -> StudentReads:
+        if self.cams is None:
+            return StudentReads()
+        maps = self.cams.teacher_maps
+        return StudentReads(self.cams.student_maps, maps, teacher_gradients=bool(maps))
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         divergence = kd_kl(student.logits, teacher.logits.detach(), self.config.kd_temperature)

@@ -8,7 +8,9 @@ one generator on all ranks, moments of the global batch, the whole buffer and it
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -21,10 +23,9 @@ from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.losses.label import label_ce
 from dfkd_fast.losses.modulation import modulation
-from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
+from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, PoolPlan, Setup, Supports, SynthBatch
 from dfkd_fast.models.statistics import PoolStatistics
 from dfkd_fast.models.teacher import NetOutput
-from dfkd_fast.optim import OptimizerSpec
 from dfkd_fast.pool.pool import Pool, PoolBatch
 from dfkd_kernels import PrioritySampler, kd_kl_priority
 
@@ -84,19 +85,15 @@ class SsdkdConfig(MethodConfig):
 
 
 class Ssdkd(Method):
-    loop = "alternating"
-    supports_global_batch = splits_batches = True
     paper = "arXiv:2406.07876"
-    pool_policy = "ring"
+    supports = Supports(global_batch=True, micro_batches=True)
 
+    config: SsdkdConfig
     labels: Tensor
     class_shares: Tensor
 
     def __init__(self, config: SsdkdConfig, setup: Setup) -> None:
-        super().__init__()
-        self.config: SsdkdConfig = config
-        self.info, self.teacher, self.global_batch = setup.info, setup.teacher, setup.global_batch
-        self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
+        super().__init__(config, setup)
         size, info, rows = config.synthesis_batch_size, setup.info, setup.global_batch
         width, side, chans = config.generator_width, info.image_size, info.in_chans
         self.generator = LatentGenerator(size, config.latent_dim, side, width=width, in_chans=chans, global_batch=rows)
@@ -105,15 +102,18 @@ class Ssdkd(Method):
         pad, flip, scale = config.crop_padding, config.flip, config.crop_scale
         self.augment = Augment(info, pad=pad, flip=flip, crop_scale=scale, global_batch=rows)
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
-        self.adversarial = False
+        groups = partial(self.generator.parameter_groups, lr=config.generator_lr, latent_lr=config.latent_lr)
+        self.inner = Inner(config, self.step, groups, after=self.start.after_step)
         self.priority_temperature = config.priority_temperature or config.kd_temperature
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64), persistent=False)
         self.register_buffer("class_shares", torch.zeros(info.num_classes), persistent=False)
 
-    def pool_capacity(self) -> int:
-        return self.config.buffer_size
+    def pools(self) -> tuple[PoolPlan, ...]:
+        (plan,) = super().pools()
+        return (plan._replace(capacity=self.config.buffer_size, policy="ring", opened=self.open_buffer),)
 
-    def open_pool(self, pool: Pool) -> PrioritySampler | None:
+    def open_buffer(self, pool: Pool) -> PrioritySampler | None:
+        """Take the replay buffer, which Eq. 3 counts, and return its priorities."""
         config, self.pool = self.config, pool
         if not config.priority_sampling:
             return None
@@ -124,20 +124,24 @@ class Ssdkd(Method):
     def rounds(self, epoch: int) -> int:
         return 1
 
-    def synthesis_optimizer(self) -> OptimizerSpec:
-        groups = self.generator.parameter_groups(lr=self.config.generator_lr, latent_lr=self.config.latent_lr)
-        return OptimizerSpec(kind="adam", groups=groups, betas=(0.5, 0.999))
+    def synthesize(self, epoch: int) -> Iterator[SynthBatch]:
+        """Algorithm 1, lines 4 to 13."""
+        config = self.config
+        for _ in range(self.rounds(epoch)):
+            self.start.reset_once(epoch, warmup_epochs=config.warmup_epochs, reset_epoch=config.reset_epoch)
+            self.start.begin()  # line 4
+            self.generator.draw_latents()  # line 5
+            self.labels.random_(self.info.num_classes)
+            if config.diversity:  # integers' / is float32
+                self.class_shares.copy_(self.pool.class_counts).div_(self.pool.size.clamp(min=1))
+            adversarial = epoch + 1 >= config.warmup_epochs  # as in Fast's release
+            images = self.inner.run(config.synthesis_steps, adversarial=adversarial)  # lines 6 to 11
+            self.start.finish()
+            self.statistics.update()
+            yield self.judged(images)
 
-    def begin_round(self, epoch: int, index: int) -> None:
-        self.start.reset_once(epoch, warmup_epochs=self.config.warmup_epochs, reset_epoch=self.config.reset_epoch)
-        self.start.begin()  # Alg. 1 line 4
-        self.generator.draw_latents()  # line 5
-        self.labels.random_(self.info.num_classes)
-        if self.config.diversity:
-            self.class_shares.copy_(self.pool.class_counts).div_(self.pool.size.clamp(min=1))  # integers' / is float32
-        self.adversarial = epoch + 1 >= self.config.warmup_epochs  # as in Fast's release
-
-    def synthesis_step(self) -> tuple[Tensor, LossTerms]:
+    def step(self, *, adversarial: bool) -> tuple[Tensor, LossTerms]:
+        """Images and the terms of Eqs. 1 and 2."""
         images = self.generator()  # line 7
         view = self.augment(images)
         teacher = self.teacher(view)
@@ -148,20 +152,18 @@ class Ssdkd(Method):
             "bn": self.statistics.loss(teacher.moments),  # Eq. 1
             "ce": label_ce(teacher.logits, labels, weights=phi),  # Eq. 2, third term
         }
-        if self.adversarial:
-            terms["adv"] = disagreement(self._student[0](view), teacher.logits, masked=self.config.adv_masked)  # 2nd
+        if adversarial:
+            terms["adv"] = disagreement(self.student(view), teacher.logits, masked=self.config.adv_masked)  # second
         return images, terms
 
-    def end_step(self) -> None:
-        self.start.after_step()
-
-    def end_round(self, best_images: Tensor) -> SynthBatch:
-        self.start.finish()
-        self.statistics.update()
-        teacher = self.teacher(view := self.augment.normalize(best_images), moments=False).logits
-        # the pool counts the classes that Eq. 3 asks for, those the teacher sees; Eq. 4 with w = 1 (lines 12 and 13)
-        first = kd_kl(self._student[0](view), teacher, self.priority_temperature, reduction="none")
-        return SynthBatch(best_images, teacher.argmax(dim=1), initial_priorities=first)
+    def judged(self, images: Tensor) -> SynthBatch:
+        """Images with the classes that the teacher sees, which Eq. 3 asks the buffer for, and their first priorities:
+        Eq. 4 with w = 1 (lines 12 and 13).
+        """
+        with self.inner.inference():
+            teacher = self.teacher(view := self.augment.normalize(images), moments=False).logits
+            first = kd_kl(self.student(view), teacher, self.priority_temperature, reduction="none")
+            return SynthBatch(images, teacher.argmax(dim=1), initial_priorities=first)
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         logits, temperature = (student.logits, teacher.logits), self.config.kd_temperature

@@ -7,8 +7,9 @@ ZSKT and DFQ most published tables quote; docs/methods/stepwise.md has them with
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,9 +18,9 @@ from dfkd_fast.augment import Augment
 from dfkd_fast.generators.decoder import make_large_decoder
 from dfkd_fast.generators.standardized import Output, with_output
 from dfkd_fast.losses.kd import kd_kl
-from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
+from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, PoolPlan, Setup, SynthBatch
 from dfkd_fast.models.teacher import NetOutput
-from dfkd_fast.optim import OptimizerSpec, cosine
+from dfkd_fast.optim import cosine
 from dfkd_fast.pool.pool import PoolBatch
 
 
@@ -72,7 +73,6 @@ class StepwiseMethod(Method):
 
     loop = "stepwise"
 
-    synchronized = True
     reads_moments = False
     """whether `losses` reads the teacher's BN moments"""
 
@@ -80,43 +80,51 @@ class StepwiseMethod(Method):
     labels: Tensor
 
     def __init__(self, config: StepwiseConfig, setup: Setup) -> None:
-        super().__init__()
-        self.config, self.info, self.teacher = config, setup.info, setup.teacher
-        self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
+        super().__init__(config, setup)
         decoder = make_large_decoder(
             config.latent_dim, self.info.image_size, width=config.generator_width, in_chans=self.info.in_chans
         )
         self.generator = with_output(decoder, config.generator_output, mean=self.info.mean, std=self.info.std)
         self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
+        crops = config.student_crops
+        self.student_augment = Augment(setup.info, pad=crops.pad, flip=crops.flip)
+        self.inner = Inner(config, self.step, lasting=self.parameter_groups, shared=True)
         self.register_buffer("labels", torch.zeros(config.synthesis_batch_size, dtype=torch.int64), persistent=False)
 
     def rounds(self, epoch: int) -> int:
         return -(-self.config.student_steps // self.config.student_steps_per_round)
 
-    def lasting_lr_scale(self, epoch: int, index: int) -> float:
+    def pools(self) -> tuple[PoolPlan, ...]:
+        (plan,) = super().pools()
+        return (plan._replace(capacity=0),)
+
+    def synthesize(self, epoch: int) -> Iterator[SynthBatch]:
+        config, adversarial = self.config, epoch >= self.config.warmup_epochs
+        for index in range(self.rounds(epoch)):
+            self.generator.train()
+            scale = self.lr_scale(epoch, index)
+            images = self.inner.run(config.synthesis_steps, lr_scale=scale, adversarial=adversarial)
+            # only shown: the student's images are those of `student_view`
+            yield SynthBatch(images.clamp(0, 1), self.labels)
+
+    def lr_scale(self, epoch: int, index: int) -> float:
+        """Factor on the generator's learning rate in round `index` of an epoch."""
         if self.config.generator_lr_schedule == "constant":
             return 1.0
         return cosine((epoch + index / self.rounds(epoch)) / self.config.epochs)
 
-    def synthesis_optimizer(self) -> None:
-        """Nothing starts anew with a round."""
-
-    def lasting_optimizer(self) -> OptimizerSpec:
-        groups = [{"params": list(self.generator.parameters()), "lr": self.config.generator_lr}]
-        return OptimizerSpec(kind="adam", groups=groups, betas=(0.5, 0.999))
-
-    def begin_round(self, epoch: int, index: int) -> None:
-        self.adversarial = epoch >= self.config.warmup_epochs
-
-    def synthesis_step(self) -> tuple[Tensor, LossTerms]:
+    def step(self, *, adversarial: bool) -> tuple[Tensor, LossTerms]:
+        """Images, and the loss terms on what the teacher sees in them, its prediction for `labels`."""
         images = self.generate(self.config.synthesis_batch_size)
         view = self.augment(images)
         teacher = self.teacher(view, moments=self.reads_moments)
         self.labels.copy_(teacher.logits.argmax(dim=1))
-        return images, self.losses(view, teacher)
+        return images, self.losses(view, teacher, adversarial=adversarial)
 
-    def losses(self, view: Tensor, teacher: NetOutput) -> LossTerms:
-        """The generator's loss terms on a view (B, C, H, W), which the teacher takes for `labels`."""
+    def losses(self, view: Tensor, teacher: NetOutput, *, adversarial: bool) -> LossTerms:
+        """The generator's loss terms on a view (B, C, H, W), which the teacher takes for `labels`; `adversarial`: the
+        student has begun to learn.
+        """
         raise NotImplementedError
 
     def generate(self, count: int) -> Tensor:
@@ -124,14 +132,18 @@ class StepwiseMethod(Method):
         weight = next(self.generator.parameters())
         return self.generator(torch.randn(count, self.config.latent_dim, dtype=weight.dtype, device=weight.device))
 
-    def fresh_images(self) -> Tensor:
-        """What the student sees in one step, as `generate` makes it. The loop calls it without gradients, the method in
-        the mode that `config.sampling` names. A pure function, so that it can be captured with the student's step.
-        """
-        return self.generate(self.config.batch_size)
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": [*self.generator.parameters()], "lr": self.config.generator_lr}]
 
-    def end_round(self, best_images: Tensor) -> SynthBatch:
-        return SynthBatch(best_images.clamp(0, 1), self.labels)
+    def student_variant(self) -> Hashable:
+        trains = self.config.sampling == "train"
+        if self.generator.training != trains:
+            self.generator.train(trains)
+        return None
+
+    def student_view(self, batch: PoolBatch) -> Tensor:
+        """New images for each step, `batch_size` of them, augmented and normalised."""
+        return self.student_augment(self.generate(self.config.batch_size))
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}
@@ -141,4 +153,4 @@ class StepwiseMethod(Method):
 
         By the student itself. Two released codes hand the teacher over in its place, so that the term is always zero.
         """
-        return -kd_kl(self._student[0](view), teacher.logits, 1.0)
+        return -kd_kl(self.student(view), teacher.logits, 1.0)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dfkd_fast.errors import UserError
 from dfkd_fast.losses.attention import attention_transfer
-from dfkd_fast.methods.base import LossTerms, Setup
+from dfkd_fast.methods.base import LossTerms, Needs, Setup, StudentReads
 from dfkd_fast.methods.stepwise import StepwiseConfig, StepwiseMethod
 from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.stages import pair_stages, stage_ends
@@ -39,30 +39,31 @@ class ZsktConfig(StepwiseConfig):
 
 
 class Zskt(StepwiseMethod):
-    needs_batchnorm = False
+    needs = Needs(batchnorm=False)
     paper = "arXiv:1905.09768"
 
     config: ZsktConfig
 
     def __init__(self, config: ZsktConfig, setup: Setup) -> None:
         super().__init__(config, setup)
-        self._student_maps: tuple[str, ...] = ()
+        self._maps: tuple[Sequence[str], Sequence[str]] = ((), ())  # the teacher's, and the student's
         if config.attention_weight:
             of_teacher = setup.teacher.stage_maps(config.attention_stages)
-            self.teacher_maps, self._student_maps = pair_stages(of_teacher, setup.student)
-            if not self.teacher_maps:
+            self._maps = pair_stages(of_teacher, setup.student)
+            if not self._maps[0]:
                 raise UserError(
                     f"--method.attention-weight {config.attention_weight:g}: no stages to compare, "
                     f"{config.attention_stages} asked for, {len(stage_ends(setup.student))} found in the student; "
                     "choose 0"
                 )
-            _check_sizes(self.teacher_maps, self._student_maps, config, setup)
+            _check_sizes(*self._maps, config, setup)
 
-    def losses(self, view: Tensor, teacher: NetOutput) -> LossTerms:
+    def losses(self, view: Tensor, teacher: NetOutput, *, adversarial: bool) -> LossTerms:
         return {"adv": self.disagreement(view, teacher)}
 
-    def student_maps(self) -> Sequence[str] | None:
-        return self._student_maps or None
+    def student_reads(self) -> StudentReads:
+        of_teacher, of_student = self._maps
+        return StudentReads(of_student or None, of_teacher)
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         terms = super().student_loss(batch, teacher, student)

@@ -131,6 +131,10 @@ class ClassifierSharing(nn.Module):
         """The network that uses it: student and projector as they are now, and the classifier."""
         return SharedClassifierNet(student, self.projector, self._classifier[0])
 
+    def deployed_name(self, student: str) -> str:
+        """What `load_model` calls that network, where the student's own name is `student`."""
+        return f"{student}+{self.form}"
+
 
 def map_distance(projected: Tensor, target: Tensor) -> Tensor:
     """Mean squared difference of two stacks of maps (B, D, h, w), the target pooled to the other's size -> scalar."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dfkd_fast.methods.base import Method, SynthBatch
+from dfkd_fast.methods.base import PoolPlan, SynthBatch
 from dfkd_fast.training.checkpoint import PHASES
+from dfkd_fast.training.inner import OnStep, watched
 from dfkd_fast.training.loop import Loop
 from dfkd_fast.training.student import StudentTrainer
-from dfkd_fast.training.synthesis import OnStep, Synthesizer
 
 
 class AlternatingLoop(Loop):
@@ -28,46 +28,36 @@ class AlternatingLoop(Loop):
             if epoch >= config.warmup_epochs:
                 self._distillation(epoch)
 
-    def newest_images(self, source: Method) -> tuple[Tensor, Tensor]:
-        return self.pool[source.info.image_size].newest(source.config.synthesis_batch_size)
+    def newest_images(self, plan: PoolPlan) -> tuple[Tensor, Tensor]:
+        return self.pool[plan.image_size].newest(plan.synthesis_batch_size)
 
     def _synthesis(self, epoch: int) -> None:
-        rounds = [synthesizer.method.rounds(epoch) for synthesizer in self.synthesizers]
-        if not any(rounds):
+        steps = sum(plan.rounds(epoch) for plan in self.plans) * self.method.config.synthesis_steps
+        if epoch + 1 == self.method.config.warmup_epochs:
+            steps += sum(plan.fill_batches for plan in self.plans)
+        if not steps:
             return
-        steps = sum(n * part.method.config.synthesis_steps for n, part in zip(rounds, self.synthesizers, strict=True))
-        ready = epoch + 1 == self.method.config.warmup_epochs
-        steps += sum(part.method.fill_batches() for part in self.synthesizers) if ready else 0
-        with self._phase("synthesis", epoch, steps) as on_step:
+        with self._phase("synthesis", epoch, steps) as on_step, watched(self.engines, on_step):
             self.method.train()
-            for synthesizer, count in zip(self.synthesizers, rounds, strict=True):
-                for index in range(count):
-                    self._round(synthesizer, epoch, index, on_step)
-                if self.method.synchronized:
-                    self.runtime.average_buffers(self.method)
-                if ready:
-                    self._fill(synthesizer, on_step)
+            for batch in self.method.synthesize(epoch):
+                self._take(batch, epoch, on_step)
         self._boundary(epoch, "synthesis")
 
-    def _round(self, synthesizer: Synthesizer, epoch: int, index: int, on_step: OnStep) -> None:
-        """One round of one source, into its pool."""
-        self._store(synthesizer, synthesizer.round(epoch, index, on_step))
-        self.progress.counts["generator_steps"] += synthesizer.method.config.synthesis_steps
-
-    def _fill(self, synthesizer: Synthesizer, on_step: OnStep) -> None:
-        """What a source adds to its pool before the student starts."""
-        for batch in synthesizer.fill():
-            self._store(synthesizer, batch)
+    def _take(self, batch: SynthBatch, epoch: int, on_step: OnStep) -> None:
+        """Put what a method hands over into its pool, once it is known to be sound."""
+        taken = [engine.taken(epoch) for engine in self.engines]
+        if not any(taken):  # nothing has been learnt for it: what fills the pool
             on_step({}, len(batch.images))
-
-    def _store(self, synthesizer: Synthesizer, batch: SynthBatch) -> None:
-        self.trainer.store(synthesizer.method.info.image_size, batch)
+        elif any(steps and engine.inner.shared for steps, engine in zip(taken, self.engines, strict=True)):
+            self.runtime.average_buffers(self.method)
+        self.trainer.store(batch)
+        self.progress.counts["generator_steps"] += sum(taken)
         self.progress.counts["images_synthesized"] += len(batch.images) * self.runtime.world_size
 
     def _distillation(self, epoch: int) -> None:
-        steps = self.method.student_steps(epoch)
+        steps = self.method.config.steps_per_epoch
         with self._phase("distillation", epoch, steps) as on_step:
-            self.trainer.epoch(epoch, on_step)
+            self.trainer.epoch(epoch, steps, on_step)
             self.progress.counts["student_steps"] += steps
         self._evaluation(epoch)
         self._boundary(epoch, "distillation")

@@ -24,12 +24,12 @@ def class_vectors(
     take, and for vectors that are not to be had.
     """
     source = origin(config.text)
-    if not method.text_sources:
+    if not method.needs.text:
         if config.text != type(config).text:
             raise UserError(f"--text {config.text}: {config.method_name} takes no class vectors; leave it out")
         return torch.empty(num_classes, 0), source
-    if source not in method.text_sources:
-        raise UserError(f"--text {config.text}: {config.method_name} takes {one_of(method.text_sources)}")
+    if source not in method.needs.text:
+        raise UserError(f"--text {config.text}: {config.method_name} takes {one_of(method.needs.text)}")
     _check_used(config, source)
     names = None
     if config.class_names is not None:

@@ -45,7 +45,7 @@ class Collected:
 def check_collected(config: TrainConfig, method: type[Method]) -> None:
     """Raise UserError where the method needs real images and `--collected` names none, or the other way round."""
     source = config.collected
-    if not method.needs_data:
+    if not method.needs.real_images:
         if source is not None:
             raise UserError(f"--collected {source}: {config.method_name} is data-free and takes no real images")
     elif source is None:

@@ -64,7 +64,8 @@ class LogitCache:
         own_view = type(method).student_view is not Method.student_view
         if method.loop == "stepwise":
             raise UserError(f"{FLAG} {count}: this method keeps no images; leave it out")
-        if method.teacher_maps or method.reads_features or own_view or teacher.window.is_led:
+        reads = method.student_reads()
+        if reads.teacher or reads.teacher_features or own_view or teacher.window.is_led:
             raise UserError(f"{FLAG} {count}: this student learns from more than logits of fixed views; leave it out")
         if scale < 1:
             raise UserError(f"{FLAG} {count}: random resized crops of {scale:g} and more cannot be fixed; leave it out")

@@ -15,13 +15,14 @@ from torch.optim import Optimizer
 
 from dfkd_fast.device.compilation import CLOCK
 from dfkd_fast.device.runtime import Runtime
-from dfkd_fast.methods.base import LossTerms, Method
+from dfkd_fast.methods.base import LossTerms, Method, PoolPlan
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.reporting.loggers import RunLogger
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.training.checkpoint import PHASES, Checkpoint
 from dfkd_fast.training.collapse import CollapseWatch
 from dfkd_fast.training.failures import check_finite, explained
+from dfkd_fast.training.inner import OnStep, bind
 from dfkd_fast.training.interrupt import StopSignals
 from dfkd_fast.training.state_tensors import (
     load_module,
@@ -31,7 +32,6 @@ from dfkd_fast.training.state_tensors import (
     part_tensors,
 )
 from dfkd_fast.training.student import StudentSteps
-from dfkd_fast.training.synthesis import OnStep, Synthesizer
 
 
 @dataclass(kw_only=True)
@@ -82,8 +82,8 @@ class Loop:
     """warns of a run that has collapsed"""
 
     def __post_init__(self) -> None:
-        self.synthesizers = [Synthesizer(source, self.runtime) for source in self.method.sources()]
-        self._scalers = [*(synthesizer.scaler for synthesizer in self.synthesizers), self.trainer.scaler]
+        self.engines, self.plans = bind(self.method, self.runtime), self.method.pools()
+        self._scalers = [*(engine.scaler for engine in self.engines), self.trainer.scaler]
 
     def run(self, *, first: tuple[int, str], stop_after: int | None) -> None:
         """Run from the phase `first` (epoch, phase) to the end, or to the end of epoch number `stop_after`
@@ -91,8 +91,8 @@ class Loop:
         """
         raise NotImplementedError
 
-    def newest_images(self, source: Method) -> tuple[Tensor, Tensor]:
-        """What a source has made last, with its classes: as a pool keeps images, or (B, C, H, W) in [0, 1]."""
+    def newest_images(self, plan: PoolPlan) -> tuple[Tensor, Tensor]:
+        """What has been made last in a size, with its classes: as a pool keeps images, or (B, C, H, W) in [0, 1]."""
         raise NotImplementedError
 
     def _evaluation(self, epoch: int) -> None:
@@ -173,7 +173,6 @@ class Loop:
 
     def _lasting_optimizers(self) -> Iterator[tuple[str, Optimizer]]:
         """The optimisers of synthesis whose state lasts over the rounds, by their names in a checkpoint."""
-        for synthesizer in self.synthesizers:
-            if synthesizer.lasting_optimizer is not None:
-                name = f"synthesis_optimizer-{synthesizer.method.info.image_size}"
-                yield name, synthesizer.lasting_optimizer
+        for number, engine in enumerate(self.engines):
+            if engine.lasting is not None:
+                yield f"synthesis_optimizer-{number}", engine.lasting

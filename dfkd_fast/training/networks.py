@@ -35,7 +35,7 @@ from dfkd_kernels.freeze.norms import is_frozen_batchnorm
 
 def runtime_of(config: TrainConfig) -> Runtime:
     """The runtime that a run's settings ask for; raises UserError as `make_runtime` does."""
-    if config.bn.scope == "global" and not load_method(config.method_name).supports_global_batch:
+    if config.bn.scope == "global" and not load_method(config.method_name).supports.global_batch:
         raise UserError(f"--bn.scope global: {config.method_name} cannot join the batches of its ranks; choose rank")
     return make_runtime(
         device=config.device,
@@ -112,7 +112,7 @@ def check_teacher(
 ) -> None:
     """Raise UserError where teacher, data and method do not fit, before anything is written."""
     bn_weight = getattr(config.method, "bn_weight", None)
-    matches = method.needs_batchnorm if bn_weight is None else bn_weight != 0
+    matches = method.needs.batchnorm if bn_weight is None else bn_weight != 0
     if matches and not any(map(_has_statistics, teacher.modules())):
         flag = "" if bn_weight is None else "give --method.bn-weight 0, "
         others = [name for name, facts in FACTS.items() if facts.batchnorm == "no"]
@@ -157,17 +157,16 @@ def check_pool_use(config: TrainConfig, method: Method, world_size: int = 1) -> 
     `method` has one rank's share of the recipe, and `--pool.capacity` counts the images of all of `world_size`.
     """
     warmup = config.method.warmup_epochs
-    for source in method.sources() if method.loop == "alternating" else ():
-        if not any(source.rounds(epoch) for epoch in range(warmup + 1)):
+    for plan in method.pools() if method.loop == "alternating" else ():
+        if not ((plan.fill_images and warmup) or any(plan.rounds(epoch) for epoch in range(warmup + 1))):
             raise UserError(
                 f"--method.warmup-epochs {warmup}: no synthesis round before the student's first step; "
                 "give at least one"
             )
-        policy = config.pool.policy or source.pool_policy
-        if source.fill_batches():
-            _check_filled_pool(config, policy, source.pool_capacity() * world_size)
-        batch_size = source.config.synthesis_batch_size
-        least = {"append": source.pool_capacity(), "ring": batch_size, "cap": 1}[policy] * world_size
+        policy = config.pool.policy or plan.policy
+        if plan.fill_images:
+            _check_filled_pool(config, policy, plan.capacity * world_size)
+        least = {"append": plan.capacity, "ring": plan.synthesis_batch_size, "cap": 1}[policy] * world_size
         if config.pool.capacity is not None and config.pool.capacity < least:
             other = " (or --pool.policy ring)" if policy == "append" else ""
             raise UserError(

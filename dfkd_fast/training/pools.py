@@ -26,19 +26,19 @@ def make_pools(
         idle = [f"--pool.{name.replace('_', '-')}" for name, value in vars(config).items() if value != _DEFAULTS[name]]
         without = f"; {', '.join(idle)}: without effect" if idle else ""
         return MultiPool({}), [f"no pool: each student batch is made anew{without}"]
-    sources, pools, lines = method.sources(), {}, []
+    plans, pools, lines = method.pools(), {}, []
     answers = 0 if cache is None else cache.extra_bytes(runtime)
-    for source in sources:
-        size = source.info.image_size
+    for plan in plans:
+        size = plan.image_size
         pools[size], line = make_pool(
             config,
-            folder if len(sources) == 1 else folder / str(size),
-            capacity=source.pool_capacity(),
-            image_shape=(source.info.in_chans, size, size),
-            num_classes=source.info.num_classes,
+            folder if len(plans) == 1 else folder / str(size),
+            capacity=plan.capacity,
+            image_shape=(method.info.in_chans, size, size),
+            num_classes=method.info.num_classes,
             runtime=runtime,
-            policy=source.pool_policy,
-            extra_bytes=source.extra_bytes() + answers,
+            policy=plan.policy,
+            extra_bytes=plan.extra_bytes + answers,
         )
         lines.append(line)
     return MultiPool(pools), lines

@@ -45,9 +45,9 @@ def share_of_rank(config: C, world_size: int) -> C:
 def check_global_batch(method: Method, name: str) -> None:
     """Raise UserError where the ranks cannot make a method's batches together, in equal parts."""
     size = method.global_batch.size
-    for source in method.sources() if size > 1 else ():
+    for plan in method.pools() if size > 1 else ():
         for batch in BATCHES:
-            if getattr(source.config, batch) % size:
+            if getattr(plan, batch) % size:
                 flag = f"--method.{batch.replace('_', '-')} {getattr(method.config, batch)}"
                 raise UserError(f"{flag}: choose a multiple of {size}, the number of processes, for each image size")
 
@@ -57,14 +57,14 @@ def check_micro_batches(method: Method, name: str, number: int, runtime: Runtime
     if number == 1:
         return
     flag = f"--synthesis-micro-batches {number}"
-    if not method.splits_batches:
+    if not method.supports.micro_batches:
         raise UserError(f"{flag}: {name} needs its whole batch in one step; choose 1")
     if runtime.global_batch:
         raise UserError(f"{flag}: parts are not joined, so --bn.scope global cannot hold; choose 1, or --bn.scope rank")
     if runtime.compilation != "off":  # which part it is is Python's: each would be compiled by itself
         raise UserError(f"{flag}: does not go with --compile {runtime.compilation}; choose off")
-    for source in method.sources():
-        size = source.config.synthesis_batch_size
+    for plan in method.pools():
+        size = plan.synthesis_batch_size
         if size % number or size // number < 2:  # one image has no batch statistics
             choices = one_of(["1", *(str(parts) for parts in range(2, size // 2 + 1) if size % parts == 0)])
             raise UserError(f"{flag}: batches of {size} images cannot be parted so; choose {choices}")

@@ -22,6 +22,7 @@ from dfkd_fast.training.alternating import AlternatingLoop
 from dfkd_fast.training.checkpoint import PHASES, Checkpoint, save_network
 from dfkd_fast.training.collapse import CollapseWatch
 from dfkd_fast.training.collected import Collected
+from dfkd_fast.training.deployed import deployed, deployed_name
 from dfkd_fast.training.evaluate import agreement, evaluate
 from dfkd_fast.training.identity import Identity
 from dfkd_fast.training.interrupt import StopSignals
@@ -59,7 +60,7 @@ class Run:
         self.test, self.teacher_evaluation = verdict.test, verdict.evaluation
         self.method, self.folder, info = method, config.run_folder, teacher.info
         self.keeper = Keeper(config, runtime, identity)
-        self.student_info = replace(info, name=method.deployed_name(config.student))
+        self.student_info = replace(info, name=deployed_name(method, config.student))
         # before anything is spent: a network that cannot be counted is no surprise at the end; who writes them counts
         networks = {"teacher": config.teacher, "student": config.student}
         self.step_flops = count_step_flops(method, info, **networks) if runtime.is_main else None
@@ -122,10 +123,10 @@ class Run:
         due = last or (every > 0 and (epoch + 1) % every == 0)
         if self.test is None or self.teacher_evaluation is None or not due:
             return {}
-        deployed = self.method.deploy(self.loop.student)
+        network = deployed(self.method, self.loop.student)
         batch_size = self.config.eval.batch_size
         found = evaluate(
-            deployed, self.test, info=self.student_info, runtime=self.runtime, batch_size=batch_size, shared=True
+            network, self.test, info=self.student_info, runtime=self.runtime, batch_size=batch_size, shared=True
         )
         self.watch.evaluated(epoch, found.predictions, self.test.num_classes)
         return {"top1": found.top1, "top5": found.top5, "agreement": agreement(found, self.teacher_evaluation)}
@@ -143,22 +144,23 @@ class Run:
     def save_images(self, epoch: int, stem: Path) -> None:
         """Per-class grid of the images that the last round made; of each size, if there are several."""
         columns = self.config.log.images_per_class if self.runtime.is_main else 0
-        sources = self.method.sources()
-        for source in sources if columns else ():
-            size = source.info.image_size
-            images, labels = self.loop.newest_images(source)
+        plans = self.loop.plans
+        for plan in plans if columns else ():
+            images, labels = self.loop.newest_images(plan)
             self.watch.made(epoch, images, labels)
-            path = stem.with_name(f"{stem.name}{'' if len(sources) == 1 else f'-{size}'}.png")
-            save_grid(path, images, labels, num_classes=source.info.num_classes, per_class=columns)
+            path = stem.with_name(f"{stem.name}{'' if len(plans) == 1 else f'-{plan.image_size}'}.png")
+            save_grid(path, images, labels, num_classes=self.method.info.num_classes, per_class=columns)
 
     def finish(self, *, complete: bool) -> None:
         """Write student.safetensors (a complete run only) and run.json, and say where; one rank does."""
         if self.step_flops is None:  # not the rank that writes
             return
         if complete:
-            save_network(self.folder / "student.safetensors", self.method.deploy(self.loop.student), self.student_info)
+            save_network(
+                self.folder / "student.safetensors", deployed(self.method, self.loop.student), self.student_info
+            )
         teacher_top1 = self.teacher_evaluation.top1 if self.teacher_evaluation else None
-        work = recipe_work(self.method, self.config.stop_after_epoch)
+        work = recipe_work(self.method, self.step_flops.round_steps, self.config.stop_after_epoch)
         costs = run_costs(work, self.step_flops, self.loop.progress, self.runtime)
         record = write_run_record(
             self.folder / "run.json",

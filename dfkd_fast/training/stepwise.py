@@ -15,18 +15,19 @@ from torch import Tensor
 
 from dfkd_fast.device.compilation import CLOCK
 from dfkd_fast.device.runtime import Runtime
-from dfkd_fast.methods.base import Method
+from dfkd_fast.methods.base import PoolPlan, SynthBatch
 from dfkd_fast.training.checkpoint import PHASES
 from dfkd_fast.training.failures import explained
+from dfkd_fast.training.inner import watched
 from dfkd_fast.training.loop import Loop
-from dfkd_fast.training.trainers import FreshTrainer
 
 
 class StepwiseLoop(Loop):
     """Runs the epochs of a method whose generator and student take turns every few steps."""
 
-    trainer: FreshTrainer
     image_phases = PHASES
+    newest: SynthBatch
+    """what the generator has made last"""
 
     def run(self, *, first: tuple[int, str], stop_after: int | None) -> None:
         epochs = self.method.config.epochs
@@ -34,14 +35,13 @@ class StepwiseLoop(Loop):
         for epoch in range(first[0] + done, min(epochs, stop_after or epochs)):
             self._epoch(epoch)
 
-    def newest_images(self, source: Method) -> tuple[Tensor, Tensor]:
-        made = self.synthesizers[0].finish()
-        return made.images, made.labels
+    def newest_images(self, plan: PoolPlan) -> tuple[Tensor, Tensor]:
+        return self.newest.images, self.newest.labels
 
     def _epoch(self, epoch: int) -> None:
         is_warmup = epoch < self.method.config.warmup_epochs
         phase = PHASES[0] if is_warmup else PHASES[1]
-        steps = 0 if is_warmup else self.method.student_steps(epoch)
+        steps = 0 if is_warmup else self.method.config.steps_per_epoch
         synthesis = Stopwatch(self.runtime)
         self._rounds(phase, epoch, steps, synthesis)
         spent = self.progress.seconds
@@ -54,21 +54,22 @@ class StepwiseLoop(Loop):
 
     def _rounds(self, phase: str, epoch: int, student_steps: int, synthesis: Stopwatch) -> None:
         """All rounds of an epoch; what their generator steps take is on the stopwatch."""
-        synthesizer, rounds = self.synthesizers[0], self.method.rounds(epoch)
+        rounds, made = self.method.rounds(epoch), iter(self.method.synthesize(epoch))
         generator_steps = rounds * self.method.config.synthesis_steps
-        with self._phase(phase, epoch, generator_steps + student_steps) as on_step:
+        phase_of = self._phase(phase, epoch, generator_steps + student_steps)
+        with phase_of as on_step, watched(self.engines, on_step):
+            self.method.train()
             if student_steps:
                 self.trainer.begin_epoch(epoch)
             for index in range(rounds):
-                self.method.train()
                 with explained("synthesis", epoch, self.method.config, self.runtime), synthesis.running():
-                    synthesizer.steps(epoch, index, on_step)
+                    self.newest = next(made)
                 before, after = (student_steps * part // rounds for part in (index, index + 1))
                 self.trainer.steps(after - before, on_step)
             if student_steps:
                 self.trainer.end_epoch()
-            if self.method.synchronized:  # each rank's generator has seen its own images, and one is saved
-                self.runtime.average_buffers(self.method)
+            if any(engine.inner.shared for engine in self.engines):
+                self.runtime.average_buffers(self.method)  # each rank's generator has seen its own images, one is saved
             images = student_steps * self.method.config.batch_size * self.runtime.shares
             self.progress.counts.update(
                 generator_steps=generator_steps, student_steps=student_steps, images_synthesized=images

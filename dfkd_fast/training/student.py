@@ -20,9 +20,9 @@ from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.pool.stream import AugmentSpec
 from dfkd_fast.sampling import ByPriority, EpochShuffle, Sampler
+from dfkd_fast.training.inner import OnStep
 from dfkd_fast.training.logit_cache import EXTRA, LogitCache
 from dfkd_fast.training.steps import make_runner
-from dfkd_fast.training.synthesis import OnStep
 from dfkd_kernels import PrioritySampler
 
 
@@ -33,12 +33,12 @@ class StudentSteps:
 
     def __init__(self, student: nn.Module, *, method: Method, teacher: FrozenNet, runtime: Runtime) -> None:
         self.student, self.method, self.teacher, self.runtime = student, method, teacher, runtime
-        maps = method.student_maps()
+        self.reads, self.plans = method.student_reads(), {plan.image_size: plan for plan in method.pools()}
+        maps = self.reads.student
         self.tapped = None if maps is None else FeatureExtractor(student, maps=maps, window=teacher.window)
-        if method.teacher_maps:
-            teacher.prepare(method.teacher_maps)
-        self.sources = {source.info.image_size: source for source in method.sources()}
-        self.batch_size = sum(source.config.batch_size for source in self.sources.values())
+        if self.reads.teacher:
+            teacher.prepare(self.reads.teacher)
+        self.batch_size = sum(plan.batch_size for plan in self.plans.values())
         self.priorities: dict[int, PrioritySampler] = {}
         """by image size, where the method has them"""
         self.crop_scale, self.pad, self.flip = method.config.student_crops
@@ -49,10 +49,10 @@ class StudentSteps:
         self.run_step = make_runner(self.step, runtime)
         self._losses = compiled(self._terms, runtime.compilation)
 
-    def epoch(self, epoch: int, on_step: OnStep) -> None:
-        """All of the method's student steps in an epoch."""
+    def epoch(self, epoch: int, count: int, on_step: OnStep) -> None:
+        """`count` student steps as those of an epoch."""
         self.begin_epoch(epoch)
-        self.steps(self.method.student_steps(epoch), on_step)
+        self.steps(count, on_step)
         self.end_epoch()
 
     def begin_epoch(self, epoch: int) -> None:
@@ -100,24 +100,26 @@ class StudentSteps:
         self.runtime.average([*gradients, *(term.detach() for term in terms.values())])
 
     def _terms(self, batch: PoolBatch) -> LossTerms:
-        if self.crop_scale < 1:
-            global_batch = self.runtime.global_batch
-            whole = len(batch.images) * global_batch.size
-            boxes = draw_boxes(whole, scale=self.crop_scale, device=self.runtime.device)
-            batch = batch._replace(images=resized_crop(batch.images, global_batch.local_rows(boxes)))
         with self.runtime.autocast():
             with torch.no_grad():
-                view = self.method.student_view(batch)
+                view = self._cropped(self.method.student_view(batch))
             teacher = self.answer(batch, view)
             student = NetOutput(self.student(view)) if self.tapped is None else self.tapped(view)
             return self.method.student_loss(batch, teacher, student)
 
+    def _cropped(self, view: Tensor) -> Tensor:
+        if self.crop_scale == 1:
+            return view
+        global_batch = self.runtime.global_batch
+        boxes = draw_boxes(len(view) * global_batch.size, scale=self.crop_scale, device=self.runtime.device)
+        return resized_crop(view, global_batch.local_rows(boxes))
+
     def answer(self, batch: PoolBatch, view: Tensor) -> NetOutput:
         """What the student learns from."""
-        return self.teacher.answer(view, maps=self.method.teacher_maps, gradients=self.method.teacher_gradients)
+        return self.teacher.answer(view, maps=self.reads.teacher, gradients=self.reads.teacher_gradients)
 
     def _mean(self, parts: list[LossTerms]) -> LossTerms:
-        shares = [source.config.batch_size / self.batch_size for source in self.sources.values()]
+        shares = [plan.batch_size / self.batch_size for plan in self.plans.values()]
         return {
             name: torch.stack([share * part[name] for share, part in zip(shares, parts, strict=True)]).sum()
             for name in parts[0]
@@ -139,14 +141,14 @@ class StudentTrainer(StudentSteps):
     ) -> None:
         super().__init__(student, method=method, teacher=teacher, runtime=runtime)
         self.pool, self.cache = pool, cache
-        opened = {size: source.open_pool(pool[size]) for size, source in self.sources.items()}
+        opened = {size: plan.opened(pool[size]) for size, plan in self.plans.items()}
         self.priorities = {size: tree for size, tree in opened.items() if tree is not None}
         view = AugmentSpec(info=method.info, pad=self.pad, flip=self.flip) if cache is None else cache.view
-        self.views = dict.fromkeys(self.sources, view)
+        self.views = dict.fromkeys(self.plans, view)
 
-    def store(self, size: int, made: SynthBatch) -> None:
+    def store(self, made: SynthBatch) -> None:
         """Put what a round made into the pool of its size, with its priorities where the method has them."""
-        made = made.gathered(self.runtime.global_batch)
+        made, size = made.gathered(self.runtime.global_batch), made.images.shape[-1]
         pool = self.pool[size]
         kept = {} if self.cache is None else {EXTRA: self.cache.answers(made.images, pool)}
         slots = pool.add(made.images, made.labels, **made.extras, **kept)
@@ -168,8 +170,8 @@ class StudentTrainer(StudentSteps):
 
     def _samplers(self) -> dict[int, Sampler]:
         samplers: dict[int, Sampler] = {}
-        for index, (size, source) in enumerate(self.sources.items()):
-            batch_size = source.config.batch_size
+        for index, (size, plan) in enumerate(self.plans.items()):
+            batch_size = plan.batch_size
             if size in self.priorities:
                 samplers[size] = ByPriority(self.priorities[size], batch_size)
             else:

@@ -15,7 +15,7 @@ from dfkd_fast.benchmark.step_timer import Quantiles, TimingWindow
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.cli.main import main
 from dfkd_fast.config.sources import default_config, load_config
-from dfkd_fast.costs.work import SynthesisKind, Work
+from dfkd_fast.costs.work import RoundKind, SynthesisKind, Work
 from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.models.factory import ModelInfo
 
@@ -51,26 +51,25 @@ def test_a_mistake_is_one_line(capsys) -> None:
 def test_every_method_can_be_rehearsed(name: str) -> None:
     config = load_config(default_config(name), preset="digits", flags=TINY)
     runtime = make_runtime(device="cpu", precision="fp32", threads=1)
-    method, timings = rehearse(config, INFO, runtime, TimingWindow(warmup=1, samples=2))
-    assert {kind.warmup for kind in timings.synthesis} == {True, False}
+    _, timings = rehearse(config, INFO, runtime, TimingWindow(warmup=1, samples=2))
+    # HiDFD's GAN learns in the warm-up alone
+    assert {kind.warmup for kind in timings.synthesis} == ({True} if name == "hidfd" else {True, False})
     assert all(0 < spread.least <= spread.median <= spread.most for spread in timings.synthesis.values())
     assert 0 < timings.student.least <= timings.student.most
     assert timings.peak_memory_bytes > 1e6
-    for source in method.sources():  # answers as before
-        assert sum(source.stages()) == 3
-    assert method.student_steps(2) > 0
 
 
 def test_seconds_add_up() -> None:
-    early, late = SynthesisKind(32, 0, True), SynthesisKind(32, 0, False)
+    early, late = (SynthesisKind(0, (), is_warmup) for is_warmup in (True, False))
+    first, later = (RoundKind(32, is_warmup) for is_warmup in (True, False))
     timings = Timings(
         synthesis={early: Quantiles(1, 0.5, 2), late: Quantiles(2, 1, 4)},
-        round={early: 10, late: 20},
+        round={first: 10, later: 20},
         student=Quantiles(3, 2, 4),
     )
     work = Work(student_steps=5)
     work.synthesis_steps.update({early: 100, late: 1000})
-    work.rounds.update({early: 1, late: 2})
+    work.rounds.update({first: 1, later: 2})
     assert timings.synthesis_seconds(work) == Quantiles(2150, 1100, 4250)
     assert timings.student_seconds(work) == Quantiles(15, 10, 20)
 

@@ -13,7 +13,7 @@ from dfkd_fast.catalog import METHODS
 from dfkd_fast.config.sources import default_config
 from dfkd_fast.costs.flops import StepFlops, count_step_flops
 from dfkd_fast.costs.peak import matmul_rate
-from dfkd_fast.costs.work import SynthesisKind, Work, recipe_work
+from dfkd_fast.costs.work import RoundKind, SynthesisKind, Work, recipe_work
 from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.methods.base import CollectedImages, Method, Setup
 from dfkd_fast.models.factory import ModelInfo, load_model
@@ -43,12 +43,30 @@ def make(runtime: Runtime) -> Callable[..., Method]:
         if hasattr(config, "image_sizes"):
             known["image_sizes"] = (8, 16)[: len(config.image_sizes)]
         method_class = load_method(name)
-        embeddings = torch.randn(INFO.num_classes, 512 if method_class.text_sources else 0)
+        embeddings = torch.randn(INFO.num_classes, 512 if method_class.needs.text else 0)
         networks = FrozenNet(network("cnn"), INFO, runtime), frozen_alias(network("cnn_s"))
         setup = Setup(*networks, INFO, embeddings, collected=CollectedImages.noise(INFO, 15))
         return method_class(replace(config, **known), setup)
 
     return build
+
+
+def counted(method: Method) -> StepFlops:
+    return count_step_flops(method, INFO, teacher="cnn", student="cnn_s")
+
+
+def work_of(method: Method, epochs: int | None = None) -> Work:
+    return recipe_work(method, counted(method).round_steps, epochs)
+
+
+def kind_of(*, warmup: bool, **variant: bool) -> SynthesisKind:
+    """Steps of a method's only inner optimisation."""
+    return SynthesisKind(0, tuple(sorted(variant.items())), warmup)
+
+
+WARM = kind_of(warmup=True, adversarial=False, student_trains=False)
+WHOLE = kind_of(warmup=False, adversarial=True, student_trains=False)
+"""NAYER's steps"""
 
 
 def macs(model: nn.Module, image: torch.Tensor) -> list[int]:
@@ -67,15 +85,15 @@ def macs(model: nn.Module, image: torch.Tensor) -> list[int]:
 
 
 def test_work_of_nayer_is_the_papers(make) -> None:
-    work = recipe_work(make("nayer", epochs=320, synthesis_batch_size=400))
-    assert work.synthesis_steps == {SynthesisKind(16, 0, True): 8000, SynthesisKind(16, 0, False): 24000}
+    work = work_of(make("nayer", epochs=320, synthesis_batch_size=400))
+    assert work.synthesis_steps == {WARM: 8000, WHOLE: 24000}
     assert (work.images, work.student_steps, work.student_epochs) == (320_000, 120_000, 300)
 
 
 def test_work_of_a_part_of_the_epochs(make) -> None:
     method = make("nayer", epochs=320, synthesis_batch_size=400)
-    part = recipe_work(method, epochs=21)
-    assert part.rounds == {SynthesisKind(16, 0, True): 200, SynthesisKind(16, 0, False): 2}
+    part = work_of(method, epochs=21)
+    assert part.rounds == {RoundKind(16, True): 200, RoundKind(16, False): 2}
     assert part.student_steps == 400
 
 
@@ -83,28 +101,29 @@ def test_work_knows_the_cap_of_a_data_ratio(make) -> None:
     """MUSE-S on ImageNet at 10 %: 2000 rounds of 200 images, and no more."""
     values = {"synthesis_batch_size": 200, "full_images": 1000, "data_ratio": 10.0, "epochs": 400, "student_steps": 100}
     method = make("muse-s", **values)
-    work = recipe_work(method)
+    work = work_of(method)
     assert work.images == 400  # 100 of 16 px are 400 of 8 px
     assert work.student_steps == 360 * 10
 
 
 def test_work_of_a_method_without_a_pool(make) -> None:
     """200 epochs of 80 generator steps and 400 student steps; the images are those that the student sees."""
-    work = recipe_work(make("dafl"))
-    assert work.synthesis_steps == {SynthesisKind(16, 0, False): 200 * 80}
+    work = work_of(make("dafl"))
+    assert work.synthesis_steps == {kind_of(warmup=False, adversarial=True): 200 * 80}
     assert (work.student_steps, work.images) == (200 * 400, 200 * 400 * 256)
 
 
 def test_work_counts_the_stages_of_a_round(make) -> None:
-    work = recipe_work(make("deepinversion", epochs=2, warmup_epochs=1, warmup_rounds=3, rounds=1, synthesis_steps=10))
-    assert [work.synthesis_steps[SynthesisKind(16, stage, True)] for stage in (0, 1)] == [6, 24]
-    assert work.rounds == {SynthesisKind(16, 1, True): 3, SynthesisKind(16, 1, False): 1}
+    work = work_of(make("deepinversion", epochs=2, warmup_epochs=1, warmup_rounds=3, rounds=1, synthesis_steps=10))
+    stages = [kind_of(warmup=True, adversarial=False, low_res=low_res) for low_res in (True, False)]
+    assert [work.synthesis_steps[stage] for stage in stages] == [6, 24]
+    assert work.rounds == {RoundKind(16, True): 3, RoundKind(16, False): 1}
 
 
 def test_student_step_is_two_forwards_and_a_backward(make) -> None:
     """Teacher once, student forward and twice that backward, but for the images, which get no gradient."""
     method = make("nayer", batch_size=24)
-    found = count_step_flops(method, INFO, teacher="cnn", student="cnn_s")
+    found = counted(method)
     image = torch.randn(24, 3, 16, 16)
     teacher, student = macs(network("cnn"), image), macs(network("cnn_s"), image)
     assert found.student == 2 * (sum(teacher) + 3 * sum(student) - student[0])
@@ -112,7 +131,7 @@ def test_student_step_is_two_forwards_and_a_backward(make) -> None:
 
 def test_student_step_without_a_pool_makes_its_images(make) -> None:
     method = make("zskt", batch_size=24, latent_dim=20, generator_width=16)
-    found = count_step_flops(method, INFO, teacher="cnn", student="cnn_s")
+    found = counted(method)
     image = torch.randn(24, 3, 16, 16)
     teacher, student = macs(network("cnn"), image), macs(network("cnn_s"), image)
     # stem, convolutions at 8 and 16 px with their maps upsampled before, RGB
@@ -122,12 +141,12 @@ def test_student_step_without_a_pool_makes_its_images(make) -> None:
 
 def test_synthesis_step_has_no_weight_gradients_of_frozen_networks_and_upsamples_plainly(make) -> None:
     method = make("nayer", synthesis_batch_size=24, noise_features=20)
-    found = count_step_flops(method, INFO, teacher="cnn", student="cnn_s").synthesis
+    found = counted(method).synthesis
     image = torch.randn(24, 3, 16, 16)
     teacher, student = sum(macs(network("cnn"), image)), sum(macs(network("cnn_s"), image))
     # noisy layer, stem, convolutions at 8 and 16 px with their maps upsampled before, RGB
     generator = 24 * (512 * 20 + 20 * 8 * 16 + 64 * 8 * 8 * 9 + 256 * 8 * 4 * 9 + 256 * 4 * 3 * 9)
-    warm, whole = found[SynthesisKind(16, 0, True)], found[SynthesisKind(16, 0, False)]
+    warm, whole = found[WARM], found[WHOLE]
     assert warm == pytest.approx(2 * (2 * teacher + 3 * generator), rel=0.01)
     assert whole - warm == pytest.approx(2 * 2 * student, rel=0.001)
 
@@ -136,17 +155,19 @@ def test_synthesis_step_has_no_weight_gradients_of_frozen_networks_and_upsamples
 def test_every_method_can_be_counted(make, name: str) -> None:
     method = make(name, epochs=4, warmup_epochs=1, synthesis_batch_size=12, batch_size=12, synthesis_steps=4)
     state = torch.get_rng_state()
-    flops = count_step_flops(method, INFO, teacher="cnn", student="cnn_s")
+    flops = counted(method)
     assert torch.equal(torch.get_rng_state(), state)
-    work = recipe_work(method)
+    work = recipe_work(method, flops.round_steps)
     assert set(work.synthesis_steps) <= set(flops.synthesis)
+    assert {sum(steps.values()) for steps in flops.round_steps.values()} == {4}
     assert flops.of_synthesis(work) > 0
     assert flops.of_distillation(work) == flops.student * work.student_steps > 0
 
 
 def test_totals_are_sums_over_kinds() -> None:
-    early, late = SynthesisKind(32, 0, True), SynthesisKind(32, 0, False)
-    flops, work = StepFlops(synthesis={early: 2.0, late: 3.0}, student=5.0), Work(student_steps=7)
+    early, late = SynthesisKind(0, (), True), SynthesisKind(0, (), False)
+    flops = StepFlops(synthesis={early: 2.0, late: 3.0}, student=5.0, round_steps={})
+    work = Work(student_steps=7)
     work.synthesis_steps.update({early: 10, late: 100})
     assert (flops.of_synthesis(work), flops.of_distillation(work)) == (320.0, 35.0)
 

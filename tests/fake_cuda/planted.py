@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from whole_runs import Case, without_values
 
 from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.methods.base import LossTerms
+from dfkd_fast.methods.inner import images_of, inners
 from dfkd_fast.training import steps
 
 KEPT: list[Tensor] = []
@@ -69,15 +71,16 @@ def found_in(mistake: Callable[[Tensor], Any]) -> list[str]:
 
 def spoil(method: Any) -> None:
     """Keep a tensor of each synthesis step, and read a value of it on the host."""
-    for source in method.sources():
+    for inner in inners(method):
 
-        def planted(step: Callable[[], Any] = source.synthesis_step, source: Any = source) -> Any:
-            images, terms = step()
-            source.stash = images.detach() * 2
-            source.scale = float(images.detach().mean())
-            return images, terms
+        @functools.wraps(inner.step)
+        def planted(step: Callable[..., Any] = inner.step, inner: Any = inner, **variant: Hashable) -> Any:
+            made, terms = step(**variant)
+            inner.stash = images_of(made).detach() * 2
+            inner.scale = float(images_of(made).detach().mean())
+            return made, terms
 
-        source.synthesis_step = planted
+        inner.step = planted
 
 
 def caught() -> dict[str, dict[str, Any]]:

@@ -36,7 +36,7 @@ WAITS = {
     "dfkd_fast/training/evaluate.py: evaluate",
     "dfkd_fast/training/failures.py: check_finite",
     "dfkd_fast/training/loop.py: Loop._boundary",
-    "dfkd_fast/training/synthesis.py: Synthesizer.round",
+    "dfkd_fast/training/inner.py: InnerLoop.taken",
     "dfkd_fast/reporting/meters.py: Meter.read",
     "dfkd_fast/pool/pool.py: Pool.flush",
     "dfkd_fast/pool/quantize.py: to_bytes",

@@ -19,14 +19,15 @@ from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.data.splits import ImageSet
 from dfkd_fast.files import digests
+from dfkd_fast.methods.inner import images_of
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.parallel import group as process_group
 from dfkd_fast.pool import build
 from dfkd_fast.training import checkpoint, collected, evaluate, steps, train
 from dfkd_fast.training import run as run_parts
+from dfkd_fast.training.inner import InnerLoop
 from dfkd_fast.training.networks import load_method
 from dfkd_fast.training.steps import CapturedSteps, CudaGraphs
-from dfkd_fast.training.synthesis import Synthesizer
 
 FEW = {"epochs": 2, "warmup_epochs": 1, "warmup_rounds": 1, "rounds": 1, "synthesis_steps": 3, "low_res_steps": 3}
 FEW |= {"student_steps": 3, "student_steps_per_round": 3, "lr_warmup_steps": 0}
@@ -41,8 +42,6 @@ OWN: dict[str, dict[str, int]] = {
     "spaceshipnet": {"student_steps": 12},
 }
 """what else a method needs for each of its steps to be captured and then replayed: a warm-up, a capture, a replay"""
-APART = ".hidfd.method"
-"""the method whose variants have optimisers of their own: each makes its states in a step before it is captured"""
 PRESETS = {"fast": "cifar10-fast5"}
 SHAPE: dict[str, Any] = {"mean": (0.49, 0.48, 0.45), "std": (0.25, 0.24, 0.26)}
 
@@ -87,7 +86,7 @@ def run(case: Case, watch: Watch, folder: Path, *, plant: Callable[[Any], None] 
 def _config(case: Case, folder: Path) -> TrainConfig[Any]:
     cls = load_method(case.method)
     flags = ["--device", "cuda", "--precision", case.precision, "--optim.impl", case.optimizer]
-    flags += ["--bn.scope", case.bn_scope, *(["--text", "orthogonal"] if cls.text_sources else [])]
+    flags += ["--bn.scope", case.bn_scope, *(["--text", "orthogonal"] if cls.needs.text else [])]
     config = load_config(default_config(case.method), preset=PRESETS.get(case.method, "cifar10"), flags=flags)
     names = {item.name for item in fields(config.method)}
     few = {name: value for name, value in (FEW | OWN.get(case.method, {})).items() if name in names}
@@ -97,7 +96,7 @@ def _config(case: Case, folder: Path) -> TrainConfig[Any]:
         teacher=case.teacher,
         student=case.student,
         data="fake",
-        collected="digits" if cls.needs_data else None,
+        collected="digits" if cls.needs.real_images else None,
         collected_share=1.0,
         train_teacher=False,
         compile="off",
@@ -127,9 +126,7 @@ def without_values(watch: Watch) -> Iterator[None]:
     class Watched(CapturedSteps):
         def __call__(self, variant: Hashable, *inputs: Any) -> Any:
             watch.step = _step_name(self.step.__self__, variant)  # type: ignore[attr-defined]
-            owner = self.step.__self__  # type: ignore[attr-defined]
-            warm = not self._variants or type(getattr(owner, "method", None)).__module__.endswith(APART)
-            steps.WARM_UP_STEPS = int(warm)
+            steps.WARM_UP_STEPS = int(not self._variants)
             try:
                 return super().__call__(variant, *inputs)
             finally:
@@ -163,9 +160,18 @@ def without_values(watch: Watch) -> Iterator[None]:
 
 
 def _step_name(owner: Any, variant: Hashable) -> str:
-    kind = "synthesis" if isinstance(owner, Synthesizer) else "student"
-    size = f" {owner.method.info.image_size} px" if isinstance(owner, Synthesizer) else ""
-    return f"{kind}{size}" + ("" if variant is None else f", variant {variant}")
+    """The table's name: of synthesis with the images' size, once it is known, what of several inner optimisations this
+    is, and the values of the step's keyword arguments.
+    """
+    if not isinstance(owner, InnerLoop):
+        return "student" if variant is None else f"student, variant {variant}"
+    size = "" if owner.best is None else f" {images_of(owner.best).shape[-1]} px"
+    part = owner.inner.step.__name__.removesuffix("step").rstrip("_")
+    values = tuple(value for _, value in variant)  # type: ignore[attr-defined]
+    told = [part] if part else []
+    if values:
+        told.append(f"variant {values[0] if len(values) == 1 else values}")
+    return ", ".join([f"synthesis{size}", *told])
 
 
 def _images(count: int) -> ImageSet:

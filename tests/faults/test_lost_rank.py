@@ -17,7 +17,7 @@ SECONDS = 120
 PHASES = {
     "teacher training": "dfkd_fast.training.teacher _Trainer.step",
     "setup": "dfkd_fast.training.run Run.execute",
-    "synthesis": "dfkd_fast.training.synthesis Synthesizer.round",
+    "synthesis": "dfkd_fast.training.inner InnerLoop.run",
     "distillation": "dfkd_fast.training.student StudentTrainer.epoch",
     "evaluation": "dfkd_fast.training.run Run.evaluate_student",
     "checkpoint": "dfkd_fast.training.run Run.save",

@@ -12,7 +12,7 @@ from dfkd_fast.generators.initialization import kaiming_init
 
 def decoder(size: int = 32, width: int = 16) -> FeatureDecoder:
     torch.manual_seed(0)
-    return FeatureDecoder(5, 7, size, width=width).double()
+    return FeatureDecoder(7, size, width=width).double()
 
 
 @pytest.mark.parametrize("size", [32, 80])
@@ -22,10 +22,9 @@ def test_decoding_its_own_maps_gives_the_same_images(size: int) -> None:
     latents = torch.randn(5, 7, dtype=torch.float64)
     generator(latents)
     generator.eval()
-    images = generator(latents)
-    generator.keep_best(torch.tensor(True))
+    images, seen = generator(latents)
     assert images.shape == (5, 3, size, size)
-    for cut, maps in zip(CUTS, generator.best_maps(), strict=True):
+    for cut, maps in zip(CUTS, seen, strict=True):
         torch.testing.assert_close(generator.decode(maps, cut), images, rtol=1e-12, atol=1e-12)
         halves = generator.decode(maps.half(), cut)
         assert halves.dtype == torch.float64
@@ -34,22 +33,12 @@ def test_decoding_its_own_maps_gives_the_same_images(size: int) -> None:
 
 
 def test_the_maps_are_the_releases() -> None:
-    generator = FeatureDecoder(2, 256, 32)
-    shapes = [tuple(maps.shape[1:]) for maps in generator.best_maps()]
+    generator = FeatureDecoder(256, 32)
+    _, seen = generator(torch.randn(2, 256))
+    shapes = [tuple(maps.shape[1:]) for maps in seen]
     assert shapes == [(128, 8, 8), (128, 16, 16), (64, 32, 32)]
-    assert sum(maps[0].numel() for maps in generator.best_maps()) == 106_496
-
-
-def test_keeps_the_best() -> None:
-    generator = decoder()
-    generator(torch.randn(5, 7, dtype=torch.float64))
-    generator.keep_best(torch.tensor(True))
-    first = [maps.clone() for maps in generator.best_maps()]
-    generator(torch.randn(5, 7, dtype=torch.float64))
-    generator.keep_best(torch.tensor(False))
-    assert all(torch.equal(one, other) for one, other in zip(first, generator.best_maps(), strict=True))
-    generator.keep_best(torch.tensor(True))
-    assert not any(torch.equal(one, other) for one, other in zip(first, generator.best_maps(), strict=True))
+    assert sum(maps[0].numel() for maps in seen) == 106_496
+    assert generator.shapes == shapes
 
 
 def naive_exchange(maps: Tensor, own: list[set[int]]) -> Tensor:

@@ -44,8 +44,7 @@ def test_the_student_reads_what_the_teacher_says(
     """Of one size and of several: logits of each batch against the teacher's answers to its images, as it sees them."""
     run = Assembled(tiny(name, teacher_file, tmp_path / "run"), tmp_path)
     run.trainer = trainer_of(run, 4)
-    for synthesizer in run.synthesizers:
-        run.trainer.store(synthesizer.method.info.image_size, synthesizer.round(0, 0, lambda *_: None))
+    run.round(0)
     seen: set[int] = set()
     for (batches,) in run.trainer.inputs(3):
         for batch in batches.values():
@@ -61,7 +60,7 @@ def test_the_student_reads_what_the_teacher_says(
     monkeypatch.setattr(FrozenNet, "__call__", asked)
     steps = []
     seed_phase(0, 0, 1, "distillation")
-    run.trainer.epoch(1, lambda terms, _: steps.append(terms))
+    run.trainer.epoch(1, run.method.config.steps_per_epoch, lambda terms, _: steps.append(terms))
     run.pool.close()
     assert len(steps) == 3
 

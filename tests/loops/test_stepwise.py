@@ -18,8 +18,8 @@ from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.training.checkpoint import save_network
+from dfkd_fast.training.inner import InnerLoop
 from dfkd_fast.training.stepwise import StepwiseLoop, Stopwatch
-from dfkd_fast.training.synthesis import Synthesizer
 from dfkd_fast.training.train import train
 from dfkd_fast.training.trainers import FreshTrainer
 
@@ -68,18 +68,18 @@ def records(folder: Path) -> list[dict[str, Any]]:
 def test_turns(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounds of two generator steps; five student steps over three of them; the generator's modes; none in warm-up."""
     turns: list[str] = []
-    steps, fresh = Synthesizer.step, FreshTrainer.step
+    steps, fresh = InnerLoop.step, FreshTrainer.step
 
-    def synthesis(self: Synthesizer) -> Any:
-        turns.append("G" if self.method.generator.training else "g")
-        return steps(self)
+    def synthesis(self: InnerLoop, variant: Any) -> Any:
+        turns.append("G" if self.inner.step.__self__.generator.training else "g")
+        return steps(self, variant)
 
     def student(self: FreshTrainer, *inputs: Any) -> Any:
         turns.append("S" if self.method.generator.training else "s")
         assert self.student.training
         return fresh(self, *inputs)
 
-    monkeypatch.setattr(Synthesizer, "step", synthesis)
+    monkeypatch.setattr(InnerLoop, "step", synthesis)
     monkeypatch.setattr(FreshTrainer, "step", student)
     train(config_of(teacher, tmp_path / "eval", "--epochs", "2"))
     assert "".join(turns) == "GGGGGG" + "GGsGGssGGss"
@@ -121,7 +121,7 @@ def test_resume_at_every_boundary(whole: TrainConfig[Any], tmp_path: Path, epoch
     train(pieces, resume=True)
     last = [sorted((folder / "checkpoints").iterdir())[-1] for folder in (whole.run_folder, tmp_path / "run")]
     expected, found = (load_file(folder / "state.safetensors") for folder in last)
-    assert {key.split("/")[0] for key in expected} == {"student", "method", "optimizer", "synthesis_optimizer-8"}
+    assert {key.split("/")[0] for key in expected} == {"student", "method", "optimizer", "synthesis_optimizer-0"}
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert [line["phase"] for line in records(whole.run_folder)] == [
         line["phase"] for line in records(tmp_path / "run")
@@ -146,7 +146,7 @@ def test_divergence_names_both_rates(teacher: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("owner", "message"),
     [
-        (Synthesizer, "--method.synthesis-batch-size 6: synthesis of epoch 2 ran out of memory"),
+        (InnerLoop, "--method.synthesis-batch-size 6: synthesis of epoch 2 ran out of memory"),
         (FreshTrainer, "--method.batch-size 5: distillation of epoch 2 ran out of memory"),
     ],
 )

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from rounds import Rounds
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.methods.base import Method
 from dfkd_fast.rng import seed_phase
-from dfkd_fast.training.synthesis import Synthesizer
 
 FOLDER = Path(__file__).parent.parent / "golden"
 
 
 def trajectory(method: Method, runtime: Runtime, *, epochs: int, terms: Sequence[str]) -> dict[str, Tensor]:
     """One round in each epoch: the terms of every step (0 where a step has none), and each kept image's mean."""
-    synthesizer = Synthesizer(method, runtime)
+    rounds = Rounds(method, runtime)
     losses: list[Tensor] = []
     images = []
 
@@ -30,7 +30,7 @@ def trajectory(method: Method, runtime: Runtime, *, epochs: int, terms: Sequence
 
     for epoch in range(epochs):
         seed_phase(0, 0, epoch, "synthesis")
-        images.append(synthesizer.round(epoch, 0, on_step).images.mean((1, 2, 3)))
+        images.append(rounds.round(epoch, 0, on_step).images.mean((1, 2, 3)))
     return {"losses": torch.stack(losses), "images": torch.stack(images)}
 
 

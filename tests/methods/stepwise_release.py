@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from released import HookedStatistics
+from rounds import Rounds
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.methods.stepwise import StepwiseConfig, StepwiseMethod
 from dfkd_fast.models.teacher import FrozenNet
-from dfkd_fast.training.synthesis import Synthesizer
 from dfkd_fast.training.trainers import FreshTrainer
 
 SMALL: dict[str, Any] = {
@@ -53,13 +53,13 @@ def check_rounds(
     config: StepwiseConfig = method.config
     ours = copy.deepcopy(method.generator), copy.deepcopy(student)
     release = Release(config, method, teacher, *ours, loss)
-    synthesizer = Synthesizer(method, runtime)
+    rounds = Rounds(method, runtime)
     trainer = FreshTrainer(student, method=method, teacher=method.teacher, runtime=runtime)
     trainer.begin_epoch(1)
     for index in range(3):
         torch.manual_seed(index)
         method.train()
-        synthesizer.steps(1, index, lambda *_: None)
+        rounds.round(1)
         trainer.steps(config.student_steps_per_round, lambda *_: None)
         torch.manual_seed(index)
         release.round()
@@ -135,13 +135,12 @@ def check_terms(
     """
     hooks, pooled = HookedStatistics(teacher, momentum=0.0), []
     teacher.get_submodule("fc").register_forward_hook(lambda _module, inputs, _output: pooled.append(inputs[0]))
-    method.adversarial = True
     torch.manual_seed(0)
     colour = 2 * torch.randn(10, 3, 1, 1, dtype=torch.float64)  # so that predictions differ
     view = (torch.randn(10, 3, 16, 16, dtype=torch.float64) + colour).requires_grad_()
     method.augment = nn.Identity()
     method.generator.forward = lambda _latents: view  # type: ignore[method-assign]
-    _, ours = method.synthesis_step()
+    _, ours = method.step(adversarial=True)
     logits = teacher(view)
     theirs = expected(logits, pooled[0], hooks.loss())
     assert ours.keys() == theirs.keys()

@@ -19,7 +19,7 @@ from dfkd_fast.methods.base import LossTerms
 
 
 class Tape:
-    """A `loops.steps.Recorder`."""
+    """A `training.steps.Recorder`."""
 
     def __init__(self) -> None:
         self.recorded = 0

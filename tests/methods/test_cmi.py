@@ -10,6 +10,7 @@ import pytest
 import torch
 from golden import check_golden, trajectory
 from released import masked_adversary
+from rounds import Rounds, begin_round
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +21,6 @@ from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.cmi.method import Cmi, CmiConfig
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.teacher import FrozenNet, frozen_alias
-from dfkd_fast.training.synthesis import Synthesizer
 
 SMALL = {
     "epochs": 6,
@@ -84,7 +84,6 @@ def test_terms_and_gradients_equal_the_hooked_version(
     method: Cmi, teacher: nn.Module, student: nn.Module, stored: int
 ) -> None:
     """Four terms, d(term)/d(image) and d(contrastive)/d(head) in float64 to 1e-9: bank empty, part filled, enough."""
-    method.adversarial = True
     method.global_view, method.local_view = nn.Identity(), Mirror()
     torch.manual_seed(0)
     cached = torch.randn(12, method.bank.rows.shape[1], dtype=torch.float64)[:stored]
@@ -92,7 +91,7 @@ def test_terms_and_gradients_equal_the_hooked_version(
     colour = 2 * torch.randn(6, 3, 1, 1, dtype=torch.float64)  # so that predictions differ, and some agree
     view = (torch.randn(6, 3, 16, 16, dtype=torch.float64) + colour).requires_grad_()
     method.generator.forward = lambda: view
-    _, ours = method.synthesis_step()
+    _, ours = method.step(adversarial=True)
     hooked = Hooked(teacher)
     logits, distance, whole = hooked(view)
     _, _, local = hooked(view.flip(3))
@@ -117,27 +116,27 @@ def test_terms_and_gradients_equal_the_hooked_version(
 
 
 def test_bank_gets_the_features_of_the_images_that_are_kept(method: Cmi, runtime: Any) -> None:
-    synthesizer = Synthesizer(method, runtime)
+    rounds = Rounds(method, runtime)
     seen = []
 
     def on_step(_terms: dict[str, Tensor], _images: int) -> None:
-        seen.append((float(synthesizer.best_loss), method.features.clone()))
+        seen.append((float(rounds.engine.best_loss), method.features.clone()))
 
-    synthesizer.round(0, 0, on_step)
+    rounds.round(0, 0, on_step)
     best = min(range(4), key=lambda step: (seen[step][0], step))  # the running minimum: its first step is the best
     assert torch.equal(method.bank.rows[:6], seen[best][1])
     assert not torch.equal(method.bank.rows[:6], seen[0][1])
     assert int(method.bank.written) == 6
-    synthesizer.round(0, 1, on_step)
+    rounds.round(1, 0, on_step)
     assert int(method.bank.written) == 12
 
 
 def test_head_keeps_its_adam_and_the_generator_starts_anew(method: Cmi, runtime: Any) -> None:
-    synthesizer = Synthesizer(method, runtime)
+    rounds = Rounds(method, runtime)
     addresses = [value.data_ptr() for value in method.parameters()]
-    for index in range(2):
-        synthesizer.round(0, index, lambda *_: None)
-    generator, head = synthesizer.optimizers
+    for epoch in range(2):
+        rounds.round(epoch)
+    generator, head = rounds.engine.optimizers
     assert {int(state["step"]) for state in generator.state.values()} == {4}
     assert {int(state["step"]) for state in head.state.values()} == {8}
     assert head.param_groups[0]["betas"] == (0.9, 0.999)
@@ -147,7 +146,7 @@ def test_head_keeps_its_adam_and_the_generator_starts_anew(method: Cmi, runtime:
 def test_a_round_starts_with_another_generator(make_method: Callable[..., Any]) -> None:
     method = make_method(Cmi, CmiConfig(**SMALL | {"latent_dim": 256, "generator_width": 128}))
     before = {name: value.detach().clone() for name, value in method.generator.named_parameters()}
-    method.begin_round(0, 0)
+    begin_round(method, 0)
     assert abs(method.generator.latents.std().item() - 1) < 0.1
     for name, value in method.generator.decoder.named_parameters():
         if name.endswith("bias"):
@@ -167,22 +166,21 @@ def test_head_learns_in_mixed_precision(teacher: nn.Module, student: nn.Module, 
     torch.manual_seed(0)
     method = Cmi(CmiConfig(**SMALL), Setup(frozen, frozen_alias(student.float()), info, setup.label_embeddings))
     runtime.place(method)
-    Synthesizer(method, runtime).step()
+    Rounds(method, runtime).engine.step({"adversarial": False})
     assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in method.head.parameters())
 
 
 def test_without_the_contrastive_term(make_method: Callable[..., Any], runtime: Any) -> None:
     method = make_method(Cmi, CmiConfig(**SMALL, contrastive_weight=0.0))
-    method.begin_round(2, 0)
-    assert method.synthesis_step()[1].keys() == {"ce", "bn", "adv"}
-    Synthesizer(method, runtime).round(0, 0, lambda *_: None)
+    assert method.step(**begin_round(method, 2))[1].keys() == {"ce", "bn", "adv"}
+    Rounds(method, runtime).round(0)
 
 
 def test_adversarial_term_starts_with_distillation(method: Cmi) -> None:
     active = []
     for epoch in range(4):
-        method.begin_round(epoch, 0)
-        active.append("adv" in method.synthesis_step()[1])
+        variant = begin_round(method, epoch)
+        active.append("adv" in method.step(**variant)[1])
     assert active == [False, False, True, True]
 
 
@@ -222,7 +220,8 @@ def test_three_protocols(setup: Setup) -> None:
     assert (scratch.ce_weight, scratch.adv_weight) == (1, 0.5)
     assert (first.epochs - first.warmup_epochs, first.rounds, first.adv_weight) == (200, 0, 0)
     assert first.student_steps * first.batch_size == pytest.approx(50_176, rel=0.003)
-    assert Cmi(replace(adversarial, bank_size=256), setup).pool_capacity() == 50_176 + 40 * 256
+    (plan,) = Cmi(replace(adversarial, bank_size=256), setup).pools()
+    assert plan.capacity == 50_176 + 40 * 256
 
 
 def test_values_that_cannot_be(setup: Setup) -> None:

@@ -20,7 +20,7 @@ def losses(run: Assembled) -> list[torch.Tensor]:
     seed_phase(0, 0, LAST, "synthesis")
     run.round(LAST, on_step=lambda terms, _: found.extend(terms.values()))
     seed_phase(0, 0, LAST, "distillation")
-    run.trainer.epoch(LAST, lambda terms, _: found.extend(terms.values()))
+    run.trainer.epoch(LAST, run.method.config.steps_per_epoch, lambda terms, _: found.extend(terms.values()))
     run.pool.close()
     return found
 
@@ -33,11 +33,9 @@ def test_one_graph(name: str, teacher_file: Path, tmp_path: Path) -> None:  # no
     run = Assembled(config, tmp_path / "compiled")
     trace_gradients()
     whole: Any = functools.partial(torch.compile, backend="eager", fullgraph=True, dynamic=False)
-    for synthesizer in run.synthesizers:
-        synthesizer._forward = whole(synthesizer.method.synthesis_step)
+    for engine in run.rounds.engines:
+        engine._forward = whole(engine.inner.step)
     run.trainer._losses = whole(run.trainer._terms)
-    if run.method.loop == "stepwise":
-        run.trainer._images = whole(run.method.fresh_images)
     found = losses(run)
     torch._dynamo.reset()
     torch.testing.assert_close(torch.stack(found), torch.stack(expected))

@@ -12,7 +12,7 @@ import inspect
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from rounds import Rounds
 from safetensors.torch import load_file
 from sync_free import sync_free
 from tiny_runs import SHAPE, tiny, write_teacher
@@ -30,13 +31,15 @@ from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.methods.base import Method, MethodConfig, weighted_sum
+from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, SynthBatch, weighted_sum
+from dfkd_fast.methods.inner import Variant
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.teacher import FrozenNet
 from dfkd_fast.training.collected import load_collected, rank_part
+from dfkd_fast.training.deployed import deployed
+from dfkd_fast.training.inner import InnerLoop, OnStep, ignore
 from dfkd_fast.training.networks import check_teacher, load_method, make_method, make_student
 from dfkd_fast.training.pools import make_pools
-from dfkd_fast.training.synthesis import OnStep, Synthesizer
 from dfkd_fast.training.train import train
 from dfkd_fast.training.trainers import make_trainer
 
@@ -64,19 +67,24 @@ class Assembled:
         self.trainer = make_trainer(
             self.student, method=self.method, teacher=self.teacher, pool=self.pool, runtime=self.runtime
         )
-        self.synthesizers = [Synthesizer(source, self.runtime) for source in self.method.sources()]
+        self.rounds = Rounds(self.method, self.runtime)
 
-    def round(self, epoch: int, index: int = 0, on_step: OnStep = lambda *_: None) -> None:
-        """A round of every source, into its pool if it has one."""
+    def made(self, epoch: int, on_step: OnStep = ignore) -> list[SynthBatch]:
+        """What the first round of each image size makes; in epoch 0 where `epoch` has no round."""
         self.method.train()
-        for synthesizer in self.synthesizers:
-            size = synthesizer.method.info.image_size
-            batch = synthesizer.round(epoch, index, on_step)
-            if self.method.loop == "stepwise":
-                continue
-            slots = self.pool[size].add(batch.images, batch.labels, **batch.extras)
-            if size in self.trainer.priorities:
-                self.trainer.priorities[size].update(slots, batch.initial_priorities[: len(slots)])
+        found: dict[int, SynthBatch] = {}
+        plans, epoch, index = self.method.pools(), epoch if self.method.rounds(epoch) else 0, 0
+        while len(found) < len(plans):
+            batch = self.rounds.round(epoch, index, on_step)
+            found.setdefault(batch.images.shape[-1], batch)
+            index += 1
+        return [found[plan.image_size] for plan in plans]
+
+    def round(self, epoch: int, on_step: OnStep = ignore) -> None:
+        """A round of each image size, into its pool if it has one."""
+        for batch in self.made(epoch, on_step):
+            if self.method.loop == "alternating":
+                self.trainer.store(batch)
 
 
 @pytest.fixture
@@ -140,24 +148,24 @@ def test_a_round(run: Assembled, name: str) -> None:
     """Images in [0, 1] with labels, finite weighted terms; frozen networks and every address stay as they are."""
     before, teacher = state(run.student), state(run.teacher.net)
     frozen = [*run.teacher.net.parameters(), *run.student.parameters()]
-    for synthesizer in run.synthesizers:
-        source = synthesizer.method
-        addresses: Sequence[int] = []
-        for epoch in (0, 1, 2):
-            seen = []
-            batch = synthesizer.round(epoch, 0, lambda terms, images, seen=seen: seen.append((terms, images)))
-            assert len(seen) == source.config.synthesis_steps == sum(source.stages())
-            assert all(term.dim() == 0 and term.isfinite() for terms, _ in seen for term in terms.values())
-            weighted_sum(seen[-1][0], source.config)
-            info = source.info
-            count = source.config.synthesis_batch_size
-            assert batch.images.shape == (count, info.in_chans, info.image_size, info.image_size)
+    method, plans = run.method, run.method.pools()
+    addresses: Sequence[int] = []
+    for epoch in (0, 1, 2):
+        seen: list[LossTerms] = []
+        batches = run.made(epoch, lambda terms, _images, seen=seen: seen.append(terms))
+        assert len(seen) == method.config.synthesis_steps * len(plans)
+        assert all(term.dim() == 0 and term.isfinite() for terms in seen for term in terms.values())
+        for terms in seen[method.config.synthesis_steps - 1 :: method.config.synthesis_steps]:
+            weighted_sum(terms, method.config)
+        for plan, batch in zip(plans, batches, strict=True):
+            count, side = plan.synthesis_batch_size, plan.image_size
+            assert batch.images.shape == (count, method.info.in_chans, side, side)
             assert 0 <= batch.images.min() < batch.images.max() <= 1
             assert batch.labels.shape == (count,)
-            assert 0 <= batch.labels.min() <= batch.labels.max() < info.num_classes
-            now = [value.data_ptr() for value in (*source.parameters(), *source.buffers())]
-            assert addresses in ([], now), "something was rebound"
-            addresses = now
+            assert 0 <= batch.labels.min() <= batch.labels.max() < method.info.num_classes
+        now = [value.data_ptr() for value in (*method.parameters(), *method.buffers())]
+        assert addresses in ([], now), "something was rebound"
+        addresses = now
     assert not changed(before, run.student)
     assert not changed(teacher, run.teacher.net)
     assert all(value.grad is None for value in frozen)
@@ -165,7 +173,7 @@ def test_a_round(run: Assembled, name: str) -> None:
 
 @every_method
 def test_student_steps(run: Assembled, name: str) -> None:
-    """The student and the method's side module learn; nothing else of the method does, and no frozen network."""
+    """The student and the method's head learn; nothing else of the method does, and no frozen network."""
     run.round(0)
     side = run.method.student_head()
     learning = set() if side is None else {value.data_ptr() for value in side.parameters()}
@@ -173,8 +181,9 @@ def test_student_steps(run: Assembled, name: str) -> None:
     for parameter in run.method.parameters():
         parameter.grad = None
     terms: list[dict[str, Tensor]] = []
-    run.trainer.epoch(run.method.config.warmup_epochs, lambda found, _images: terms.append(found))
-    assert len(terms) == run.method.student_steps(run.method.config.warmup_epochs)
+    config = run.method.config
+    run.trainer.epoch(config.warmup_epochs, config.steps_per_epoch, lambda found, _images: terms.append(found))
+    assert len(terms) == config.steps_per_epoch
     assert {"kd", "align"} & terms[0].keys()
     assert all(term.isfinite() for found in terms for term in found.values())
     learnt = {name for name, value in run.student.named_parameters() if value.grad is not None}
@@ -192,18 +201,13 @@ def test_student_steps(run: Assembled, name: str) -> None:
 
 @every_method
 def test_steps_never_wait_for_the_device(run: Assembled, name: str) -> None:
-    """Synthesis in a warm-up and in a later epoch, every stage; a student step. Two of each: the first may set up."""
+    """Synthesis in a warm-up and in a later epoch, every step; a student step. Two of each: the first may set up."""
     run.round(0)
+    checked = [steps_checked(engine) for engine in run.rounds.engines]
     for epoch in (0, 2):
-        for synthesizer in run.synthesizers:
-            synthesizer.method.begin_round(epoch, 0)
-            for stage, _ in enumerate(synthesizer.method.stages()):
-                synthesizer.method.begin_stage(stage)
-                for checked in (nullcontext(), sync_free()):
-                    with checked:
-                        for step in range(synthesizer.method.turns):
-                            synthesizer.method.begin_step(step)
-                            synthesizer.step()
+        for _ in range(2):
+            run.made(epoch)
+    assert all(checked)
     inputs = list(run.trainer.inputs(2))
     run.student.train()
     run.trainer.step(*inputs[0])
@@ -211,10 +215,27 @@ def test_steps_never_wait_for_the_device(run: Assembled, name: str) -> None:
         run.trainer.step(*inputs[1])
 
 
+def steps_checked(engine: InnerLoop) -> set[Hashable]:
+    """Take the engine's steps `sync_free`, but for the first of each variant; returns the variants so checked."""
+    known: set[Hashable] = set()
+    checked: set[Hashable] = set()
+    step = engine.run_step
+
+    def run_step(key: Hashable, variant: Variant) -> LossTerms:
+        if key in known:
+            checked.add(key)
+        with sync_free() if key in known else nullcontext():
+            known.add(key)
+            return step(key, variant)
+
+    engine.run_step = run_step
+    return checked
+
+
 @every_method
 def test_deployed_network_classifies(run: Assembled, name: str) -> None:
-    deployed = run.method.deploy(run.student).eval()
-    assert deployed(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    network = deployed(run.method, run.student).eval()
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
 @every_method
@@ -237,7 +258,7 @@ def test_teacher_without_batchnorm(name: str) -> None:
     cls, config = load_method(name), load_config(default_config(name), preset="digits")
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
     info = ModelInfo(name="plain", **SHAPE)
-    if not cls.needs_batchnorm:
+    if not cls.needs.batchnorm:
         check_teacher(network, info, cls, config, None)
         return
     message = f"--teacher {config.teacher}: {name} matches BatchNorm statistics and this network has none; "

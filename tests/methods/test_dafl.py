@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from golden import check_golden, trajectory
+from rounds import begin_round
 from stepwise_release import SMALL, balance, check_rounds, check_terms
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -57,7 +58,7 @@ def test_terms(method: Dafl, teacher: nn.Module) -> None:
 def test_no_statistics_and_no_student_in_the_generators_step(method: Dafl) -> None:
     """It reads neither: BN moments are not computed, and the student is not run."""
     method._student = (None,)  # type: ignore[assignment]
-    method.begin_round(3, 0)
+    variant = begin_round(method, 3)
     method.teacher.net.forward, real = None, method.teacher.net.forward  # type: ignore[method-assign,assignment]
     seen: list[bool] = []
 
@@ -66,7 +67,7 @@ def test_no_statistics_and_no_student_in_the_generators_step(method: Dafl) -> No
         return real(view, moments=moments)
 
     method.teacher.net.forward = watched  # type: ignore[method-assign]
-    assert set(method.synthesis_step()[1]) == {"ce", "balance", "act"}
+    assert set(method.step(**variant)[1]) == {"ce", "balance", "act"}
     assert seen == [False]
 
 
@@ -87,7 +88,7 @@ def test_a_teacher_without_pooled_features(student: nn.Module, runtime: Any) -> 
     with pytest.raises(UserError, match=r"^--teacher flat: .*choose another network, or --method\.act-weight 0$"):
         Dafl(CONFIG, setup)
     method = runtime.place(Dafl(replace(CONFIG, act_weight=0.0), setup)).train()
-    assert set(method.synthesis_step()[1]) == {"ce", "balance"}
+    assert set(method.step(adversarial=False)[1]) == {"ce", "balance"}
 
 
 def test_default_recipe_is_the_benchmarks() -> None:

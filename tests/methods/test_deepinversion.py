@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import pytest
 import torch
 from golden import check_golden, trajectory
+from rounds import Rounds, begin_round
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,7 +17,7 @@ from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.errors import UserError
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.deepinversion import DeepInversion, DeepInversionConfig
-from dfkd_fast.training.synthesis import Synthesizer
+from dfkd_fast.methods.inner import Variant
 
 SMALL = {"epochs": 5, "synthesis_batch_size": 6, "synthesis_steps": 4, "jitter": 0, "jitter_flip": False}
 EVERY_TERM = {"tv_l1_weight": 0.5, "tv_l2_weight": 0.5, "l2_weight": 0.5, "first_bn_weight": 10.0}
@@ -63,10 +64,8 @@ def test_terms_and_pixel_gradients_equal_the_hooked_version(
     """Every term and d(term)/d(pixels) in float64 to 1e-9, at both resolutions."""
     config = DeepInversionConfig(**SMALL, **EVERY_TERM, low_res_steps=2)
     method = make_method(DeepInversion, config)
-    method.synthesis_optimizer()
-    method.begin_round(0, 0)
-    method.begin_stage(0 if low_res else 1)
-    _, ours = method.synthesis_step()
+    variant = begin_round(method, 0)
+    _, ours = method.step(**variant | {"low_res": low_res})
     pixels = method.pixels.detach().clone().requires_grad_()
     view = F.avg_pool2d(pixels, 2) if low_res else pixels
     assert view.shape[-1] == (8 if low_res else 16)
@@ -91,12 +90,12 @@ def test_terms_and_pixel_gradients_equal_the_hooked_version(
 def test_a_round_is_adam_on_the_pixels(make_method: Callable[..., Any], runtime: Any, teacher: nn.Module) -> None:
     """Three steps against torch's own Adam, with clipping; the images kept are those of the lowest loss."""
     method = make_method(DeepInversion, DeepInversionConfig(**SMALL | {"synthesis_steps": 3}, adv_weight=0.0))
-    synthesizer = Synthesizer(method, runtime)
+    rounds = Rounds(method, runtime)
     torch.manual_seed(0)
-    kept = synthesizer.round(0, 0, lambda _terms, _images: None)
+    kept = rounds.round(0)
     last = method.pixels.detach().clone()
     torch.manual_seed(0)
-    method.begin_round(0, 0)
+    begin_round(method, 0)
     pixels, labels = method.pixels.detach().clone().requires_grad_(), method.labels.clone()
     assert torch.equal(labels, kept.labels)
     mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (method.info.mean, method.info.std))
@@ -119,43 +118,53 @@ def test_a_round_is_adam_on_the_pixels(make_method: Callable[..., Any], runtime:
 def test_stages_start_optimiser_and_best_iterate_anew(make_method: Callable[..., Any], runtime: Any) -> None:
     """The loss at low resolution is another loss: its best image must not win over the second stage's."""
     method = make_method(DeepInversion, DeepInversionConfig(**SMALL, low_res_steps=3))
-    synthesizer = Synthesizer(method, runtime)
-    assert tuple(method.stages()) == (3, 1)
+    rounds = Rounds(method, runtime)
+    engine = rounds.engine
     sizes, steps = [], []
-    step = synthesizer.step
 
-    def watched_step() -> dict[str, Tensor]:
-        state = synthesizer.optimizer.state.get(method.pixels, {})
+    def watched_step(_key: Hashable, variant: Variant) -> dict[str, Tensor]:
+        state = engine.fresh.state.get(method.pixels, {})
         steps.append(int(state["step"]) if state else 0)
-        sizes.append(method.low_res)
-        terms = step()
-        if method.low_res:
-            synthesizer.best_loss.fill_(-1e9)  # no image of the second stage could be better
+        sizes.append(variant["low_res"])
+        terms = engine.step(variant)
+        if variant["low_res"]:
+            engine.best_loss.fill_(-1e9)  # no image of the second stage could be better
         return terms
 
-    synthesizer.run_step = lambda _variant: watched_step()
-    kept = synthesizer.round(0, 0, lambda _terms, _images: None)
+    engine.run_step = watched_step
+    kept = rounds.round(0)
     assert sizes == [True, True, True, False]
     assert steps == [0, 1, 2, 0]
     assert kept.images.shape == (6, 3, 16, 16)
-    assert synthesizer.best_loss > -1e9
+    assert engine.best_loss > -1e9
+
+
+def lr_scales(method: DeepInversion, steps: int) -> list[float]:
+    """Of each step of a stage."""
+
+    class Asked:
+        def run(self, steps: int, lr_scale: Callable[[int], float], _variant: Variant) -> list[float]:
+            return [lr_scale(step) for step in range(steps)]
+
+    method.inner.engine = Asked()
+    return method.optimize(steps, adversarial=False, low_res=False)
 
 
 def test_learning_rate_of_the_original(make_method: Callable[..., Any], runtime: Any) -> None:
     """Linear over the first steps, then a cosine to 0, in each stage; constant without warm-up."""
     method = make_method(DeepInversion, DeepInversionConfig(lr_warmup_steps=100, image_lr=0.2))
-    rates = [0.2 * method.lr_scale(step, 2000) for step in range(2000)]
+    rates = [0.2 * scale for scale in lr_scales(method, 2000)]
     assert rates[0] == pytest.approx(0.002)
     assert rates[99] == pytest.approx(0.2)
     assert rates[100] == pytest.approx(0.2)
     assert rates[1050] == pytest.approx(0.1)
     assert rates[1999] == pytest.approx(0.1 * (1 + math.cos(math.pi * 1899 / 1900)))
     constant = make_method(DeepInversion, DeepInversionConfig())
-    assert {constant.lr_scale(step, 1000) for step in range(1000)} == {1.0}
+    assert set(lr_scales(constant, 1000)) == {1.0}
     used = []
     scheduled = make_method(DeepInversion, DeepInversionConfig(**SMALL, lr_warmup_steps=2))
-    synthesizer = Synthesizer(scheduled, runtime)
-    synthesizer.round(0, 0, lambda *_: used.append(synthesizer.optimizer.param_groups[0]["lr"]))
+    rounds = Rounds(scheduled, runtime)
+    rounds.round(0, 0, lambda *_: used.append(rounds.engine.fresh.param_groups[0]["lr"]))
     assert used == pytest.approx([0.05, 0.1, 0.1, 0.05])
 
 
@@ -163,36 +172,36 @@ def test_competition_waits_for_the_warmup(make_method: Callable[..., Any]) -> No
     method = make_method(DeepInversion, DeepInversionConfig(**SMALL, warmup_epochs=2))
     active = []
     for epoch in range(4):
-        method.begin_round(epoch, 0)
-        active.append("adv" in method.synthesis_step()[1])
+        variant = begin_round(method, epoch)
+        active.append("adv" in method.step(**variant)[1])
     assert active == [False, False, True, True]
     alone = make_method(DeepInversion, DeepInversionConfig(**SMALL, adv_weight=0.0))
-    alone.begin_round(0, 0)
-    assert alone.synthesis_step()[1].keys() == {"ce", "bn"}
+    assert alone.step(**begin_round(alone, 0))[1].keys() == {"ce", "bn"}
 
 
 def test_jitter_moves_what_the_networks_see_only(make_method: Callable[..., Any]) -> None:
     method = make_method(DeepInversion, DeepInversionConfig(**SMALL | {"jitter": 3, "jitter_flip": True}))
-    method.begin_round(0, 0)
-    method.pixels.clamp_(-0.5, 0.5)
-    images = [method.synthesis_step()[0] for _ in range(4)]
+    variant = begin_round(method, 0)
+    method.pixels.detach().clamp_(-0.5, 0.5)
+    images = [method.step(**variant)[0] for _ in range(4)]
     assert all(torch.equal(image, images[0]) for image in images)
-    losses = {method.synthesis_step()[1]["bn"].item() for _ in range(6)}
+    losses = {method.step(**variant)[1]["bn"].item() for _ in range(6)}
     assert len(losses) > 1
 
 
 def test_images_first_then_the_student(make_method: Callable[..., Any]) -> None:
     method = make_method(DeepInversion, DeepInversionConfig(epochs=6, warmup_epochs=3, warmup_rounds=2, rounds=0))
     assert [method.rounds(epoch) for epoch in range(6)] == [2, 2, 2, 0, 0, 0]
-    assert method.pool_capacity() == 6 * 256
+    (plan,) = method.pools()
+    assert plan.capacity == 6 * 256
 
 
 def test_labels(make_method: Callable[..., Any]) -> None:
     method = make_method(DeepInversion, DeepInversionConfig(**SMALL, balanced=True))
-    method.begin_round(0, 0)
+    begin_round(method, 0)
     assert method.labels[:4].tolist() == [0, 1, 2, 3]
     drawn = make_method(DeepInversion, DeepInversionConfig(**SMALL | {"synthesis_batch_size": 100}))
-    drawn.begin_round(0, 0)
+    begin_round(drawn, 0)
     assert set(drawn.labels.tolist()) == {0, 1, 2, 3}
 
 
@@ -217,7 +226,8 @@ def test_presets_of_the_re_implementation(name: str, setup: Setup) -> None:
     assert (method.tv_l1_weight, method.tv_l2_weight, method.l2_weight) == (0, 0, 0)
     assert (method.epochs, method.student_steps, method.batch_size) == (200, 400, 256)
     assert (method.student_lr, method.student_lr_min, method.kd_temperature) == (0.1, 0, 20)
-    assert DeepInversion(method, setup).pool_capacity() == 200 * 256
+    (plan,) = DeepInversion(method, setup).pools()
+    assert plan.capacity == 200 * 256
 
 
 def test_presets_of_the_original() -> None:

@@ -80,7 +80,7 @@ def test_whether_a_gpu_has_a_deterministic_form_of_every_operator(
     teacher_file: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    """Synthesis with and without the student, every stage and turn; student steps."""
+    """Synthesis with and without the student, every step of a round; student steps."""
     run = Assembled(tiny(name, teacher_file, tmp_path / "run"), tmp_path / "pool")
     refused = pytest.raises(RuntimeError, match=rf"^{CANNOT[name]}_cuda does not") if name in CANNOT else nullcontext()
     try:
@@ -92,14 +92,8 @@ def test_whether_a_gpu_has_a_deterministic_form_of_every_operator(
 
 
 def steps_of(run: Assembled) -> None:
-    """One synthesis step of each stage and turn in a later epoch, and two student steps."""
-    for synthesizer in run.synthesizers:
-        synthesizer.method.begin_round(2, 0)
-        for stage, _ in enumerate(synthesizer.method.stages()):
-            synthesizer.method.begin_stage(stage)
-            for step in range(synthesizer.method.turns):
-                synthesizer.method.begin_step(step)
-                synthesizer.step()
+    """The synthesis steps of a round in a later epoch, and two student steps."""
+    run.made(2)
     run.student.train()
     for batch in list(run.trainer.inputs(2))[:2]:
         run.trainer.step(*batch)

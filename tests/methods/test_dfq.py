@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from golden import check_golden, trajectory
+from rounds import begin_round
 from stepwise_release import SMALL, balance, check_rounds, check_terms, divergence, mistaken
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,13 +54,13 @@ def test_terms(method: Dfq, teacher: nn.Module, student: nn.Module) -> None:
 
 def test_the_student_is_the_student(method: Dfq) -> None:
     """Two released codes pass the teacher in its place: then the term, and its gradient, is zero. Ours is not."""
-    method.begin_round(3, 0)
-    images, terms = method.synthesis_step()
+    variant = begin_round(method, 3)
+    images, terms = method.step(**variant)
     (gradient,) = torch.autograd.grad(terms["adv"], images)
     assert terms["adv"] < -1e-3
     assert gradient.abs().max() > 1e-6
     with mistaken(method, method.teacher).context():
-        images, terms = method.synthesis_step()
+        images, terms = method.step(**variant)
     (gradient,) = torch.autograd.grad(terms["adv"], images)
     assert terms["adv"].abs() < 1e-12
     assert gradient.abs().max() < 1e-12
@@ -67,14 +68,14 @@ def test_the_student_is_the_student(method: Dfq) -> None:
 
 def test_without_statistics(make_method: Callable[..., Any]) -> None:
     method = make_method(Dfq, replace(CONFIG, bn_weight=0.0))
-    method.begin_round(3, 0)
-    assert set(method.synthesis_step()[1]) == {"ce", "balance", "adv"}
+    variant = begin_round(method, 3)
+    assert set(method.step(**variant)[1]) == {"ce", "balance", "adv"}
 
 
 def test_warm_up_is_the_generators_alone(method: Dfq) -> None:
     for epoch, expected in ((0, False), (1, True)):
-        method.begin_round(epoch, 0)
-        assert ("adv" in method.synthesis_step()[1]) == expected
+        variant = begin_round(method, epoch)
+        assert ("adv" in method.step(**variant)[1]) == expected
 
 
 def test_default_recipe_is_the_benchmarks() -> None:

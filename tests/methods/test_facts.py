@@ -43,10 +43,10 @@ def test_every_method_has_facts() -> None:
 def test_facts_are_the_classes(name: str) -> None:
     facts, method = FACTS[name], load_method(name)
     assert (facts.paper, facts.loop) == (method.paper, method.loop)
-    assert facts.text == bool(method.text_sources)
-    assert facts.real_images == method.needs_data
+    assert facts.text == bool(method.needs.text)
+    assert facts.real_images == method.needs.real_images
     can_do_without = hasattr(default_config(name).method, "bn_weight")
-    batchnorm = ("or --bn-weight 0" if can_do_without else "yes") if method.needs_batchnorm else "no"
+    batchnorm = ("or --bn-weight 0" if can_do_without else "yes") if method.needs.batchnorm else "no"
     assert facts.batchnorm == batchnorm
     assert (ROOT / "docs" / "methods" / f"{facts.page or name}.md").exists()
 

@@ -18,9 +18,9 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.methods.nayer import NayerConfig
 from dfkd_fast.training.checkpoint import latest_checkpoint
 from dfkd_fast.training.failures import check_finite, explained, is_out_of_memory
+from dfkd_fast.training.inner import InnerLoop
 from dfkd_fast.training.ranks import share_of_rank
 from dfkd_fast.training.student import StudentTrainer
-from dfkd_fast.training.synthesis import Synthesizer
 from dfkd_fast.training.train import train
 
 
@@ -37,7 +37,7 @@ def fail(*_: object, **__: object) -> Any:
     ("owner", "name", "message", "kept"),
     [
         (StudentTrainer, "step", "--method.batch-size 23: distillation of epoch 2 ran out of memory", "synthesis"),
-        (Synthesizer, "step", "--method.synthesis-batch-size 23: synthesis of epoch 1 ran out of memory", None),
+        (InnerLoop, "step", "--method.synthesis-batch-size 23: synthesis of epoch 1 ran out of memory", None),
     ],
 )
 def test_out_of_memory(

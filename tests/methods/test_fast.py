@@ -13,6 +13,7 @@ import pytest
 import torch
 from golden import check_golden, trajectory
 from released import HookedStatistics, masked_adversary
+from rounds import Rounds, begin_round
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,7 +22,6 @@ from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.errors import UserError
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.fast import Fast, FastConfig
-from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = FastConfig(
     epochs=6,
@@ -49,10 +49,6 @@ IMAGENET = replace(
 @pytest.fixture
 def method(make_method: Callable[..., Any]) -> Fast:
     return make_method(Fast, CONFIG)
-
-
-def ignore(_terms: dict[str, Tensor], _images: int) -> None:
-    pass
 
 
 def naive_round(
@@ -113,14 +109,14 @@ def test_rounds_equal_the_release(
 ) -> None:
     """Four rounds in float64: kept images and the start of the next round, the adversarial term from the second on."""
     method = make_method(Fast, config)
-    synthesizer = Synthesizer(method, runtime)
+    rounds = Rounds(method, runtime)
     hooks = HookedStatistics(teacher, config.bn_momentum)
     start = copy.deepcopy(method.start.weights)
     lrs = {"lr": config.meta_lr or config.generator_lr * config.synthesis_steps, "latent_lr": config.meta_latent_lr}
     outer = outer_adam(start, **lrs)
     for epoch in range(4):
         torch.manual_seed(epoch)
-        batch = synthesizer.round(epoch, 0, ignore)
+        batch = rounds.round(epoch)
         torch.manual_seed(epoch)
         with torch.no_grad():
             if config.meta_life and (epoch + 1) % config.meta_life == 0:
@@ -140,7 +136,6 @@ def test_losses_and_image_gradients_equal_the_hooked_version(
 ) -> None:
     """Three terms and d(term)/d(image) in float64 to 1e-9, before the first update of the EMA and after it."""
     hooks = HookedStatistics(teacher, CONFIG.bn_momentum)
-    method.adversarial = True
     for round_index in range(2):
         torch.manual_seed(round_index)
         colour = 2 * torch.randn(10, 3, 1, 1, dtype=torch.float64)  # so that predictions differ, and some agree
@@ -148,7 +143,7 @@ def test_losses_and_image_gradients_equal_the_hooked_version(
         method.augment = nn.Identity()
         method.generator.forward = lambda view=view: view  # the image itself is what is differentiated
         method.labels.random_(4)
-        _, ours = method.synthesis_step()
+        _, ours = method.step(adversarial=True)
         hooks.inputs.clear()
         logits = teacher(view)
         theirs = {
@@ -168,7 +163,7 @@ def test_losses_and_image_gradients_equal_the_hooked_version(
 
 
 def test_frozen_networks_get_no_weight_gradients(method: Fast, setup: Setup, runtime: Any) -> None:
-    Synthesizer(method, runtime).round(1, 0, ignore)
+    Rounds(method, runtime).round(1)
     assert all(p.grad is None for p in [*setup.teacher.net.parameters(), *setup.student.parameters()])
     assert all(p.grad is not None for p in method.generator.parameters())
 
@@ -180,8 +175,8 @@ def test_method_state_is_its_own(method: Fast) -> None:
 def test_adversarial_term_starts_one_epoch_before_distillation(method: Fast) -> None:
     active = []
     for epoch in range(4):
-        method.begin_round(epoch, 0)
-        active.append("adv" in method.synthesis_step()[1])
+        variant = begin_round(method, epoch)
+        active.append("adv" in method.step(**variant)[1])
     assert active == [False, True, True, True]
 
 
@@ -190,7 +185,7 @@ def test_first_layers_of_the_start_are_drawn_anew_once(method: Fast) -> None:
     changed = []
     for epoch in range(6):
         before = {name: value.clone() for name, value in method.start.weights.named_parameters()}
-        method.begin_round(epoch, 0)
+        begin_round(method, epoch)
         changed.append(
             {name for name, value in method.start.weights.named_parameters() if not torch.equal(value, before[name])}
         )
@@ -200,19 +195,22 @@ def test_first_layers_of_the_start_are_drawn_anew_once(method: Fast) -> None:
 
 
 def test_what_happens_once_in_an_epoch_happens_in_its_first_round(make_method: Callable[..., Any]) -> None:
-    method = make_method(Fast, replace(IMAGENET, reset_epoch=0))
-    method.begin_round(1, 0)
+    method = make_method(Fast, replace(IMAGENET, reset_epoch=0, image_budget=120))
+    assert method.rounds(1) == 2
+    torch.manual_seed(0)
+    begin_round(method, 1)
     latents = method.start.weights.latents.clone()
-    method.begin_round(1, 1)
+    torch.manual_seed(0)
+    begin_round(method, 1, 1)  # the first round is drawn as before, and nothing is learnt in it
     assert torch.equal(method.start.weights.latents, latents)
 
 
 def test_latents_and_labels_are_drawn_each_round(method: Fast) -> None:
     torch.manual_seed(0)
-    method.begin_round(0, 0)
+    begin_round(method, 0)
     latents, labels = method.generator.latents.detach().clone(), method.labels.clone()
     weights = method.generator.decoder.stem.weight.detach().clone()
-    method.begin_round(0, 0)
+    begin_round(method, 0)
     assert not torch.equal(method.generator.latents, latents)
     assert not torch.equal(method.labels, labels)
     assert torch.equal(method.generator.decoder.stem.weight, weights)
@@ -221,9 +219,11 @@ def test_latents_and_labels_are_drawn_each_round(method: Fast) -> None:
 
 def test_published_image_budget(setup: Setup) -> None:
     """220 rounds of 256; and MUSE's ten rounds of 100 spread over 100 epochs."""
-    assert Fast(FastConfig(generator_width=8), setup).pool_capacity() == 56_320
+    (plan,) = Fast(FastConfig(generator_width=8), setup).pools()
+    assert plan.capacity == 56_320
     spread = Fast(FastConfig(epochs=100, image_budget=1000, synthesis_batch_size=100, generator_width=8), setup)
-    assert spread.pool_capacity() == 1000
+    (plan,) = spread.pools()
+    assert plan.capacity == 1000
     assert [epoch for epoch in range(100) if spread.rounds(epoch)] == list(range(0, 100, 10))
 
 

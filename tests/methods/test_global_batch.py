@@ -19,6 +19,7 @@ from dfkd_fast.config.sections import BnConfig, PoolConfig
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
+from dfkd_fast.methods.base import Supports
 from dfkd_fast.parallel.global_batch import GlobalBatch
 from dfkd_fast.pool.build import check_pool
 from dfkd_fast.training import run_costs
@@ -26,7 +27,7 @@ from dfkd_fast.training.networks import load_method
 from dfkd_fast.training.train import train
 
 RANKS = 2
-CLAIMED = [name for name in METHODS if load_method(name).supports_global_batch]
+CLAIMED = [name for name in METHODS if load_method(name).supports.global_batch]
 SETTINGS: dict[str, dict[str, Any]] = {
     "nayer": {"generator_life": 1, "jitter": True, "crop_scale": 0.5},
     "muse": {"image_sizes": (28, 32), "batch_shares": (1, 1)},
@@ -103,7 +104,7 @@ def test_goes_on_with_two_as_with_one(folder: Path) -> None:
 
 
 def test_a_method_that_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load_method("fast"), "supports_global_batch", False)
+    monkeypatch.setattr(load_method("fast"), "supports", Supports())
     message = r"^--bn\.scope global: fast cannot join the batches of its ranks; choose rank$"
     with pytest.raises(UserError, match=message):
         run("fast", tmp_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from golden import check_golden, trajectory
+from rounds import Rounds, begin_round
 from safetensors import safe_open
 from test_contract import teacher_file, tiny  # noqa: F401 - a fixture
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.image_rows import ImageRows
 from dfkd_fast.messages.notes import note
-from dfkd_fast.methods.base import CollectedImages, Setup, weighted_sum
+from dfkd_fast.methods.base import CollectedImages, Setup, SynthBatch, weighted_sum
 from dfkd_fast.methods.hidfd.hybrid import check_passes, images_in_a_pass
 from dfkd_fast.methods.hidfd.method import Hidfd, HidfdConfig
 from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_alias
@@ -39,9 +40,10 @@ from dfkd_fast.pool.pool import Pool, PoolBatch
 from dfkd_fast.sampling import EpochShuffle
 from dfkd_fast.training.checkpoint import load_network
 from dfkd_fast.training.collected import load_collected
+from dfkd_fast.training.deployed import deployed, deployed_name
+from dfkd_fast.training.inner import bind
 from dfkd_fast.training.networks import load_method, make_student
 from dfkd_fast.training.student import student_lr
-from dfkd_fast.training.synthesis import Synthesizer
 from dfkd_fast.training.train import train
 
 CONFIG = HidfdConfig(
@@ -75,9 +77,15 @@ def make(teacher: nn.Module, student: nn.Module, runtime: Runtime) -> Make:
 
 
 def step_of(method: Hidfd, turn: int) -> tuple[Tensor, dict[str, Tensor]]:
-    method.begin_round(0, 0)
-    method.begin_step(turn)
-    return method.synthesis_step()
+    """Of the discriminator (0) or the generator (1), as an epoch begins."""
+    begin_round(method, 0)
+    return method.gan.generator_step() if turn else method.gan.discriminator_step()
+
+
+def fill(method: Hidfd, runtime: Runtime) -> Iterator[SynthBatch]:
+    """What goes into the pool once the GAN has learnt."""
+    bind(method, runtime)
+    return method.hybrid.batches()
 
 
 def normalised(images: Tensor) -> Tensor:
@@ -178,12 +186,11 @@ def test_generators_terms(make: Make, teacher: nn.Module, released: bool, mean_o
 
 def test_each_turn_trains_its_own_network(make: Make, runtime: Runtime) -> None:
     method = make()
-    synthesizer = Synthesizer(method, runtime)
-    method.begin_round(0, 0)
+    rounds = Rounds(method, runtime)
+    begin_round(method, 0)
     for turn, (own, other) in enumerate([("discriminator", "generator"), ("generator", "discriminator")] * 2):
         before = {name: value.clone() for name, value in method.gan.named_parameters()}
-        method.begin_step(turn)
-        synthesizer.step()
+        rounds.engines[turn % 2].step({})
         moved = {name for name, value in method.gan.named_parameters() if not torch.equal(value, before[name])}
         assert moved
         assert all(name.startswith(own) for name in moved), f"{other} moved in the turn of {own}"
@@ -194,12 +201,11 @@ def test_an_epoch_sees_every_collected_image(make: Make) -> None:
     method = make(images=9)
     seen = []
     for epoch in range(2):
-        method.begin_round(epoch, 0)
+        begin_round(method, epoch)
         order = method.gan.order.clone()
         for _ in range(3):
             seen.append(order)
-            method.begin_step(0)
-            method.synthesis_step()
+            method.gan.discriminator_step()
         assert int(method.gan.cursor) == 18
         assert sorted(order.tolist()) == list(range(9))
     assert not torch.equal(seen[0], seen[-1])
@@ -211,16 +217,16 @@ def test_a_pass_has_each_collected_image_as_often_as_inflation_says(
 ) -> None:
     """|D_s| generated images once, each collected one N = floor(|D_s| / |D_c|) times; in the pool each lies once."""
     method = make(replace(CONFIG, inflation=inflation))
-    batches = list(Synthesizer(method, runtime).fill())
-    assert len(batches) == method.fill_batches() == 4 + 2
+    (plan,), batches = method.pools(), list(fill(method, runtime))
+    assert len(batches) == plan.fill_batches == 4 + 2
     images, labels = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("images", "labels"))
-    assert len(images) == method.pool_capacity() == method.fill_images() == 20 + 9
+    assert len(images) == plan.capacity == plan.fill_images == 20 + 9
     assert torch.equal(images[20:], method.gan.pixels.permute(0, 3, 1, 2).double() / 255)
     assert torch.equal(labels[20:], method.gan.pixel_labels)
     assert not any((image == own).all() for image in images[:20] for own in images[20:])
     assert method.gan.generator.training
     pool = Pool(29, (3, 16, 16), runtime=runtime, policy="ring")
-    for batch in (method.end_round(images[:6]), *batches):  # the preview of a round is overwritten
+    for batch in (method.hybrid.preview(images[:6]), *batches):  # the preview of a round is overwritten
         pool.add(batch.images, batch.labels, **batch.extras)
     sampler = EpochShuffle(len(pool), 10, seed=0, repeats=pool.repeats)
     assert sampler.size == images_in_a_pass(method.config, 9) == 20 + 9 * repeats
@@ -308,7 +314,7 @@ def test_a_share_that_is_none_is_refused_before_counts_follow_it(
 
 def test_released_images_are_stretched(make: Make, runtime: Runtime) -> None:
     method = make(replace(CONFIG, released=True))
-    images = next(iter(Synthesizer(method, runtime).fill())).images
+    images = next(fill(method, runtime)).images
     assert torch.allclose(images.amin((1, 2, 3)), torch.zeros(6).double())
     assert torch.allclose(images.amax((1, 2, 3)), torch.ones(6).double())
 
@@ -324,8 +330,8 @@ def test_students_loss(make: Make, alignment: Any) -> None:
     if alignment == "kd":
         p, q = F.softmax(answers / 4, 1), F.softmax(logits / 4, 1)
         torch.testing.assert_close(terms["kd"], 16 * (p * (p / q).log()).sum(1).mean(), rtol=1e-9, atol=1e-9)
-        assert method.deploy(nn.Identity()) is not None
-        assert method.deployed_name("cnn_s") == "cnn_s"
+        assert deployed(method, nn.Identity()) is not None
+        assert deployed_name(method, "cnn_s") == "cnn_s"
         return
     value = maps
     layers = list(method.sharing.projector.layers)
@@ -350,8 +356,8 @@ def test_pooled_alignment_is_equation_14(teacher: nn.Module, runtime: Runtime, m
     found = method.student_loss(batch, NetOutput(own, target), NetOutput(own, own))["align"]
     torch.testing.assert_close(found, norms(own.mean((2, 3)), target.mean((2, 3))), rtol=1e-9, atol=1e-9)
     images = torch.randn(3, 3, 16, 16).double()
-    torch.testing.assert_close(method.deploy(teacher)(images), teacher(images))
-    assert method.deployed_name("cnn") == "cnn+shared64"
+    torch.testing.assert_close(deployed(method, teacher)(images), teacher(images))
+    assert deployed_name(method, "cnn") == "cnn+shared64"
 
 
 @pytest.mark.parametrize("part", ["blend_weight", "trans_weight", "reg_weight"])
@@ -488,17 +494,18 @@ def test_mistakes(
 
 
 def test_costs_are_those_of_both_turns(teacher_file: Path, tmp_path: Path) -> None:  # noqa: F811
-    """A rehearsal needs no images; a step is the mean of both networks'; filling the pool counts as images."""
+    """A rehearsal needs no images; each network's steps count by themselves; filling the pool counts as images."""
     config = replace(tiny("hidfd", teacher_file, tmp_path / "run"), collected=None)
     _, info = load_network(teacher_file)
     runtime = make_runtime(device="cpu", precision="fp32", threads=1)
     method, timings = rehearse(config, info, runtime, TimingWindow(warmup=1, steps=1, samples=1))
     flops = count_step_flops(method, info, teacher=config.teacher, student=config.student)
-    work = recipe_work(method)
-    kind = SynthesisKind(32, 0, True)
-    assert work.synthesis_steps == {kind: 3}
-    assert work.images == 23 + method.fill_images()
-    assert timings.synthesis[kind].median > 0
+    work = recipe_work(method, flops.round_steps)
+    kinds = [SynthesisKind(turn, (), True) for turn in range(2)]
+    assert work.synthesis_steps == dict(zip(kinds, (2, 1), strict=True))
+    (plan,) = method.pools()
+    assert work.images == 23 + plan.fill_images
+    assert all(timings.synthesis[kind].median > 0 for kind in kinds)
     both = []
     for turn in range(2):
         small = replace(config.method, synthesis_steps=1)
@@ -512,13 +519,13 @@ def test_costs_are_those_of_both_turns(teacher_file: Path, tmp_path: Path) -> No
                 collected=CollectedImages.noise(info),
             ),
         ).train()
-        made.begin_round(0, 0)
-        made.begin_step(turn)
+        begin_round(made, 0)
+        step = made.gan.generator_step if turn else made.gan.discriminator_step
         with FlopCounterMode(display=False) as counter:
-            weighted_sum(made.synthesis_step()[1], small).backward()
+            weighted_sum(step()[1], small).backward()
         both.append(counter.get_total_flops())
     assert both[0] != both[1]
-    assert flops.synthesis[kind] == pytest.approx(sum(both) / 2, rel=1e-6)
+    assert [flops.synthesis[kind] for kind in kinds] == pytest.approx(both, rel=1e-6)
 
 
 def test_images_in_a_file_change_nothing(make: Make, runtime: Runtime, tmp_path: Path) -> None:
@@ -530,7 +537,7 @@ def test_images_in_a_file_change_nothing(make: Make, runtime: Runtime, tmp_path:
     for source in (pixels, ImageRows(path, tuple(pixels.shape))):
         method = make(collected=CollectedImages(source, labels))
         found = trajectory(method, runtime, epochs=2, terms=GAN_TERMS)
-        made.append([*found.values(), *(batch.images for batch in Synthesizer(method, runtime).fill())])
+        made.append([*found.values(), *(batch.images for batch in fill(method, runtime))])
         assert (method.gan.batch is None) == (source is pixels)
     for ours, theirs in zip(*made, strict=True):
         assert torch.equal(ours, theirs)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from inspect import signature
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from toy_networks import INFO, lived_in
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.config.sources import default_config
 from dfkd_fast.device.runtime import Runtime, make_runtime
-from dfkd_fast.methods.base import CollectedImages, Method, Setup
+from dfkd_fast.methods.base import CollectedImages, Inner, Method, Setup
 from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_alias
 from dfkd_fast.pool.pool import Pool, PoolBatch
 from dfkd_fast.text.label_embeddings import label_embeddings
@@ -69,31 +70,31 @@ def gradients_of_terms(name: str, precision: str) -> dict[str, Tensor]:
     """Each term of a step, late enough for all of them, on fixed images, and its gradient with respect to these."""
     method, runtime = build(name, precision)
     found: dict[str, Tensor] = {}
-    for source in method.sources():
-        if name == "ssdkd":
-            method.open_pool(Pool(20, (3, 16, 16), runtime=runtime, num_classes=INFO.num_classes, policy="ring"))
-        source.synthesis_optimizer()
-        source.begin_round(10**4, 0)
-        source.begin_stage(0)
-        source.adversarial = True
-        maker = getattr(source, "gan", source)  # what holds generator and labels
+    for maker in getattr(method, "scales", [getattr(method, "gan", method)]):  # what holds generator and labels
+        steps = [inner for inner in vars(maker).values() if isinstance(inner, Inner)]
+        for inner in steps:
+            inner.optimizers()  # only now do pixels ask for gradients
+        if name == "hidfd":
+            maker.shuffle()
         maker.labels.copy_(torch.arange(len(maker.labels)) % INFO.num_classes)
-        images = fixed_images(len(maker.labels), source.info.image_size).to(runtime.master_dtype).requires_grad_()
+        size = getattr(maker, "info", method.info).image_size
+        images = fixed_images(len(maker.labels), size).to(runtime.master_dtype).requires_grad_()
         if hasattr(maker, "generator"):
-            maker.generator.forward = lambda *_, images=images: images
+            made = (images, ()) if name == "spaceshipnet" else images  # with no maps
+            maker.generator.forward = lambda *_, made=made: made
         else:
-            images = source.pixels
+            images = maker.pixels
             with torch.no_grad():
                 images.copy_(fixed_images(BATCH, 16))
         terms: dict[str, Tensor] = {}
-        for step in range(source.turns):
+        for inner in steps:
             torch.manual_seed(0)
-            source.begin_step(step)
-            terms |= source.synthesis_step()[1]
+            late = {"adversarial": True} if "adversarial" in signature(inner.step).parameters else {}
+            terms |= inner.step(**late)[1]
         for term, value in terms.items():
             (gradient,) = torch.autograd.grad(value, images, retain_graph=True)
-            found[f"{source.info.image_size} {term}"] = value.detach()
-            found[f"{source.info.image_size} {term} gradient"] = gradient
+            found[f"{size} {term}"] = value.detach()
+            found[f"{size} {term} gradient"] = gradient
     return found
 
 
@@ -122,7 +123,8 @@ def test_student_loss_and_new_priorities_of_ssdkd(backend: str) -> None:
     results = []
     for precision in ("fp64", "fp32"):
         method, runtime = build("ssdkd", precision)
-        method.open_pool(Pool(20, (3, 16, 16), runtime=runtime, num_classes=INFO.num_classes, policy="ring"))
+        (plan,) = method.pools()
+        plan.opened(Pool(20, (3, 16, 16), runtime=runtime, num_classes=INFO.num_classes, policy="ring"))
         method.priorities.update(torch.arange(20), torch.arange(1.0, 21.0) / 20)
         torch.manual_seed(0)
         student, teacher, weights = torch.randn(2, 6, 4), torch.randn(2, 6, 4), torch.rand(6) + 0.5

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rounds import Rounds, begin_round
 from tiny_runs import tiny, write_teacher
 
 from dfkd_fast.catalog import METHODS
@@ -19,10 +20,9 @@ from dfkd_fast.models.teacher import FrozenNet, NetOutput
 from dfkd_fast.parallel.global_batch import GlobalBatch, MicroBatches
 from dfkd_fast.training.networks import load_method
 from dfkd_fast.training.ranks import check_micro_batches
-from dfkd_fast.training.synthesis import Synthesizer
 from dfkd_fast.training.train import train
 
-SPLITTING = [name for name in METHODS if load_method(name).splits_batches]
+IN_PARTS = [name for name in METHODS if load_method(name).supports.micro_batches]
 BATCH = 24
 
 
@@ -39,12 +39,11 @@ def pixel_gradients(setup: Setup, runtime: Runtime, parts: int) -> tuple[torch.T
     torch.manual_seed(0)
     method = DeepInversion(config, setup._replace(global_batch=MicroBatches(parts)))
     runtime.place(method)
-    synthesizer = Synthesizer(method, runtime)
-    method.begin_round(0, 0)
-    synthesizer.step()
+    engine = Rounds(method, runtime).engine
+    engine.step(begin_round(method, 0))
     assert method.pixels.grad is not None
-    assert synthesizer.best_images is not None
-    return method.pixels.grad, synthesizer.best_images
+    assert engine.best is not None
+    return method.pixels.grad, engine.best
 
 
 @pytest.mark.parametrize("parts", [2, 4, 12])
@@ -55,7 +54,7 @@ def test_without_statistics_parts_are_the_whole(setup: Setup, runtime: Runtime, 
         torch.testing.assert_close(first, second, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", SPLITTING)
+@pytest.mark.parametrize("name", IN_PARTS)
 def test_a_run_in_parts(name: str, tmp_path: Path, teacher_file: Path) -> None:
     config = tiny(name, teacher_file, tmp_path / name, synthesis_micro_batches=2)
     config = replace(config, method=replace(config.method, synthesis_batch_size=BATCH))
@@ -82,7 +81,7 @@ def test_networks_see_parts_and_the_pool_all(setup: Setup, runtime: Runtime) -> 
     runtime.place(method)
     seen: list[int] = []
     method.teacher = Counted(method.teacher, seen)  # type: ignore[assignment]
-    made = Synthesizer(method, runtime).round(0, 0, lambda *_: None)
+    made = Rounds(method, runtime).round(0)
     assert seen == [BATCH // 3] * 3 * config.synthesis_steps
     assert len(made.images) == len(made.labels) == BATCH
 

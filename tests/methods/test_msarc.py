@@ -11,6 +11,7 @@ import pytest
 import torch
 from golden import check_golden, trajectory
 from released import HookedStatistics, masked_adversary
+from rounds import begin_round
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,21 +52,20 @@ def student_terms(method: Msarc, setup: Setup, student: nn.Module) -> dict[str, 
     """Of one step, as the loop takes it."""
     images = view()
     batch = PoolBatch(images, torch.zeros(10).long(), torch.arange(10), {})
-    teacher = setup.teacher.answer(images, maps=method.teacher_maps, gradients=method.teacher_gradients)
-    maps = method.student_maps()
-    out = NetOutput(student(images)) if maps is None else FeatureExtractor(student, maps=maps)(images)
+    reads = method.student_reads()
+    teacher = setup.teacher.answer(images, maps=reads.teacher, gradients=reads.teacher_gradients)
+    out = NetOutput(student(images)) if reads.student is None else FeatureExtractor(student, maps=reads.student)(images)
     return method.student_loss(batch, teacher, out)
 
 
 def test_synthesis_terms_equal_the_hooked_version(method: Msarc, teacher: nn.Module, student: nn.Module) -> None:
     """Three terms and d(term)/d(image) in float64 to 1e-9."""
     hooks = HookedStatistics(teacher, CONFIG.bn_momentum)
-    method.adversarial = True
     images = view().requires_grad_()
     method.augment = nn.Identity()
     method.generator.forward = lambda: images  # the image itself is what is differentiated
     method.labels.random_(4)
-    _, ours = method.synthesis_step()
+    _, ours = method.step(adversarial=True)
     logits = teacher(images)
     theirs = {
         "ce": F.cross_entropy(logits, method.labels),
@@ -160,10 +160,10 @@ def test_the_preset_as_printed(
     assert loaded == replace(MsarcConfig(), **printed)
     method = make_method(Msarc, replace(CONFIG, **printed))
     assert {module.gain for module in method.generator.modules() if isinstance(module, SpatialAttention)} == {"none"}
-    method.augment, method.adversarial = nn.Identity(), True
+    method.augment = nn.Identity()
     images = view()
     method.generator.forward = lambda: images
-    _, terms = method.synthesis_step()
+    _, terms = method.step(adversarial=True)
     p, q = (torch.softmax(net(images), 1) for net in (teacher, student))
     whole = terms["bn"] + terms["ce"] - (p * (p / q).log()).sum(1).mean()
     torch.testing.assert_close(weighted_sum(terms, method.config), whole, rtol=1e-9, atol=1e-9)
@@ -215,14 +215,14 @@ def test_ablations(make_method: Callable[..., Any], setup: Setup, student: nn.Mo
     plain = make_method(Msarc, replace(CONFIG, attention=False))
     assert not any(isinstance(module, SpatialAttention) for module in plain.generator.modules())
     inconsistent = make_method(Msarc, replace(CONFIG, msarc_weight=0.0))
-    assert (inconsistent.student_maps(), inconsistent.teacher_maps, inconsistent.reads_features) == (None, (), False)
+    reads = inconsistent.student_reads()
+    assert (reads.student, reads.teacher, reads.teacher_features) == (None, (), False)
     assert student_terms(inconsistent, setup, student).keys() == {"kd"}
     assert whole.start.learnt is not None
     assert make_method(Msarc, replace(CONFIG, start="carry")).start.learnt is None
     quiet = make_method(Msarc, replace(CONFIG, adv_weight=0.0))
     for made, terms in ((whole, {"ce", "bn", "adv"}), (quiet, {"ce", "bn"})):
-        made.begin_round(5, 0)
-        assert made.synthesis_step()[1].keys() == terms
+        assert made.step(**begin_round(made, 5))[1].keys() == terms
 
 
 def test_the_papers_form_of_grad_cam(make_method: Callable[..., Any], setup: Setup, student: nn.Module) -> None:
@@ -233,7 +233,8 @@ def test_the_papers_form_of_grad_cam(make_method: Callable[..., Any], setup: Set
     ]
     assert len({round(term.item(), 12) for term in terms}) == len(settings)
     deep = make_method(Msarc, replace(CONFIG, grad_cam_stages=0))
-    assert (deep.teacher_maps, deep.reads_features) == ((), True)  # more than logits, even without Grad-CAM
+    reads = deep.student_reads()
+    assert (reads.teacher, reads.teacher_features) == ((), True)  # more than logits, even without Grad-CAM
     assert 0 < student_terms(deep, setup, student)["msarc"] < terms[3]
 
 
@@ -241,8 +242,8 @@ def test_adversary_and_reset_follow_fast(method: Msarc) -> None:
     changed, active = [], []
     for epoch in range(6):
         before = method.start.weights.decoder.stem_norm.weight.clone()
-        method.begin_round(epoch, 0)
-        active.append("adv" in method.synthesis_step()[1])
+        variant = begin_round(method, epoch)
+        active.append("adv" in method.step(**variant)[1])
         changed.append(not torch.equal(method.start.weights.decoder.stem_norm.weight, before))
     assert active == [False, True, True, True, True, True]
     assert changed == [False, False, False, True, False, False]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from golden import check_golden, trajectory
 from released import HookedStatistics, masked_adversary
+from rounds import Rounds, begin_round
 from torch import Tensor, nn
 from torch.nn import functional as F
 from toy_networks import INFO, lived_in
@@ -50,7 +51,7 @@ def method(make_method: Callable[..., Any]) -> MuseS:
 
 
 def scale(method: Muse, index: int = 0) -> MuseScale:
-    return method.sources()[index]
+    return method.scales[index]
 
 
 def pooled_inputs(model: nn.Module) -> list[Tensor]:
@@ -99,15 +100,14 @@ def test_generator_terms_equal_the_hooked_version(
     """Five terms and d(term)/d(image) in float64 to 1e-9, at a lower resolution, before and after the EMA starts."""
     method = make_method(MuseS, replace(CONFIG, outer_radius=50.0, cam_peak=3.0))  # both hinges open
     part, hooks = scale(method), HookedStatistics(teacher, CONFIG.bn_momentum)
-    part.begin_round(0, 0)
-    part.adversarial = True
+    begin_round(part, 0)
     part.augment = nn.Identity()
     for round_index in range(3):
         torch.manual_seed(round_index)
         colour = 4 * torch.randn(10, 3, 1, 1, dtype=torch.float64)  # so that some predictions agree
         view = (torch.randn(10, 3, 12, 12, dtype=torch.float64) + colour).requires_grad_()
         part.generator.forward = lambda _embeddings, view=view: view
-        _, ours = part.synthesis_step()
+        _, ours = part.step(adversarial=True)
         theirs = expected_terms(method, view, (teacher, student), hooks)
         assert ours.keys() == theirs.keys()
         for name in theirs:
@@ -152,8 +152,7 @@ def test_student_terms_equal_equations_2_and_10(method: MuseS, setup: Setup, stu
 def test_side_map_is_frozen_in_synthesis(make_method: Callable[..., Any]) -> None:
     method = make_method(MuseS, replace(CONFIG, outer_radius=50.0))
     part = scale(method)
-    part.begin_round(4, 0)
-    _, terms = part.synthesis_step()
+    _, terms = part.step(**begin_round(part, 4))
     sum(terms.values()).backward()
     assert terms["aed"] > 0
     assert all(p.grad is None for p in method.student_head().parameters())
@@ -164,8 +163,7 @@ def test_terms_that_are_switched_off_are_not_computed(make_method: Callable[...,
     """The paper's ablations: without CAM, without embedding diversity."""
     method = make_method(MuseS, replace(CONFIG, cam_weight=0.0, aed_weight=0.0, ed_weight=0.0))
     part = scale(method)
-    part.begin_round(4, 0)
-    assert part.synthesis_step()[1].keys() == {"ce", "bn", "adv"}
+    assert part.step(**begin_round(part, 4))[1].keys() == {"ce", "bn", "adv"}
     view = torch.randn(2, 3, 12, 12, dtype=torch.float64)
     batch = PoolBatch(view, torch.tensor([0, 1]), torch.arange(2), {})
     logits = torch.randn(2, 4, dtype=torch.float64)
@@ -175,8 +173,7 @@ def test_terms_that_are_switched_off_are_not_computed(make_method: Callable[...,
 def test_adversarial_terms_start_with_distillation(method: MuseS) -> None:
     active = []
     for epoch in range(5):
-        scale(method).begin_round(epoch, 0)
-        terms = scale(method).synthesis_step()[1].keys()
+        terms = scale(method).step(**begin_round(scale(method), epoch))[1].keys()
         assert ("adv" in terms) == ("aed" in terms)
         active.append("adv" in terms)
     assert active == [False, False, True, True, True]
@@ -184,15 +181,14 @@ def test_adversarial_terms_start_with_distillation(method: MuseS) -> None:
 
 def test_several_sizes_have_generators_batches_and_budgets_of_their_own(make_method: Callable[..., Any]) -> None:
     method = make_method(Muse, BOTH)
-    parts = method.sources()
+    parts = method.scales
     assert [part.info.image_size for part in parts] == [12, 16]
     assert [part.config.batch_size for part in parts] == [12, 8]
     assert [part.config.synthesis_batch_size for part in parts] == [12, 8]
-    assert [part.pool_capacity() for part in parts] == [round(20 * (16 / 12) ** 2), 20]
+    assert [plan.capacity for plan in method.pools()] == [round(20 * (16 / 12) ** 2), 20]
     assert method.info.image_size == 16, "the student is evaluated at full resolution"
     for part, side in zip(parts, (12, 16), strict=True):
-        part.begin_round(0, 0)
-        images, _ = part.synthesis_step()
+        images, _ = part.step(**begin_round(part, 0))
         assert images.shape[2:] == (side, side)
     names = {name.rpartition("generator")[0] for name in method.state_dict() if "generator" in name}
     assert names == {"scales.0.", "scales.1."}
@@ -223,13 +219,13 @@ def test_method_state_is_its_own(method: MuseS) -> None:
 def test_published_budget(preset: str, images: list[int], rounds: list[int], steps: int) -> None:
     """The pixels of the data ratio's share of full-resolution images, in rounds spread over all epochs."""
     config, method = assembled(preset)
-    parts = method.sources()
-    assert [part.pool_capacity() for part in parts] == images
-    made = [[part.rounds(epoch) for epoch in range(config.method.epochs)] for part in parts]
+    plans = method.pools()
+    assert [plan.capacity for plan in plans] == images
+    made = [[plan.rounds(epoch) for epoch in range(config.method.epochs)] for plan in plans]
     assert [sum(each) for each in made] == rounds
     assert all(max(each) - min(each) <= 1 and max(each) <= config.method.rounds for each in made)
-    assert method.student_steps(0) == steps
-    assert {part.pool_policy for part in parts} == {"cap"}
+    assert method.config.steps_per_epoch == steps
+    assert {plan.policy for plan in plans} == {"cap"}
 
 
 def assembled(preset: str) -> tuple[Any, Muse]:
@@ -248,37 +244,37 @@ def toy(recipe: MuseSConfig, side: int) -> Muse:
 
 
 def test_first_in_first_out_makes_images_for_ever(make_method: Callable[..., Any]) -> None:
-    part = scale(make_method(MuseS, replace(CONFIG, fifo=True, rounds=3)))
-    assert [part.rounds(epoch) for epoch in range(6)] == [3] * 6
-    assert part.pool_policy == "ring"
+    (plan,) = make_method(MuseS, replace(CONFIG, fifo=True, rounds=3)).pools()
+    assert [plan.rounds(epoch) for epoch in range(6)] == [3] * 6
+    assert plan.policy == "ring"
 
 
 def test_generator_life_counts_epochs_that_make_images(make_method: Callable[..., Any]) -> None:
     """Few rounds spread over many epochs: a new life begins with the first round after the boundary."""
     method = make_method(MuseS, replace(CONFIG, epochs=40, generator_life=10, full_images=30, image_sizes=(16,)))
     part = scale(method)
-    epochs = [epoch for epoch in range(40) if part.rounds(epoch)]
+    epochs = [epoch for epoch in range(40) if part.plan.rounds(epoch)]
     assert epochs == [0, 13, 26]
     stem, reset = part.generator.decoder.stem.weight, []
     for epoch in epochs:
         before = stem.detach().clone()
-        part.begin_round(epoch, 0)
+        begin_round(part, epoch)
         reset.append(not torch.equal(before, stem))
     assert reset == [True, True, True]
     object.__setattr__(part.config, "generator_life", 20)
     before = stem.detach().clone()
-    part.begin_round(13, 0)
+    begin_round(part, 13)
     assert torch.equal(before, stem), "epoch 13 is in the life that began with epoch 0"
 
 
-def test_classes_come_in_turn_across_epochs(make_method: Callable[..., Any]) -> None:
+def test_classes_come_in_turn_across_epochs(make_method: Callable[..., Any], runtime: Any) -> None:
     """Batches smaller than the classes: one permutation after another, whatever epochs the rounds fall into."""
     sparse = replace(CONFIG, synthesis_batch_size=2, epochs=20, full_images=18, image_sizes=(16,))
     part = scale(make_method(MuseS, sparse))
-    seen = []
+    rounds, seen = Rounds(part, runtime), []
     for epoch in range(20):
-        for index in range(part.rounds(epoch)):
-            part.begin_round(epoch, index)
+        for index in range(part.plan.rounds(epoch)):
+            rounds.round(epoch, index)
             seen += part.labels.tolist()
     assert len(seen) == 18
     assert all(sorted(seen[start : start + 4]) == [0, 1, 2, 3] for start in range(0, 16, 4))
@@ -306,16 +302,15 @@ def test_class_centres_are_the_teachers_features_of_the_first_images(
     method = runtime.place(MuseS(CONFIG, setup._replace(text=CENTRES))).train()
     part, embedding = scale(method), method.embedding
     assert embedding.side.out_features == teacher.fc.in_features
-    part.begin_round(0, 0)
+    begin_round(part, 0)
     images = torch.rand(10, 3, 12, 12, dtype=torch.float64)
     with torch.no_grad():
-        part.end_round(images)
+        part.learn_centres(images)
         seen = last_map(teacher, part.augment.normalize(images)).mean((2, 3))
     expected = torch.stack([seen[part.labels == label].mean(0) for label in range(4)])
     torch.testing.assert_close(embedding.centres, expected, rtol=1e-9, atol=1e-9)
     assert separation(embedding.centres * embedding.scale).item() == pytest.approx(0.03, rel=1e-6)
-    with torch.no_grad():
-        part.end_round(torch.rand(10, 3, 12, 12, dtype=torch.float64))
+    part.learn_centres(torch.rand(10, 3, 12, 12, dtype=torch.float64))
     torch.testing.assert_close(embedding.centres, expected, rtol=1e-9, atol=1e-9)
     assert {"embedding.centres", "embedding.known", "embedding.scale"} <= set(method.state_dict())
 
@@ -342,13 +337,12 @@ def test_the_generators_embedding_term_on_the_teacher(
     method = runtime.place(MuseS(config, setup._replace(text=CENTRES))).train()
     part, embedding = scale(method), method.embedding
     torch.manual_seed(1)
-    part.begin_round(2, 0)
-    with torch.no_grad():
-        part.end_round(torch.rand(10, 3, 12, 12, dtype=torch.float64))
+    variant = begin_round(part, 2)
+    part.learn_centres(torch.rand(10, 3, 12, 12, dtype=torch.float64))
     view = torch.rand(10, 3, 12, 12, dtype=torch.float64, requires_grad=True)
     part.augment = nn.Identity()
     part.generator.forward = lambda _embeddings: view
-    _, terms = part.synthesis_step()
+    _, terms = part.step(**variant)
     seen = last_map(teacher, view).mean((2, 3))
     squares = ((seen - embedding.centres[part.labels]) ** 2).mean(1) * embedding.scale**2
     wanted = (2.0 - (squares if per_sample else squares.mean())).clamp_min(0).mean()
@@ -431,7 +425,7 @@ def test_teacher_without_a_linear_classifier(setup: Setup, runtime: Any) -> None
     odd = setup._replace(teacher=FrozenNet(network.double(), replace(setup.info, name="odd"), runtime))
     with pytest.raises(UserError, match=r"^--teacher odd: its classifier is not one linear layer on pooled features"):
         MuseS(CONFIG, odd)
-    assert "cam" not in scale(MuseS(replace(CONFIG, cam_weight=0.0), odd)).synthesis_step()[1]
+    assert "cam" not in scale(MuseS(replace(CONFIG, cam_weight=0.0), odd)).step(adversarial=False)[1]
 
 
 @pytest.mark.parametrize("name", ["muse-s", "muse"])

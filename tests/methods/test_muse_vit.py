@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import test_contract
 import torch
+from rounds import begin_round
 from safetensors.torch import load_file
 from sync_free import sync_free
 from tape import Tape
@@ -24,7 +25,7 @@ from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.vit import is_vit
-from dfkd_fast.training import steps, student, synthesis
+from dfkd_fast.training import inner, steps, student
 from dfkd_fast.training.checkpoint import save_network
 from dfkd_fast.training.steps import EagerSteps
 from dfkd_fast.training.train import train
@@ -81,16 +82,16 @@ def test_steps_never_wait_and_can_be_replayed(tmp_path: Path, monkeypatch: pytes
     config = config_of("muse", ("vit", "vit"), tmp_path, image_sizes=(24, 28))
     run = Assembled(config, tmp_path / "pool")
     run.round(0)
-    for synthesizer in run.synthesizers:
-        synthesizer.method.begin_round(2, 0)
-        synthesizer.step()
+    for scale, engine in zip(run.method.scales, run.rounds.engines, strict=True):
+        variant = begin_round(scale, 2)
+        engine.step(variant)
         with sync_free():
-            synthesizer.step()
+            engine.step(variant)
     run.pool.close()
     monkeypatch.setattr(steps, "CudaGraphs", lambda _device: Tape())
     monkeypatch.setattr(test_contract, "make_runtime", lambda **given: replace(make_runtime(**given), graphs=True))
     replayed = results(longer(config), tmp_path / "replayed")
-    for module in (synthesis, student):
+    for module in (inner, student):
         monkeypatch.setattr(module, "make_runner", lambda step, _runtime: EagerSteps(step))
     expected = results(longer(config), tmp_path / "eager")
     assert replayed.keys() == expected.keys()

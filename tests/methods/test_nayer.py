@@ -10,6 +10,7 @@ import pytest
 import torch
 from golden import check_golden, trajectory
 from released import HookedStatistics, masked_adversary
+from rounds import Rounds, begin_round
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,7 +20,6 @@ from dfkd_fast.methods.nayer import Nayer, NayerConfig
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.pool.pool import Pool
 from dfkd_fast.training.student import StudentTrainer
-from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = NayerConfig(
     epochs=6,
@@ -31,6 +31,8 @@ CONFIG = NayerConfig(
     noise_features=12,
     crop_padding=2,
 )
+STILL = {"generator_lr": 0.0, "synthesis_steps": 1}
+"""rounds that learn nothing: what they change, they have drawn anew"""
 
 
 @pytest.fixture
@@ -43,14 +45,13 @@ def test_losses_and_image_gradients_equal_the_hooked_version(
 ) -> None:
     """Three terms and d(term)/d(image) in float64 to 1e-9, before the first update of the EMA and after each of two."""
     hooks = HookedStatistics(teacher, CONFIG.bn_momentum)
-    method.adversarial = True
     for round_index in range(3):
         torch.manual_seed(round_index)
         colour = 2 * torch.randn(10, 3, 1, 1, dtype=torch.float64)  # so that predictions differ, and some agree
         view = (torch.randn(10, 3, 16, 16, dtype=torch.float64) + colour).requires_grad_()
         method.augment = nn.Identity()
         method.generator.forward = lambda _embeddings, view=view: view  # the image itself is what is differentiated
-        _, ours = method.synthesis_step()
+        _, ours = method.step(adversarial=True)
         hooks.inputs.clear()
         logits = teacher(view)
         theirs = {
@@ -70,8 +71,7 @@ def test_losses_and_image_gradients_equal_the_hooked_version(
 
 
 def test_frozen_networks_get_no_weight_gradients(method: Nayer, setup: Setup, runtime: Any) -> None:
-    method.adversarial = True
-    Synthesizer(method, runtime).step()
+    Rounds(method, runtime).engine.step({"adversarial": True})
     frozen = [*setup.teacher.net.parameters(), *setup.student.parameters()]
     assert frozen
     assert all(p.grad is None and not p.requires_grad for p in frozen)
@@ -86,36 +86,39 @@ def test_method_state_is_its_own(method: Nayer) -> None:
 
 def test_rounds_and_pool_capacity(method: Nayer) -> None:
     assert [method.rounds(epoch) for epoch in range(6)] == [3, 3, 2, 2, 2, 2]
-    assert method.pool_capacity() == (2 * 3 + 4 * 2) * 10
+    (plan,) = method.pools()
+    assert plan.capacity == (2 * 3 + 4 * 2) * 10
 
 
 @pytest.mark.parametrize(("epochs", "images"), [(120, 160_000), (220, 240_000), (320, 320_000)])
 def test_published_image_budget(setup: Setup, epochs: int, images: int) -> None:
     """20 x 10 x 400 + E x 2 x 400 images for E = 100, 200, 300."""
-    method = Nayer(NayerConfig(epochs=epochs), setup)
-    assert method.pool_capacity() == images
+    (plan,) = Nayer(NayerConfig(epochs=epochs), setup).pools()
+    assert plan.capacity == images
 
 
-def test_generator_life(method: Nayer) -> None:
+def test_generator_life(make_method: Callable[..., Any], runtime: Any) -> None:
     """Re-initialised where epoch or epoch - warm-up is a multiple of its life, in the first round only, in place."""
-    object.__setattr__(method.config, "generator_life", 5)
-    stem = method.generator.decoder.stem.weight
+    method = make_method(Nayer, replace(CONFIG, generator_life=5, **STILL))
+    rounds, stem = Rounds(method, runtime), method.generator.decoder.stem.weight
     address = stem.data_ptr()
     reset = []
     for epoch in range(12):
         for index in range(2):
             before = stem.detach().clone()
-            method.begin_round(epoch, index)
+            rounds.round(epoch, index)
             if not torch.equal(before, stem):
                 reset.append((epoch, index))
     assert reset == [(epoch, 0) for epoch in range(12) if epoch % 5 == 0 or (epoch - 2) % 5 == 0]
     assert stem.data_ptr() == address
 
 
-def test_noise_is_drawn_each_round_and_only_the_noise(method: Nayer) -> None:
-    method.begin_round(0, 0)
+def test_noise_is_drawn_each_round_and_only_the_noise(make_method: Callable[..., Any], runtime: Any) -> None:
+    method = make_method(Nayer, replace(CONFIG, **STILL))
+    rounds = Rounds(method, runtime)
+    rounds.round(0, 0)
     before = {name: value.detach().clone() for name, value in method.generator.named_parameters()}
-    method.begin_round(0, 1)
+    rounds.round(0, 1)
     changed = {name for name, value in method.generator.named_parameters() if not torch.equal(value, before[name])}
     assert changed == {"noise.weight"}
 
@@ -123,21 +126,20 @@ def test_noise_is_drawn_each_round_and_only_the_noise(method: Nayer) -> None:
 def test_without_re_initialisation_the_noise_is_learnt_on(make_method: Callable[..., Any], runtime: Any) -> None:
     """The paper's ablation: the noisy layers keep what they have learnt, as the rest of the generator does."""
     method = make_method(Nayer, replace(CONFIG, reset_noise=False, generator_life=0))
-    synthesizer = Synthesizer(method, runtime)
-    synthesizer.round(0, 0, lambda *_: None)
+    rounds = Rounds(method, runtime)
+    rounds.round(0, 0)
     before = {name: value.detach().clone() for name, value in method.generator.named_parameters()}
-    method.begin_round(0, 1)
-    method.begin_round(1, 0)
+    begin_round(method, 0, 1)
+    variant = begin_round(method, 1, 0)
     assert all(torch.equal(value, before[name]) for name, value in method.generator.named_parameters())
-    synthesizer.step()
+    rounds.engine.step(variant)
     assert not torch.equal(method.generator.noise.weight, before["noise.weight"])
 
 
 def test_adversarial_term_starts_with_distillation(method: Nayer) -> None:
     active = []
     for epoch in range(5):
-        method.begin_round(epoch, 0)
-        active.append("adv" in method.synthesis_step()[1])
+        active.append("adv" in method.step(**begin_round(method, epoch))[1])
     assert active == [False, False, True, True, True]
 
 
@@ -149,37 +151,38 @@ def test_the_student_is_in_train_mode_from_the_second_round_on(
         method = make_method(Nayer, replace(CONFIG, student_mode=mode))
         moved, variants = [], []
         for epoch, index in ((2, 0), (2, 1), (3, 0), (3, 1)):
-            method.begin_round(epoch, index)
+            variant = begin_round(method, epoch, index)
             before = student.bn1.running_mean.clone()
-            method.synthesis_step()
+            method.step(**variant)
             moved.append(not torch.equal(before, student.bn1.running_mean))
-            variants.append(method.step_variant())
+            variants.append(tuple(variant.items()))
         assert moved == expected
         assert len(set(variants)) == len(set(expected))
 
 
 def test_labels_cover_the_classes(method: Nayer) -> None:
-    method.begin_round(0, 0)
+    begin_round(method, 0)
     assert method.labels[:8].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
-def test_batches_smaller_than_the_classes_cover_them_in_turn(make_method: Callable[..., Any]) -> None:
+def test_batches_smaller_than_the_classes_cover_them_in_turn(make_method: Callable[..., Any], runtime: Any) -> None:
     """ImageNet: one permutation an epoch, round i takes its i-th slice."""
-    method = make_method(Nayer, NayerConfig(synthesis_batch_size=2, noise_features=12))
+    method = make_method(Nayer, NayerConfig(synthesis_batch_size=2, noise_features=12, **STILL))
+    rounds = Rounds(method, runtime)
     for _ in range(2):
         seen = []
         for index in range(2):
-            method.begin_round(0, index)
+            rounds.round(0, index)
             seen += method.labels.tolist()
         assert sorted(seen) == [0, 1, 2, 3]
 
 
 def test_jitter_is_part_of_what_is_kept(make_method: Callable[..., Any]) -> None:
     method = make_method(Nayer, NayerConfig(synthesis_batch_size=10, noise_features=12, jitter=True))
-    method.begin_round(0, 0)
+    variant = begin_round(method, 0)
     torch.manual_seed(0)
     plain = method.generator(method.label_embeddings[method.labels])
-    images, _ = method.synthesis_step()
+    images, _ = method.step(**variant)
     assert images.shape == plain.shape
     assert not torch.equal(images, plain)
     torch.testing.assert_close(images.sum((1, 2, 3)), plain.sum((1, 2, 3)))  # the same pixels elsewhere

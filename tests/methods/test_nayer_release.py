@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from nayer_release import Draws, ReleasedNayer, State
+from rounds import Rounds
 from torch import Tensor, nn
 from toy_networks import INFO
 
@@ -16,7 +17,6 @@ from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.nayer import Nayer, NayerConfig
 from dfkd_fast.models.teacher import frozen_alias
 from dfkd_fast.rng import seed_phase
-from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = NayerConfig(
     epochs=6,
@@ -87,7 +87,7 @@ def rounds_of_both(
     theirs = copy.deepcopy(student)
     torch.manual_seed(3)
     method = runtime.place(Nayer(config, setup._replace(student=frozen_alias(student)))).train()
-    draws, synthesizer = recorded(method), Synthesizer(method, runtime)
+    draws, rounds = recorded(method), Rounds(method, runtime)
     # the constants of normalisation are stored in float32
     mean, std = (torch.tensor(values).double().view(1, 3, 1, 1) for values in (INFO.mean, INFO.std))
     release = ReleasedNayer(
@@ -107,7 +107,7 @@ def rounds_of_both(
     ours, expected = [], []
     for epoch in range(config.epochs):
         seed_phase(0, 0, epoch, "synthesis")
-        ours += [synthesizer.round(epoch, i, lambda *_: None).images.clone() for i in range(method.rounds(epoch))]
+        ours += [rounds.round(epoch, i).images.clone() for i in range(method.rounds(epoch))]
         expected += release.synthesize()
         for network in (student, theirs):
             learn(network, epoch)

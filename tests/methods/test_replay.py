@@ -17,7 +17,7 @@ from torch import Tensor
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.rng import seed_phase
-from dfkd_fast.training import steps, student, synthesis
+from dfkd_fast.training import inner, steps, student
 from dfkd_fast.training.steps import WARM_UP_STEPS, CapturedSteps, EagerSteps
 
 STEPS = WARM_UP_STEPS + 3
@@ -42,7 +42,7 @@ def results(config: TrainConfig, folder: Path) -> dict[str, Tensor]:
             run.round(epoch, on_step=on_step)
             if epoch:
                 seed_phase(0, 0, epoch, "distillation")
-                run.trainer.epoch(epoch, on_step)
+                run.trainer.epoch(epoch, STEPS, on_step)
     finally:
         run.pool.close()
     kept = {f"student/{name}": value for name, value in run.student.state_dict().items()}
@@ -72,7 +72,7 @@ def test_replays_equal_steps(
     config = longer(tiny(name, teacher_file, tmp_path / "run"))
     replayed = results(config, tmp_path / "replayed")
     assert all(tape.recorded for tape in tapes), "no step was recorded"
-    for module in (synthesis, student):
+    for module in (inner, student):
         monkeypatch.setattr(module, "make_runner", lambda step, _runtime: EagerSteps(step))
     expected = results(config, tmp_path / "eager")
     assert replayed.keys() == expected.keys()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ import pytest
 import torch
 from golden import check_golden, trajectory
 from released import HookedStatistics
+from rounds import Rounds, begin_round
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.config.train import PoolConfig
 from dfkd_fast.methods.base import Setup
+from dfkd_fast.methods.inner import Variant
 from dfkd_fast.methods.spaceshipnet import SpaceshipNet, SpaceshipNetConfig
 from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.teacher import NetOutput
@@ -24,7 +26,6 @@ from dfkd_fast.pool import build
 from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.pool.tier import Room
 from dfkd_fast.rng import SHARED
-from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = SpaceshipNetConfig(
     epochs=4, synthesis_batch_size=10, synthesis_steps=4, latent_dim=8, generator_width=8, crop_padding=0, flip=False
@@ -38,7 +39,7 @@ def method(make_method: Callable[..., Any]) -> SpaceshipNet:
 
 def made(method: SpaceshipNet, runtime: Any) -> PoolBatch:
     """What a round leaves, as a batch of the pool."""
-    batch = Synthesizer(method, runtime).round(0, 0, lambda *_: None)
+    batch = Rounds(method, runtime).round(0)
     return PoolBatch(batch.images, batch.labels, torch.arange(10), batch.extras)
 
 
@@ -48,8 +49,8 @@ def test_synthesis_terms_equal_the_hooked_version(method: SpaceshipNet, teacher:
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(10, 3, 16, 16, dtype=torch.float64, generator=generator).requires_grad_()
     method.augment = nn.Identity()
-    method.generator.forward = lambda _: images  # the image itself is what is differentiated
-    _, ours = method.synthesis_step()
+    method.generator.forward = lambda _: (images, ())  # the image itself is what is differentiated
+    _, ours = method.step()
     logits = teacher(images)
     theirs = {"ce": F.cross_entropy(logits, torch.arange(10) % 4), "bn": hooks.loss()}
     assert ours.keys() == theirs.keys()
@@ -65,7 +66,7 @@ def test_every_class_has_its_turn(make_method: Callable[..., Any]) -> None:
     seen = []
     for epoch in range(4):
         for method in (whole, part):
-            method.begin_round(epoch, 0)
+            begin_round(method, epoch)
         assert whole.labels.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
         seen += part.labels.tolist()
     assert seen == 3 * [0, 1, 2, 3]
@@ -74,8 +75,9 @@ def test_every_class_has_its_turn(make_method: Callable[..., Any]) -> None:
 def test_student_terms(method: SpaceshipNet, setup: Setup, student: nn.Module, runtime: Any) -> None:
     """KL with a mean over all its numbers, T = 30, times 900; mSARC in two terms."""
     images = torch.randn(6, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    teacher = setup.teacher.answer(images, maps=method.teacher_maps, gradients=method.teacher_gradients)
-    out = FeatureExtractor(student, maps=method.student_maps() or ())(images)
+    reads = method.student_reads()
+    teacher = setup.teacher.answer(images, maps=reads.teacher, gradients=reads.teacher_gradients)
+    out = FeatureExtractor(student, maps=reads.student or ())(images)
     batch = PoolBatch(images, torch.zeros(6).long(), torch.arange(6), {})
     terms = method.student_loss(batch, teacher, out)
     p, log_q = torch.softmax(teacher.logits.detach() / 30, 1), torch.log_softmax(out.logits / 30, 1)
@@ -87,22 +89,27 @@ def test_student_terms(method: SpaceshipNet, setup: Setup, student: nn.Module, r
     sum(terms.values()).backward()
     assert all(weight.grad is None for weight in setup.teacher.net.parameters())
     bare = SpaceshipNet(replace(CONFIG, cam_weight=0.0, grad_cam_weight=0.0), setup)
-    assert (bare.student_maps(), bare.teacher_maps, bare.teacher_gradients) == (None, (), False)
+    reads = bare.student_reads()
+    assert (reads.student, reads.teacher, reads.teacher_gradients) == (None, (), False)
     assert bare.student_loss(batch, NetOutput(teacher.logits), NetOutput(out.logits)).keys() == {"kd"}
 
 
 def test_a_round_keeps_images_and_their_maps(method: SpaceshipNet, runtime: Any) -> None:
     """Of the same step: the maps, decoded as that step did, are the images."""
-    synthesizer = Synthesizer(method, runtime)
+    rounds = Rounds(method, runtime)
+    engine = rounds.engine
     weights: list[dict[str, Tensor]] = []
     losses: list[float] = []
 
     def remember(terms: dict[str, Tensor], _images: int) -> None:
         losses.append(0.5 * terms["ce"].item() + terms["bn"].item())
 
-    step = synthesizer.step
-    synthesizer.run_step = lambda _: (weights.append({k: v.clone() for k, v in method.state_dict().items()}), step())[1]
-    batch = synthesizer.round(0, 0, remember)
+    def watched_step(_key: Hashable, variant: Variant) -> dict[str, Tensor]:
+        weights.append({name: value.clone() for name, value in method.state_dict().items()})
+        return engine.step(variant)
+
+    engine.run_step = watched_step
+    batch = rounds.round(0, 0, remember)
     best = losses.index(min(losses))
     method.load_state_dict(weights[best])
     method.generator.train()
@@ -129,7 +136,7 @@ def test_student_views_are_decoded_at_rest(make_method: Callable[..., Any], runt
         torch.testing.assert_close(view, expected)
         assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
     assert seen == {0, 1, 2}
-    method.begin_round(1, 0)
+    begin_round(method, 1)
     assert method.generator.training
     exchanging = make_method(SpaceshipNet, replace(CONFIG, exchange_probability=1.0))
     exchanging.student_variant()
@@ -152,7 +159,8 @@ def test_which_maps_a_step_takes_depends_on_the_seed(method: SpaceshipNet) -> No
 def test_the_pool_counts_the_maps(setup: Setup, size: int, megabytes: float) -> None:
     info = replace(setup.info, image_size=size)
     method = SpaceshipNet(SpaceshipNetConfig(synthesis_batch_size=2), setup._replace(info=info))
-    assert round(method.extra_bytes() / 1e6, 2) == megabytes
+    (plan,) = method.pools()
+    assert round(plan.extra_bytes / 1e6, 2) == megabytes
 
 
 def test_large_extras_go_to_the_disk(tmp_path: Path, runtime: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from golden import check_golden, trajectory
 from released import HookedStatistics, masked_adversary
+from rounds import Rounds, begin_round
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,8 +26,8 @@ from dfkd_fast.methods.ssdkd import Ssdkd, SsdkdConfig
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.pool.pool import Pool, PoolBatch
+from dfkd_fast.training.inner import ignore
 from dfkd_fast.training.student import StudentTrainer
-from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = SsdkdConfig(
     epochs=6,
@@ -43,8 +44,9 @@ CONFIG = SsdkdConfig(
 
 
 def open_pool(method: Ssdkd, runtime: Runtime) -> Pool:
-    pool = Pool(method.pool_capacity(), (3, 16, 16), runtime=runtime, num_classes=4, policy=method.pool_policy)
-    method.open_pool(pool)
+    (plan,) = method.pools()
+    pool = Pool(plan.capacity, (3, 16, 16), runtime=runtime, num_classes=4, policy=plan.policy)
+    plan.opened(pool)
     return pool
 
 
@@ -53,10 +55,6 @@ def method(make_method: Callable[..., Any], runtime: Runtime) -> Ssdkd:
     made = make_method(Ssdkd, CONFIG)
     open_pool(made, runtime)
     return made
-
-
-def ignore(_terms: dict[str, Tensor], _images: int) -> None:
-    pass
 
 
 def kl_rows(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -72,12 +70,12 @@ def test_losses_and_image_gradients_equal_the_hooked_version(
     method.pool.add(torch.rand(9, 3, 16, 16), torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 2]))
     for round_index in range(2):
         torch.manual_seed(round_index)
-        method.begin_round(3, 0)
+        variant = begin_round(method, 3)
         colour = 2 * torch.randn(10, 3, 1, 1, dtype=torch.float64)  # so that predictions differ, and some agree
         view = (torch.randn(10, 3, 16, 16, dtype=torch.float64) + colour).requires_grad_()
         method.augment = nn.Identity()
         method.generator.forward = lambda view=view: view  # the image itself is what is differentiated
-        _, ours = method.synthesis_step()
+        _, ours = method.step(**variant)
         hooks.inputs.clear()
         logits = teacher(view)
         confidence, predicted = F.softmax(logits, 1).max(1)
@@ -103,7 +101,7 @@ def test_new_images_get_the_teachers_class_and_their_loss_as_priority(
     method: Ssdkd, teacher: nn.Module, student: nn.Module, runtime: Runtime
 ) -> None:
     """Alg. 1 lines 12 and 13: Eq. 4 with w = 1, on the image as it is."""
-    batch = Synthesizer(method, runtime).round(1, 0, ignore)
+    batch = Rounds(method, runtime).round(1)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (method.info.mean, method.info.std))
     view = (batch.images - mean) / std
     with torch.no_grad():
@@ -161,13 +159,13 @@ def test_other_readings_of_the_importance_weights(
 def test_buffer_is_constant_and_counts_classes(method: Ssdkd, runtime: Runtime) -> None:
     """|B| stays 25 while 50 images pass; the shares of Eq. 3 are those of what it holds."""
     pool = method.pool
-    synthesizer = Synthesizer(method, runtime)
+    rounds = Rounds(method, runtime)
     for epoch in range(5):
-        batch = synthesizer.round(epoch, 0, ignore)
+        batch = rounds.round(epoch)
         method.priorities.update(pool.add(batch.images, batch.labels), batch.initial_priorities)
     assert len(pool) == 25
     assert pool.class_counts.tolist() == pool.labels.bincount(minlength=4).tolist()
-    method.begin_round(5, 0)
+    begin_round(method, 5)
     torch.testing.assert_close(method.class_shares, pool.labels.bincount(minlength=4) / 25, check_dtype=False)
     assert int((method.priorities.leaves > 0).sum()) == 25
 
@@ -182,7 +180,7 @@ def test_a_student_epoch_draws_by_priority_and_writes_back(
     pool.add(torch.rand(20, 3, 16, 16), torch.zeros(20).long())
     tree.update(torch.arange(20), torch.where(torch.arange(20) < 3, 1e6, 1e-9))
     before = tree.leaves.clone()
-    trainer.epoch(3, ignore)
+    trainer.epoch(3, CONFIG.steps_per_epoch, ignore)
     changed = (tree.leaves != before).nonzero().flatten().tolist()
     assert changed == [0, 1, 2]  # the rest was a millionth as likely
 
@@ -192,8 +190,9 @@ def test_ablations_leave_one_part_out(make_method: Callable[..., Any], runtime: 
     method = make_method(Ssdkd, replace(CONFIG, **{part: 0.0 if part == "focus" else False}))
     pool = open_pool(method, runtime)
     pool.add(torch.rand(5, 3, 16, 16), torch.tensor([0, 0, 1, 2, 3]))
-    method.begin_round(0, 0)
-    assert (method.open_pool(pool) is None) == (part == "priority_sampling")
+    begin_round(method, 0)
+    (plan,) = method.pools()
+    assert (plan.opened(pool) is None) == (part == "priority_sampling")
     assert (method.class_shares.sum() == 0) == (part == "diversity")
     batch = PoolBatch(torch.empty(3, 3, 16, 16), torch.zeros(3).long(), torch.arange(3), {})
     teacher, student = torch.randn(2, 3, 4, dtype=torch.float64)
@@ -226,11 +225,11 @@ def test_labels_may_be_what_the_teacher_predicts(
     """y = argmax of the teacher: the label term is then minus the log of its largest probability, weighted by phi."""
     method = make_method(Ssdkd, replace(CONFIG, label_source="teacher", diversity=False, focus=0.0))
     open_pool(method, runtime)
-    method.begin_round(0, 0)
+    variant = begin_round(method, 0)
     view = torch.randn(10, 3, 16, 16, dtype=torch.float64)
     method.augment = nn.Identity()
     method.generator.forward = lambda: view
-    found = method.synthesis_step()[1]["ce"]
+    found = method.step(**variant)[1]["ce"]
     expected = -teacher(view).log_softmax(dim=1).max(dim=1).values.mean()
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
@@ -238,10 +237,10 @@ def test_labels_may_be_what_the_teacher_predicts(
 @pytest.mark.parametrize(("start", "same"), [("fresh", False), ("fomaml", True), ("carry", True)])
 def test_generator_is_re_initialised_each_epoch(make_method: Callable[..., Any], start: str, same: bool) -> None:
     method = make_method(Ssdkd, replace(CONFIG, start=start, diversity=False))
-    method.begin_round(0, 0)
+    begin_round(method, 0)
     stem, latents = method.generator.decoder.stem.weight, method.generator.latents
     address, before, drawn = stem.data_ptr(), stem.detach().clone(), latents.detach().clone()
-    method.begin_round(1, 0)
+    begin_round(method, 1)
     assert torch.equal(stem, before) == same
     assert stem.data_ptr() == address
     assert not torch.equal(latents, drawn)
@@ -258,7 +257,7 @@ def test_first_layers_are_drawn_anew_as_fast_does(
         open_pool(method, runtime)
         torch.manual_seed(1)
         for epoch in range(6):
-            method.begin_round(epoch, 0)
+            begin_round(method, epoch)
             weights = method.start.weights.state_dict()
             states.append({name: value.clone() for name, value in weights.items() if "latents" not in name})
     layers = {"decoder.stem.weight", "decoder.stem.bias", "decoder.layers.norm0.weight"}
@@ -270,7 +269,7 @@ def test_first_layers_are_drawn_anew_as_fast_does(
 
 
 def test_frozen_networks_get_no_weight_gradients(method: Ssdkd, setup: Setup, runtime: Runtime) -> None:
-    Synthesizer(method, runtime).round(1, 0, ignore)
+    Rounds(method, runtime).round(1)
     assert all(p.grad is None for p in [*setup.teacher.net.parameters(), *setup.student.parameters()])
     assert all(p.grad is not None for p in method.generator.parameters())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rounds import begin_round
 from safetensors.torch import load_file
 from tiny_runs import SHAPE, TINY, tiny
 from torch import Tensor, nn
@@ -120,8 +121,8 @@ def test_alexnet(runtime: Runtime) -> None:
     teacher = FrozenNet(model.double(), info, runtime)
     setup = Setup(teacher, frozen_alias(student), info, label_embeddings("orthogonal", 4, dim=8))
     nayer = runtime.place(load_method("nayer")(replace(recipe("nayer"), synthesis_batch_size=4), setup))
-    nayer.begin_round(2, 0)
-    _, terms = nayer.synthesis_step()
+    variant = begin_round(nayer, 2)
+    _, terms = nayer.step(**variant)
     assert terms.keys() == {"ce", "bn", "adv"}
     weighted_sum(terms, nayer.config).backward()
     assert all(value.grad.isfinite().all() for value in nayer.generator.parameters())

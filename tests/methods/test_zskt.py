@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from golden import check_golden, trajectory
+from rounds import Rounds, begin_round
 from stepwise_release import SMALL, check_rounds, check_terms, divergence, mistaken
 from torch import Tensor, nn
 from toy_networks import INFO
@@ -18,7 +19,6 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.zskt import Zskt, ZsktConfig
 from dfkd_fast.models.teacher import FrozenNet, frozen_alias
-from dfkd_fast.training.synthesis import Synthesizer
 from dfkd_fast.training.trainers import FreshTrainer
 
 CONFIG = ZsktConfig(**SMALL)
@@ -50,20 +50,20 @@ def test_originals_generator(
     check_rounds(method, teacher, student, loss, runtime)
     images = method.generate(64)
     assert images.min() < 0
-    assert method.end_round(images).images.min() == 0
+    assert Rounds(method, runtime).round(1).images.min() == 0
 
 
 def test_generators_rate_follows_torchs_cosine(make_method: Callable[..., Any], runtime: Any) -> None:
     method = make_method(Zskt, replace(CONFIG, generator_lr_schedule="cosine", student_steps=12))
     plain = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=CONFIG.generator_lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(plain, CONFIG.epochs * 4)
-    synthesizer = Synthesizer(method, runtime)
+    rounds = Rounds(method, runtime)
     for epoch in range(CONFIG.epochs):
         assert method.rounds(epoch) == 4
         for index in range(4):
-            synthesizer.steps(epoch, index, lambda *_: None)
-            assert synthesizer.lasting_optimizer is not None
-            found = synthesizer.lasting_optimizer.param_groups[0]["lr"]
+            rounds.round(epoch, index)
+            assert rounds.engine.lasting is not None
+            found = rounds.engine.lasting.param_groups[0]["lr"]
             assert found == pytest.approx(plain.param_groups[0]["lr"], rel=1e-9)
             plain.step()
             schedule.step()
@@ -80,13 +80,13 @@ def test_terms(method: Zskt, teacher: nn.Module, student: nn.Module) -> None:
 
 def test_the_student_is_the_student(method: Zskt) -> None:
     """Two released codes pass the teacher in its place: then the generator learns nothing at all. Ours does."""
-    method.begin_round(3, 0)
-    images, terms = method.synthesis_step()
+    variant = begin_round(method, 3)
+    images, terms = method.step(**variant)
     (gradient,) = torch.autograd.grad(terms["adv"], images)
     assert terms["adv"] < -1e-3
     assert gradient.abs().max() > 1e-6
     with mistaken(method, method.teacher).context():
-        assert method.synthesis_step()[1]["adv"].abs() < 1e-12
+        assert method.step(**variant)[1]["adv"].abs() < 1e-12
 
 
 def test_attention_transfer_in_the_students_loss(
@@ -104,7 +104,8 @@ def test_attention_transfer_in_the_students_loss(
     trainer.begin_epoch(1)
     torch.manual_seed(0)
     method.eval()
-    view = trainer.batches()[16].images
+    (batch,) = trainer.batches().values()
+    view = method.student_view(batch)
     teacher(view)
     student(view)
     expected = 0.0

@@ -11,8 +11,10 @@ Distributed: generator, head, bank, BN moments and part of the pool per rank; `-
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,10 +27,9 @@ from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.contrastive import instance_discrimination
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.losses.label import label_ce
-from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
+from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, Setup, Supports, SynthBatch
 from dfkd_fast.methods.cmi.instance_features import FeatureBank, ProjectionHead, describe, description_width
 from dfkd_fast.models.teacher import NetOutput
-from dfkd_fast.optim import OptimizerSpec
 from dfkd_fast.pool.pool import PoolBatch
 from dfkd_kernels import bn_stat_loss
 
@@ -84,18 +85,15 @@ class CmiConfig(MethodConfig):
 
 
 class Cmi(Method):
-    loop, supports_global_batch = "alternating", True
     paper = "arXiv:2105.08584"
+    supports = Supports(global_batch=True)
 
+    config: CmiConfig
     labels: Tensor
     features: Tensor
-    best_features: Tensor
 
     def __init__(self, config: CmiConfig, setup: Setup) -> None:
-        super().__init__()
-        self.config: CmiConfig = config
-        self.info, self.teacher, self.global_batch = setup.info, setup.teacher, setup.global_batch
-        self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
+        super().__init__(config, setup)
         size, side, chans = config.synthesis_batch_size, setup.info.image_size, setup.info.in_chans
         if config.bank_size < size:
             raise UserError(f"--method.bank-size {config.bank_size}: choose {size} or more, the images of a round")
@@ -117,38 +115,36 @@ class Cmi(Method):
         self.head = ProjectionHead(width, config.head_features)
         self.bank = FeatureBank(config.bank_size, 2 * width)
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64), persistent=False)
-        for name in ("features", "best_features"):
-            self.register_buffer(name, torch.zeros(size, 2 * width), persistent=False)
+        self.register_buffer("features", torch.zeros(size, 2 * width), persistent=False)
+        self.inner = Inner(config, self.step, self.generator_groups, lasting=self.head_groups)
 
     def rounds(self, epoch: int) -> int:
         return self.config.warmup_rounds if epoch < self.config.warmup_epochs else self.config.rounds
 
-    def synthesis_optimizer(self) -> OptimizerSpec:
-        groups = [{"params": list(self.generator.parameters()), "lr": self.config.generator_lr}]
-        return OptimizerSpec(kind="adam", groups=groups, betas=(0.5, 0.999))
+    def synthesize(self, epoch: int) -> Iterator[SynthBatch]:
+        config = self.config
+        adversarial = config.adv_weight > 0 and epoch >= config.warmup_epochs
+        for _ in range(self.rounds(epoch)):
+            dcgan_init(self.generator)
+            self.generator.draw_latents()
+            self.labels.random_(self.info.num_classes)
+            images, features = self.inner.run(config.synthesis_steps, adversarial=adversarial)
+            self.bank.add(features)
+            yield SynthBatch(images, self.global_batch.local_rows(self.labels))
 
-    def lasting_optimizer(self) -> OptimizerSpec:
-        groups = [{"params": list(self.head.parameters()), "lr": self.config.generator_lr}]
-        return OptimizerSpec(kind="adam", groups=groups)
-
-    def begin_round(self, epoch: int, index: int) -> None:
-        dcgan_init(self.generator)
-        self.generator.draw_latents()
-        self.labels.random_(self.info.num_classes)
-        self.adversarial = self.config.adv_weight > 0 and epoch >= self.config.warmup_epochs
-
-    def synthesis_step(self) -> tuple[Tensor, LossTerms]:
+    def step(self, *, adversarial: bool) -> tuple[tuple[Tensor, Tensor], LossTerms]:
+        """Images, the descriptions of all ranks' for the bank, and the loss terms."""
         images = self.generator()
         view = self.global_view(images)
         teacher = self.teacher(view, maps=self.feature_maps)
         terms = {"ce": label_ce(teacher.logits, self.global_batch.local_rows(self.labels))}
         if self.config.bn_weight:
             terms["bn"] = bn_stat_loss(teacher.moments, self.teacher.targets)
-        if self.adversarial:
-            terms["adv"] = disagreement(self._student[0](view), teacher.logits)
+        if adversarial:
+            terms["adv"] = disagreement(self.student(view), teacher.logits)
         if self.config.contrastive_weight:
             terms["contrastive"] = self.contrast(images, teacher)
-        return images, terms
+        return (images, self.features), terms
 
     def contrast(self, images: Tensor, whole: NetOutput) -> Tensor:
         """How well a part of each image, new or stored, finds its whole among all (paper: L_cr)."""
@@ -169,12 +165,11 @@ class Cmi(Method):
             temperature=self.config.contrastive_temperature,
         )
 
-    def keep_best(self, better: Tensor) -> None:
-        torch.where(better, self.features, self.best_features, out=self.best_features)
+    def generator_groups(self) -> list[dict[str, Any]]:
+        return [{"params": [*self.generator.parameters()], "lr": self.config.generator_lr}]
 
-    def end_round(self, best_images: Tensor) -> SynthBatch:
-        self.bank.add(self.best_features)
-        return SynthBatch(best_images, self.global_batch.local_rows(self.labels))
+    def head_groups(self) -> list[dict[str, Any]]:
+        return [{"params": [*self.head.parameters()], "lr": self.config.generator_lr, "betas": (0.9, 0.999)}]
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}

@@ -7,7 +7,9 @@ weights, so that its steps cost no gradients for them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +18,15 @@ from dfkd_fast.augment import Augment
 from dfkd_fast.files.image_rows import ImageRows
 from dfkd_fast.generators.biggan import BigDiscriminator, BigGenerator
 from dfkd_fast.losses import adcgan
-from dfkd_fast.methods.base import LossTerms, Setup
+from dfkd_fast.methods.base import Inner, LossTerms, Setup
 from dfkd_fast.methods.hidfd.class_frequency import ClassFrequency
 from dfkd_fast.models.teacher import frozen_alias
 
 if TYPE_CHECKING:
     from dfkd_fast.methods.hidfd.method import HidfdConfig
+
+TURNS = 2
+"""steps that make one iteration: the discriminator's, then the generator's"""
 
 
 class TeacherGuidedGan(nn.Module):
@@ -63,8 +68,31 @@ class TeacherGuidedGan(nn.Module):
         }.items():
             self.register_buffer(name, value, persistent=False)
 
-    def begin_epoch(self) -> None:
-        """Shuffle the collected images."""
+        turn = partial(Inner, config, betas=(0.0, 0.999), shared=True)
+        self.judging = turn(self.discriminator_step, lasting=partial(self._groups, "discriminator"))
+        self.making = turn(self.generator_step, lasting=partial(self._groups, "generator"))
+
+    def learn(self, steps: int) -> Tensor:
+        """So many steps, of discriminator and generator in turn, and the images of the last."""
+        self.shuffle()
+        for step in range(steps):
+            if step % TURNS == 0:
+                self.read_batch(step // TURNS)
+                images = self.judging.run(1)
+            else:
+                images = self.making.run(1)
+        return images
+
+    def inference(self) -> AbstractContextManager[Any]:
+        """Without gradients, in the precision of the steps."""
+        return self.making.inference()
+
+    def _groups(self, network: str) -> list[dict[str, Any]]:
+        lr = getattr(self.config, f"{network}_lr")
+        return [{"params": [*self.get_submodule(network).parameters()], "lr": lr}]
+
+    def shuffle(self) -> None:
+        """Put the collected images in a new order."""
         if not self._twin:  # only now do the weights lie where they stay
             self._twin = (frozen_alias(self.discriminator),)
         torch.randperm(len(self.order), out=self.order)
@@ -72,7 +100,7 @@ class TeacherGuidedGan(nn.Module):
         if self._rows is not None:
             self._places = self.order.cpu()
 
-    def begin_step(self, number: int) -> None:
+    def read_batch(self, number: int) -> None:
         """Before the discriminator's step `number` (0-based) of an epoch: read its images, where they lie in a file."""
         if self._rows is not None and self._places is not None:
             first, size = number * len(self.labels), len(self.labels)

@@ -6,6 +6,7 @@ in a pass over it: N copies would be the same data in N times the memory.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,13 +14,11 @@ from torch import Tensor
 
 from dfkd_fast.messages.notes import note
 from dfkd_fast.methods.base import SynthBatch
-from dfkd_fast.methods.hidfd.gan import TeacherGuidedGan
+from dfkd_fast.methods.hidfd.gan import TURNS, TeacherGuidedGan
 from dfkd_fast.pool.pool import REPEATS
 
 if TYPE_CHECKING:
     from dfkd_fast.methods.hidfd.method import HidfdConfig
-
-TURNS = 2
 
 
 class HybridData:
@@ -28,21 +27,25 @@ class HybridData:
     def __init__(self, config: HidfdConfig, gan: TeacherGuidedGan) -> None:
         self.config, self._gan = config, gan
         size = config.synthesis_batch_size
-        check_passes(config, gan.count)
-        self._generated = -(-config.synthetic_images // size)
-        self.batches = self._generated - (-gan.count // size)
         self.images = config.synthetic_images + gan.count
+        self._generated, self._collected = range(0, config.synthetic_images, size), range(-(-gan.count // size))
+        self.count = len(self._generated) + len(self._collected)
 
-    def batch(self, index: int) -> SynthBatch:
-        """Batch `index` (0-based); the last of either kind may be smaller than the others."""
-        if index < self._generated:
-            left = self.config.synthetic_images - index * self.config.synthesis_batch_size
-            images, labels = self._gan.generate()
-            return repeated(images[:left], labels[:left], 1)
-        return repeated(*self._gan.collected_batch(index - self._generated), inflation(self.config, self._gan.count))
+    def batches(self) -> Iterator[SynthBatch]:
+        """All of them; the last of either kind may be smaller than the others."""
+        for first in self._generated:
+            left = self.config.synthetic_images - first
+            with self._gan.inference():
+                images, labels = self._gan.generate()
+                made = repeated(images[:left], labels[:left], 1)
+            yield made
+        for number in self._collected:
+            with self._gan.inference():
+                made = repeated(*self._gan.collected_batch(number), inflation(self.config, self._gan.count))
+            yield made
 
     def preview(self, images: Tensor) -> SynthBatch:
-        """What a round of the GAN shows, which `batch` overwrites: no more than the pool holds."""
+        """What a round of the GAN shows, which `batches` overwrite: no more than the pool holds."""
         return repeated(images[: self.images], self._gan.labels[: self.images], 1)
 
 

@@ -9,21 +9,19 @@ Distributed: one GAN (gradients averaged), collected images shared out, pool sha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from torch import Tensor, nn
+from torch import nn
 
 from dfkd_fast.losses.kd import kd_kl
-from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup, SynthBatch
+from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Needs, PoolPlan, Setup, StudentReads, SynthBatch
 from dfkd_fast.methods.hidfd.gan import TeacherGuidedGan
-from dfkd_fast.methods.hidfd.hybrid import TURNS, HybridData, following
+from dfkd_fast.methods.hidfd.hybrid import HybridData, check_passes, following
 from dfkd_fast.models.shared_classifier import ClassifierSharing
 from dfkd_fast.models.teacher import NetOutput
-from dfkd_fast.optim import OptimizerSpec
-from dfkd_fast.pool.pool import Policy, PoolBatch
-
-DISCRIMINATOR = 0  # whose turn a step is; the other is the generator's
+from dfkd_fast.pool.pool import PoolBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,68 +100,37 @@ class HidfdConfig(MethodConfig):
 
 
 class Hidfd(Method):
-    loop = "alternating"
-    needs_data = True
-    needs_batchnorm = False
-    synchronized = True
-    turns = TURNS
     paper = "arXiv:2412.13525"
-    pool_policy: Policy = "ring"  # the GAN's last images are overwritten by those that the pool is filled with
+    needs = Needs(batchnorm=False, real_images=True)
+
+    config: HidfdConfig
 
     def __init__(self, config: HidfdConfig, setup: Setup) -> None:
-        super().__init__()
-        self.config: HidfdConfig = config
-        self.info = setup.info
+        super().__init__(config, setup)
         self.gan = TeacherGuidedGan(config, setup)
         self.hybrid = HybridData(config, self.gan)
         shared, projects = (setup.student, setup.teacher, setup.info), config.alignment == "simkd"
         self.sharing = None if config.alignment == "kd" else ClassifierSharing(*shared, projects=projects)
-        self.reads_features, self.turn = self.sharing is not None, DISCRIMINATOR
+
+    def check_run(self) -> None:
+        check_passes(self.config, self.gan.count)
 
     def rounds(self, epoch: int) -> int:
         return int(epoch < self.config.warmup_epochs)
 
-    def synthesis_optimizer(self) -> None:
-        return None  # nothing starts anew
+    def synthesize(self, epoch: int) -> Iterator[SynthBatch]:
+        for _ in range(self.rounds(epoch)):
+            yield self.hybrid.preview(self.gan.learn(self.config.synthesis_steps))
+        if epoch + 1 == self.config.warmup_epochs:
+            yield from self.hybrid.batches()
 
-    def lasting_optimizer(self) -> OptimizerSpec:
-        groups = [
-            {"params": [*self.gan.generator.parameters()], "lr": self.config.generator_lr},
-            {"params": [*self.gan.discriminator.parameters()], "lr": self.config.discriminator_lr},
-        ]
-        return OptimizerSpec(kind="adam", groups=groups, betas=(0.0, 0.999))
+    def pools(self) -> tuple[PoolPlan, ...]:
+        (plan,), images, batches = super().pools(), self.hybrid.images, self.hybrid.count
+        # the GAN's last images are overwritten by those that the pool is filled with
+        return (plan._replace(capacity=images, policy="ring", fill_images=images, fill_batches=batches),)
 
-    def begin_round(self, epoch: int, index: int) -> None:
-        self.gan.begin_epoch()
-
-    def begin_step(self, step: int) -> None:
-        self.turn = step % self.turns
-        if self.turn == DISCRIMINATOR:
-            self.gan.begin_step(step // self.turns)
-
-    def step_variant(self) -> int:
-        return self.turn
-
-    def synthesis_step(self) -> tuple[Tensor, LossTerms]:
-        return self.gan.discriminator_step() if self.turn == DISCRIMINATOR else self.gan.generator_step()
-
-    def end_round(self, best_images: Tensor) -> SynthBatch:
-        return self.hybrid.preview(best_images)
-
-    def fill_batches(self) -> int:
-        return self.hybrid.batches
-
-    def fill_images(self) -> int:
-        return self.hybrid.images
-
-    def fill(self, index: int) -> SynthBatch:
-        return self.hybrid.batch(index)
-
-    def pool_capacity(self) -> int:
-        return self.hybrid.images
-
-    def student_maps(self) -> tuple[str, ...] | None:
-        return None if self.sharing is None else ()
+    def student_reads(self) -> StudentReads:
+        return StudentReads() if self.sharing is None else StudentReads((), teacher_features=True)
 
     def student_head(self) -> nn.Module | None:
         return self.sharing
@@ -172,9 +139,3 @@ class Hidfd(Method):
         if self.sharing is None:
             return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}
         return {"align": self.sharing.loss(student, teacher)}
-
-    def deploy(self, student: nn.Module) -> nn.Module:
-        return student if self.sharing is None else self.sharing.deploy(student)
-
-    def deployed_name(self, student: str) -> str:
-        return student if self.sharing is None else f"{student}+{self.sharing.form}"

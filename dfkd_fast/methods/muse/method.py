@@ -8,14 +8,24 @@ Distributed: generators, BN moments and parts of the pools per rank; `--bn.scope
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
 
 from dfkd_fast.losses.kd import kd_kl
-from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Setup
+from dfkd_fast.methods.base import (
+    LossTerms,
+    Method,
+    MethodConfig,
+    Needs,
+    PoolPlan,
+    Setup,
+    StudentReads,
+    Supports,
+    SynthBatch,
+)
 from dfkd_fast.methods.muse.class_embedding import ClassEmbedding
 from dfkd_fast.methods.muse.scale import MuseScale, check_centres, parts
 from dfkd_fast.models.feature_extractor import FeatureExtractor
@@ -105,6 +115,10 @@ class MuseSConfig(MethodConfig):
     ed_weight: float = 10.0
     """weight of the student's embedding term (paper: alpha_ed); both 0: without embedding diversity"""
 
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, round(self.student_steps * self.data_ratio / 100))
+
 
 @dataclass(frozen=True, kw_only=True)
 class MuseConfig(MuseSConfig):
@@ -123,14 +137,13 @@ class MuseConfig(MuseSConfig):
 class Muse(Method):
     """MUSE at any number of image sizes: a generator for each, a student that learns from all (Eqs. 7 and 8)."""
 
-    loop, supports_global_batch, splits_batches = "alternating", True, True
-    text_sources = (*SOURCES, CENTRES)
     paper = "arXiv:2411.17046"
+    needs, supports = Needs(text=(*SOURCES, CENTRES)), Supports(global_batch=True, micro_batches=True)
+
+    config: MuseSConfig
 
     def __init__(self, config: MuseSConfig, setup: Setup) -> None:
-        super().__init__()
-        self.config: MuseSConfig = config
-        self.info, self.global_batch, self.text = setup.info, setup.global_batch, setup.text
+        super().__init__(config, setup)
         setup.teacher.window.decay = config.window_decay
         student, centres = FeatureExtractor(setup.student, window=setup.teacher.window), setup.label_embeddings
         learnt = setup.text == CENTRES
@@ -145,19 +158,24 @@ class Muse(Method):
             per_sample=config.hinge_per_sample,
             flag=f"--text {setup.text}",
         )
-        self.scales = nn.ModuleList(MuseScale(part, setup, student, self.embedding) for part in parts(config))
+        self._sizes = tuple(MuseScale(part, setup, student, self.embedding) for part in parts(config))
+        self.scales = nn.ModuleList(self._sizes)
 
     def check_run(self) -> None:
-        check_centres(self.config, self.text, self.scales[0])  # type: ignore[arg-type]
+        check_centres(self.config, self.text, self._sizes[0])
 
-    def sources(self) -> Sequence[Method]:
-        return tuple(self.scales)  # type: ignore[arg-type]
+    def pools(self) -> Sequence[PoolPlan]:
+        return [scale.pool_plan() for scale in self._sizes]
 
-    def student_steps(self, epoch: int) -> int:
-        return max(1, round(self.config.student_steps * self.config.data_ratio / 100))
+    def rounds(self, epoch: int) -> int:
+        return sum(scale.plan.rounds(epoch) for scale in self._sizes)
 
-    def student_maps(self) -> Sequence[str]:
-        return ()  # the features alone
+    def synthesize(self, epoch: int) -> Iterator[SynthBatch]:
+        for scale in self._sizes:  # one size after the other
+            yield from scale.synthesize(epoch)
+
+    def student_reads(self) -> StudentReads:
+        return StudentReads(())  # the features alone
 
     def student_head(self) -> nn.Module:
         return self.embedding.side

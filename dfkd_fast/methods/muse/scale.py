@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dfkd_fast.augment import Augment
 from dfkd_fast.errors import UserError
@@ -14,11 +15,10 @@ from dfkd_fast.generators.noisy_embedding import NoisyEmbeddingGenerator
 from dfkd_fast.losses.activation_map import cam_margin
 from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.label import label_ce
-from dfkd_fast.methods.base import LossTerms, Method, Setup, SynthBatch
+from dfkd_fast.methods.base import Inner, LossTerms, PoolPlan, Setup, SynthBatch
 from dfkd_fast.methods.muse.class_embedding import ClassEmbedding
 from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.statistics import PoolStatistics
-from dfkd_fast.optim import OptimizerSpec
 from dfkd_fast.pool.budget import RoundPlan, data_ratio_capacity
 from dfkd_fast.rng import labels_in_turn
 from dfkd_fast.text.label_embeddings import CENTRES
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dfkd_fast.methods.muse.method import MuseSConfig
 
 
-class MuseScale(Method):
+class MuseScale(nn.Module):
     """What makes the images of one size: NAYER's generator, with CAM and embedding terms (Eq. 11)."""
 
     labels: Tensor
@@ -36,7 +36,7 @@ class MuseScale(Method):
 
     def __init__(self, config: MuseSConfig, setup: Setup, student: FeatureExtractor, embedding: ClassEmbedding) -> None:
         super().__init__()
-        self.config: MuseSConfig = config
+        self.config = config
         self.info, self.teacher = replace(setup.info, image_size=config.image_sizes[0]), setup.teacher
         self.global_batch = setup.global_batch
         for network in (setup.teacher, student):
@@ -62,32 +62,49 @@ class MuseScale(Method):
         )
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         self.class_weights = setup.teacher.class_weights if config.cam_weight else None
-        self.adversarial = False
+        self.inner = Inner(config, self.step, self.parameter_groups)
         self.plan = round_plan(config, setup.info.image_size)
-        self.pool_policy = "ring" if config.fifo else "cap"
         self.register_buffer("label_embeddings", setup.label_embeddings, persistent=False)
         self.register_buffer("class_order", torch.arange(num_classes))
         self.register_buffer("labels", torch.zeros(config.synthesis_batch_size, dtype=torch.int64), persistent=False)
 
-    def pool_capacity(self) -> int:
-        return self.plan.capacity
+    def pool_plan(self) -> PoolPlan:
+        """A pool for the budget of this size."""
+        config = self.config
+        sizes = (config.synthesis_batch_size, config.batch_size, self.plan.capacity)
+        return PoolPlan(self.info.image_size, self.plan.rounds, *sizes, policy="ring" if config.fifo else "cap")
 
-    def rounds(self, epoch: int) -> int:
-        return self.plan.rounds(epoch)
+    def synthesize(self, epoch: int) -> Iterator[SynthBatch]:
+        """Algorithm 1, lines 4 to 9, for this size."""
+        config, adversarial = self.config, epoch >= self.config.warmup_epochs  # as in NAYER's release
+        for index in range(self.plan.rounds(epoch)):
+            if index == 0 and self.is_reborn(epoch):
+                self.generator.reset_parameters()
+            self.generator.noise.reset_parameters()  # line 5
+            self.labels.copy_(labels_in_turn(len(self.labels), self.class_order, self.plan.before(epoch) + index))
+            images = self.inner.run(config.synthesis_steps, adversarial=adversarial)
+            self.statistics.update()
+            self.learn_centres(images)
+            yield SynthBatch(images, self.global_batch.local_rows(self.labels))
 
-    def synthesis_optimizer(self) -> OptimizerSpec:
-        groups = [{"params": list(self.generator.parameters()), "lr": self.config.generator_lr}]
-        return OptimizerSpec(kind="adam", groups=groups, betas=(0.5, 0.999))
-
-    def begin_round(self, epoch: int, index: int) -> None:
+    def is_reborn(self, epoch: int) -> bool:
+        """Whether an epoch begins with a whole new generator: `generator_life` epochs have begun since the last."""
         life, last = self.config.generator_life, self.plan.last_made(epoch)
-        if index == 0 and life and (last is None or last // life != epoch // life):
-            self.generator.reset_parameters()
-        self.generator.noise.reset_parameters()  # Alg. 1 line 5
-        self.labels.copy_(labels_in_turn(len(self.labels), self.class_order, self.plan.before(epoch) + index))
-        self.adversarial = epoch >= self.config.warmup_epochs  # as in NAYER's release
+        return bool(life) and (last is None or last // life != epoch // life)
 
-    def synthesis_step(self) -> tuple[Tensor, LossTerms]:
+    def learn_centres(self, images: Tensor) -> None:
+        """Section 3.3: class centres where there is no label text."""
+        _, embedding = self._shared
+        if embedding.learnt:
+            with self.inner.inference():
+                seen = self.teacher(self.augment.normalize(images), moments=False)
+                embedding.learn(self.global_batch.all_gather(seen.pooled()), self.labels)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": [*self.generator.parameters()], "lr": self.config.generator_lr}]
+
+    def step(self, *, adversarial: bool) -> tuple[Tensor, LossTerms]:
+        """Images and the terms of Eq. 11."""
         student, embedding = self._shared
         labels = self.global_batch.local_rows(self.labels)
         images = self.generator(self.label_embeddings[self.labels])  # Eq. 4
@@ -100,7 +117,7 @@ class MuseScale(Method):
         if self.class_weights is not None:
             peak, sigma = self.config.cam_peak, self.config.cam_sigma
             terms["cam"] = cam_margin(teacher.features, self.class_weights, labels, peak, sigma)  # Eq. 6
-        if self.adversarial:
+        if adversarial:
             seen = student(view)
             terms["adv"] = disagreement(seen.logits, teacher.logits)  # Eq. 3, alpha_adv
             if self.config.aed_weight:
@@ -110,14 +127,6 @@ class MuseScale(Method):
                 else:
                     terms["aed"] = embedding.repulsion(gather(seen.pooled()), whole)  # Eq. 12
         return images, terms
-
-    def end_round(self, best_images: Tensor) -> SynthBatch:
-        self.statistics.update()
-        _, embedding = self._shared
-        if embedding.learnt:  # section 3.3: class centres where there is no label text
-            seen = self.teacher(self.augment.normalize(best_images), moments=False)
-            embedding.learn(self.global_batch.all_gather(seen.pooled()), self.labels)
-        return SynthBatch(best_images, self.global_batch.local_rows(self.labels))
 
 
 def parts(config: MuseSConfig) -> list[MuseSConfig]:

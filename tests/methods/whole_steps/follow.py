@@ -1,7 +1,7 @@
 """What the toolkit's own steps compute, written down as they run: terms, gradients, weights, and what was drawn.
 
 Steps run in float64 (`precision="fp64"`, which the command line does not offer), on one thread, by the loops' own
-`Synthesizer` and `StudentTrainer`; the networks are small enough that no kernel is replaced by another.
+`InnerLoop` and `StudentTrainer`; the networks are small enough that no kernel is replaced by another.
 """
 
 from __future__ import annotations
@@ -9,24 +9,27 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from plain import Adam, Sgd, State, gradients, look
+from rounds import Rounds
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from toy_networks import INFO
 from traces import Trace
 
 from dfkd_fast.device.runtime import Runtime, make_runtime
-from dfkd_fast.methods.base import Method, MethodConfig, Setup, SynthBatch
+from dfkd_fast.methods.base import Inner, Method, MethodConfig, Setup, SynthBatch
+from dfkd_fast.methods.inner import inners
 from dfkd_fast.models.small import ConvNet
 from dfkd_fast.models.teacher import FrozenNet, frozen_alias
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.pool.pool import Pool, PoolBatch
 from dfkd_fast.text.label_embeddings import label_embeddings
 from dfkd_fast.training.student import StudentSteps
-from dfkd_fast.training.synthesis import Synthesizer
 from dfkd_fast.training.trainers import make_trainer
 
 _DRAWS = {"rand", "randn", "randn_like", "randint", "randperm", "normal_", "random_"}
@@ -47,9 +50,9 @@ class Arena(NamedTuple):
     def trainer(self, method: Method, capacity: int = 40) -> Any:
         """What trains the student, with an empty pool for each image size."""
         pools = {}
-        for source in method.sources():
-            side, policy = source.info.image_size, source.pool_policy
-            pools[side] = Pool(capacity, (3, side, side), runtime=self.runtime, num_classes=4, policy=policy)
+        for plan in method.pools():
+            side = plan.image_size
+            pools[side] = Pool(capacity, (3, side, side), runtime=self.runtime, num_classes=4, policy=plan.policy)
         frozen, pool = self.setup.teacher, MultiPool(pools)
         return make_trainer(self.student, method=method, teacher=frozen, pool=pool, runtime=self.runtime)
 
@@ -152,19 +155,19 @@ class Start(NamedTuple):
 
 
 def follow_round(
-    synthesizer: Synthesizer, epoch: int, index: int, trace: Trace, parts: Sequence[str] = (), name: str = "round"
+    rounds: Rounds, epoch: int, index: int, trace: Trace, parts: Sequence[str] = (), name: str = "round"
 ) -> Start:
     """One round of ours, called `name` in the trace. `parts`: prefixes of the trained weights that are compared; by
     default all that the steps train.
     """
-    method, drawn = synthesizer.method, Drawn()
-    key, begin = f"{name} {epoch}.{index}", method.begin_round
+    method, drawn, key = rounds.method, Drawn(), f"{name} {epoch}.{index}"
     starts: list[tuple[State, Tensor]] = []
 
-    def begin_round(*where: int) -> None:
-        begin(*where)
-        starts.append((state_of(method), method.labels.clone() if hasattr(method, "labels") else torch.empty(0)))
-        drawn.values.clear()
+    def run(inner: Inner, *where: Any, **variant: Any) -> Any:
+        if not starts:  # its resets are done
+            starts.append((state_of(method), method.labels.clone() if hasattr(method, "labels") else torch.empty(0)))
+            drawn.values.clear()
+        return Inner.run(inner, *where, **variant)
 
     steps = 0
 
@@ -174,10 +177,10 @@ def follow_round(
         _note(trace, f"{key} step {steps}", trained(method, parts))
         steps += 1
 
-    method.begin_round = begin_round  # type: ignore[method-assign]
-    with drawn:
-        batch = synthesizer.round(epoch, index, on_step)
-    del method.begin_round
+    with ExitStack() as patched, drawn:
+        for inner in inners(method):
+            patched.enter_context(patch.object(inner, "run", functools.partial(run, inner)))
+        batch = rounds.round(epoch, index, on_step)
     trace[f"{key} images"] = batch.images.clone()
     (state, labels) = starts[0]
     return Start(state, labels, drawn.values, batch)

@@ -34,8 +34,9 @@ def test_rounds_with_an_adversary_that_is_at_work(name: str) -> None:
     cls, config = CASES[name]
     place = arena()
     method = place.method(cls, config)
-    pool = Pool(method.pool_capacity(), (3, 16, 16), runtime=place.runtime, num_classes=4, policy=method.pool_policy)
-    method.open_pool(pool)
+    (plan,) = method.pools()
+    pool = Pool(plan.capacity, (3, 16, 16), runtime=place.runtime, num_classes=4, policy=plan.policy)
+    plan.opened(pool)
     terms = ("ce", "bn", "adv", "contrastive") if name == "cmi" else ("ce", "bn", "adv")
     found = trajectory(method, place.runtime, epochs=3, terms=terms)
     assert int((found["losses"][4:, 2].abs() > 1e-6).sum()) > 4

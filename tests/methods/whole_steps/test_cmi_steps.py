@@ -39,12 +39,12 @@ from plain import (
     kl,
     look,
 )
+from rounds import Rounds
 from torch import Tensor
 from traces import Trace, check_at_work, check_mixed, check_same, check_seen
 
 from dfkd_fast import augment
 from dfkd_fast.methods.cmi.method import Cmi, CmiConfig
-from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = CmiConfig(
     epochs=5,
@@ -69,7 +69,7 @@ class Given(NamedTuple):
 def ours(config: CmiConfig) -> tuple[Trace, Given]:
     place, trace, given = arena(), Trace(), Given([], deque())
     method = place.method(Cmi, config)
-    synthesizer, draw_boxes = Synthesizer(method, place.runtime), augment.draw_boxes
+    rounds, draw_boxes = Rounds(method, place.runtime), augment.draw_boxes
 
     def watched(*args: Any, **options: Any) -> Tensor:
         given.boxes.append(draw_boxes(*args, **options))
@@ -77,7 +77,7 @@ def ours(config: CmiConfig) -> tuple[Trace, Given]:
 
     with patch.object(augment, "draw_boxes", watched):
         for where in ROUNDS:
-            given.starts.append(follow_round(synthesizer, *where, trace))
+            given.starts.append(follow_round(rounds, *where, trace))
             trace[f"bank {where}"] = method.bank.rows[: int(method.bank.written)].clone()
     follow_student(place.trainer(method), 2, [batch_of(views(12, seed)) for seed in range(2)], trace)
     return trace, given

@@ -28,12 +28,12 @@ from follow import (
     views,
 )
 from plain import Adam, Sgd, State, cosine_lr, cross_entropy, kl, look
+from rounds import Rounds
 from torch import Tensor
 from toy_networks import INFO
 from traces import Trace, check_at_work, check_same, check_seen
 
 from dfkd_fast.methods.deepinversion import DeepInversion, DeepInversionConfig
-from dfkd_fast.training.synthesis import Synthesizer
 
 SMALL: dict[str, Any] = {"epochs": 4, "warmup_epochs": 1, "synthesis_batch_size": 10, "synthesis_steps": 4}
 
@@ -79,8 +79,8 @@ CASES = {
 def ours(config: DeepInversionConfig) -> tuple[Trace, list[Start]]:
     place, trace = arena(), Trace()
     method = place.method(DeepInversion, config)
-    synthesizer = Synthesizer(method, place.runtime)
-    starts = [follow_round(synthesizer, epoch, 0, trace) for epoch in (0, 1)]
+    rounds = Rounds(method, place.runtime)
+    starts = [follow_round(rounds, epoch, 0, trace) for epoch in (0, 1)]
     follow_student(place.trainer(method), 2, [batch_of(views(12, seed)) for seed in range(2)], trace)
     return trace, starts
 

@@ -39,10 +39,10 @@ from plain import (
     look,
     mixed,
 )
+from rounds import Rounds
 from traces import Trace, check_at_work, check_mixed, check_same, check_seen
 
 from dfkd_fast.methods.fast import Fast, FastConfig
-from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = FastConfig(
     epochs=6, warmup_epochs=2, synthesis_batch_size=10, synthesis_steps=5, latent_dim=8, generator_width=8
@@ -54,9 +54,9 @@ LEARNT = "start.learnt."
 def ours(config: FastConfig) -> tuple[Trace, list[Start]]:
     place, trace = arena(), Trace()
     method = place.method(Fast, config)
-    synthesizer, starts = Synthesizer(method, place.runtime), []
+    rounds, starts = Rounds(method, place.runtime), []
     for epoch in range(2):
-        starts.append(follow_round(synthesizer, epoch, 0, trace, ("generator",)))
+        starts.append(follow_round(rounds, epoch, 0, trace, ("generator",)))
         learnt = method.start.weights.named_parameters()
         trace |= {f"after {epoch} {LEARNT}{name}": value.detach().clone() for name, value in learnt}
     follow_student(place.trainer(method), 3, [batch_of(views(12, seed)) for seed in range(2)], trace)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from follow import (
     views,
 )
 from plain import Adam, Sgd, State, batch_norm, cross_entropy, look
+from rounds import Rounds
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -38,7 +40,6 @@ from traces import Trace, check_at_work, check_same, check_seen
 
 from dfkd_fast.methods.base import CollectedImages
 from dfkd_fast.methods.hidfd.method import Hidfd, HidfdConfig
-from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = HidfdConfig(
     epochs=300,
@@ -71,12 +72,20 @@ def scene(config: HidfdConfig) -> Arena:
 def ours(config: HidfdConfig) -> tuple[Trace, Given]:
     place, trace, given = scene(config), Trace(), Given([], [])
     method = place.method(Hidfd, config)
-    synthesizer = Synthesizer(method, place.runtime)
+    rounds = Rounds(method, place.runtime)
+    for engine in rounds.engines:
+        engine.run_step = functools.partial(cleared, method, engine.run_step)
     for epoch in (0, 1):
-        given.starts.append(follow_round(synthesizer, epoch, 0, trace))
+        given.starts.append(follow_round(rounds, epoch, 0, trace))
         given.orders.append(method.gan.order.clone())
     follow_student(place.trainer(method), 162, [batch_of(views(12, seed)) for seed in range(2)], trace)
     return trace, given
+
+
+def cleared(method: Hidfd, run_step: Callable[..., State], *variant: Any) -> State:
+    """A step behind which only what it trains has gradients: it leaves those of the other network's step alone."""
+    method.zero_grad()
+    return run_step(*variant)
 
 
 @dataclass

@@ -44,12 +44,12 @@ from plain import (
     look,
     mixed,
 )
+from rounds import Rounds
 from torch import Tensor
 from torch.nn import functional as F
 from traces import Trace, check_at_work, check_mixed, check_same, check_seen
 
 from dfkd_fast.methods.msarc import Msarc, MsarcConfig
-from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = MsarcConfig(
     epochs=6, warmup_epochs=2, synthesis_batch_size=10, synthesis_steps=2, latent_dim=8, generator_width=32
@@ -127,9 +127,9 @@ def attend(net: State, name: str, maps: Tensor, reading: Reading) -> Tensor:
 def ours(config: MsarcConfig) -> tuple[Trace, list[Start]]:
     place, trace, starts = arena(), Trace(), []
     method = place.method(Msarc, config)
-    synthesizer = Synthesizer(method, place.runtime)
+    rounds = Rounds(method, place.runtime)
     for epoch in (0, 1):
-        starts.append(follow_round(synthesizer, epoch, 0, trace, ("generator",)))
+        starts.append(follow_round(rounds, epoch, 0, trace, ("generator",)))
         learnt = method.start.weights.named_parameters()
         trace |= {f"after {epoch} {LEARNT}{name}": value.detach().clone() for name, value in learnt}
     follow_student(place.trainer(method), 3, [batch_of(views(12, seed)) for seed in range(2)], trace)

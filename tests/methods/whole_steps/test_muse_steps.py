@@ -39,11 +39,11 @@ from plain import (
     look,
     mixed,
 )
+from rounds import Rounds
 from torch import Tensor
 from traces import Trace, check_at_work, check_mixed, check_same, check_seen
 
 from dfkd_fast.methods.muse.method import Muse, MuseConfig, MuseS, MuseSConfig
-from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = MuseConfig(
     epochs=5,
@@ -88,9 +88,9 @@ def batches(sizes: tuple[int, ...]) -> list[list[Any]]:
 def ours(config: MuseSConfig) -> tuple[Trace, list[list[Start]]]:
     place, method = built(config)
     trace, starts = Trace(), []
-    for source in method.sources():
-        synthesizer, name = Synthesizer(source, place.runtime), f"{source.info.image_size} px"
-        starts.append([follow_round(synthesizer, epoch, 0, trace, name=name) for epoch in (0, 1)])
+    for scale in method.scales:
+        rounds, name = Rounds(scale, place.runtime), f"{scale.info.image_size} px"
+        starts.append([follow_round(rounds, epoch, 0, trace, name=name) for epoch in (0, 1)])
     follow_student(place.trainer(method), 2, batches(config.image_sizes), trace)
     return trace, starts
 

@@ -41,13 +41,13 @@ from plain import (
     look,
     mixed,
 )
+from rounds import Rounds
 from torch import Tensor
 from torch.nn import functional as F
 from toy_networks import INFO
 from traces import Trace, check_at_work, check_mixed, check_same, check_seen
 
 from dfkd_fast.methods.nayer import Nayer, NayerConfig
-from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = NayerConfig(
     epochs=5, warmup_epochs=1, synthesis_batch_size=10, synthesis_steps=3, noise_features=12, generator_width=8
@@ -63,8 +63,8 @@ def ours(config: NayerConfig, side: int = 16) -> tuple[Trace, list[Start]]:
     place, trace = arena(), Trace()
     place = place._replace(setup=place.setup._replace(info=replace(INFO, image_size=side)))
     method = place.method(Nayer, config)
-    synthesizer = Synthesizer(method, place.runtime)
-    starts = [follow_round(synthesizer, *where, trace) for where in ROUNDS]
+    rounds = Rounds(method, place.runtime)
+    starts = [follow_round(rounds, *where, trace) for where in ROUNDS]
     note_statistics(trace, "after synthesis", state_of(place.student))
     follow_student(place.trainer(method), 2, [batch_of(views(12, seed)) for seed in range(2)], trace)
     return trace, starts

@@ -40,13 +40,13 @@ from plain import (
     look,
     start_maps,
 )
+from rounds import Rounds
 from torch import Tensor
 from traces import Trace, check_at_work, check_same, check_seen
 
 from dfkd_fast.methods.spaceshipnet import SpaceshipNet, SpaceshipNetConfig
 from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.rng import SHARED
-from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = SpaceshipNetConfig(epochs=4, synthesis_batch_size=10, synthesis_steps=3, latent_dim=8, generator_width=8)
 STEPS = 5
@@ -63,8 +63,8 @@ class Given(NamedTuple):
 def ours(config: SpaceshipNetConfig) -> tuple[Trace, Given]:
     place, trace, drawn = arena(), Trace(), Drawn()
     method = place.method(SpaceshipNet, config)
-    synthesizer, trainer = Synthesizer(method, place.runtime), place.trainer(method)
-    starts = [follow_round(synthesizer, epoch, 0, trace) for epoch in (0, 1)]
+    rounds, trainer = Rounds(method, place.runtime), place.trainer(method)
+    starts = [follow_round(rounds, epoch, 0, trace) for epoch in (0, 1)]
     kept = starts[-1].left
     trace |= {name: value.double() for name, value in kept.extras.items()}
     batch, cuts = PoolBatch(kept.images, kept.labels, torch.arange(10), kept.extras), []

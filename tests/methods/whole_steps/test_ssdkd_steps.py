@@ -40,13 +40,13 @@ from plain import (
     look,
     mixed,
 )
+from rounds import Rounds
 from torch import Tensor
 from traces import Trace, check_at_work, check_mixed, check_same, check_seen
 
 from dfkd_fast.methods.base import SynthBatch
 from dfkd_fast.methods.ssdkd import Ssdkd, SsdkdConfig
 from dfkd_fast.pool.pool import PoolBatch
-from dfkd_fast.training.synthesis import Synthesizer
 
 CONFIG = SsdkdConfig(
     epochs=6,
@@ -79,13 +79,13 @@ def ours(config: SsdkdConfig) -> tuple[Trace, Trace, Given]:
     """Numbers to hold to 1e-9, those of the priorities, and what was drawn."""
     place, trace, priorities = arena(), Trace(), Trace()
     method = place.method(Ssdkd, config)
-    trainer, synthesizer, given = place.trainer(method, capacity=25), Synthesizer(method, place.runtime), Given([], [])
+    trainer, rounds, given = place.trainer(method, capacity=25), Rounds(method, place.runtime), Given([], [])
     torch.manual_seed(0)
-    trainer.store(16, SynthBatch(torch.rand(9, 3, 16, 16), FIRST, initial_priorities=torch.arange(9.0)))
+    trainer.store(SynthBatch(torch.rand(9, 3, 16, 16), FIRST, initial_priorities=torch.arange(9.0)))
     for epoch in EPOCHS:
-        given.starts.append(follow_round(synthesizer, epoch, 0, trace))
+        given.starts.append(follow_round(rounds, epoch, 0, trace))
         made = given.starts[-1].left
-        trainer.store(16, made)
+        trainer.store(made)
         trace |= {f"{epoch} initial_priorities": made.initial_priorities, f"{epoch} labels": made.labels.double()}
         given.batches.append([])
         for step in range(2):

@@ -26,6 +26,7 @@ from follow import (
     state_of,
 )
 from plain import Adam, Seen, Sgd, State, bn_distance, cosine_lr, cross_entropy, decode, kl, look
+from rounds import Rounds
 from torch import Tensor
 from traces import Trace, check_at_work, check_same, check_seen
 
@@ -33,7 +34,6 @@ from dfkd_fast.methods.dafl import Dafl, DaflConfig
 from dfkd_fast.methods.dfq import Dfq, DfqConfig
 from dfkd_fast.methods.stepwise import StepwiseConfig
 from dfkd_fast.methods.zskt import Zskt, ZsktConfig
-from dfkd_fast.training.synthesis import Synthesizer
 
 SMALL: dict[str, Any] = {
     "epochs": 4,
@@ -102,11 +102,11 @@ ROUNDS = ((1, 0), (1, 1))
 def ours(case: Case) -> tuple[Trace, list[Any]]:
     place, trace, given = arena(), Trace(), []
     method = place.method(case.method, case.config)
-    synthesizer, trainer = Synthesizer(method, place.runtime), place.trainer(method)
+    rounds, trainer = Rounds(method, place.runtime), place.trainer(method)
     trainer.begin_epoch(1)
     for where in ROUNDS:
         method.train()
-        start, drawn, steps = follow_round(synthesizer, *where, trace), Drawn(), iter(range(9))
+        start, drawn, steps = follow_round(rounds, *where, trace), Drawn(), iter(range(9))
         with drawn:
             trainer.steps(
                 2,
