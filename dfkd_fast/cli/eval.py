@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dfkd_fast.config.flags import from_flags, parse
 from dfkd_fast.config.own_networks import own_network, settled
+from dfkd_fast.config.setting import setting
 from dfkd_fast.config.sources import load_run
 from dfkd_fast.config.train import Hardware, NetworkInput, check_teacher_data, check_values
 from dfkd_fast.errors import UserError
@@ -38,19 +39,19 @@ class EvalOptions(Hardware, NetworkInput):
     """real test images: `digits`, or a path (image folder, tar of one, CIFAR files); without it the run's own"""
     student: str | None = None
     """network in FILE, where the file does not say: named as train's --teacher; needed where it is your own"""
-    student_args: tuple[str, ...] = ()
+    student_args: tuple[str, ...] = setting((), formerly=())
     """arguments that your own network is built with, NAME=VALUE"""
     weights_key: str | None = None
     """which of several networks in FILE: the key of a dict (state_dict_ema), or the prefix of the names in one"""
-    teacher_data: str = ""
+    teacher_data: str = setting("", formerly="")
     """data set that it was trained on, whose convention stands in for what nobody states; as train's --teacher-data"""
-    batch_size: int = 512
+    batch_size: int = setting(512, at_least=1)
     """images per step"""
     decoder: Literal["auto", "dali", "pil"] = "auto"
     """what decodes the images, as train's --eval.decoder"""
-    workers: int | None = None
+    workers: int | None = setting(None, at_least=1, at_most=2**12)
     """threads that decode; without it one for each core, up to 16"""
-    resize: int | None = None
+    resize: int | None = setting(None, at_least=1, at_most=2**15)
     """pixels that the short side is scaled to before the middle square is cut out, as train's --eval.resize"""
 
 

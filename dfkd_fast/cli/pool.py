@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfkd_fast.config.flags import from_flags, parse
+from dfkd_fast.config.setting import setting
 from dfkd_fast.errors import UserError, one_of, unknown
 from dfkd_fast.files.write import sync_file, sync_folder
 from dfkd_fast.messages.terminal import page, show
@@ -51,7 +52,7 @@ class ExportOptions:
 class ImportOptions:
     """Flags of `dfkd-fast pool import`."""
 
-    image_size: int | None = None
+    image_size: int | None = setting(None, at_least=1, at_most=2**15)
     """scale pictures to squares of this side"""
 
 

@@ -14,6 +14,7 @@ from dfkd_fast.cli.report import say
 from dfkd_fast.config.flags import from_flags, parse
 from dfkd_fast.config.own_networks import check_untrained, settled
 from dfkd_fast.config.recipes import TeacherRecipe
+from dfkd_fast.config.setting import setting
 from dfkd_fast.config.sources import given_keys
 from dfkd_fast.config.train import Hardware, NetworkInput, check_teacher_data, check_values
 from dfkd_fast.errors import UserError, unknown
@@ -39,7 +40,7 @@ class TeacherOptions(Hardware, NetworkInput):
     """real images: `digits`, or a path (image folder, tar of one, CIFAR files)"""
     out: Path | None = None
     """file to write, .safetensors"""
-    teacher_args: tuple[str, ...] = ()
+    teacher_args: tuple[str, ...] = setting((), formerly=())
     """arguments that your own network is built with, NAME=VALUE"""
     recipe: TeacherRecipe = field(default_factory=TeacherRecipe)
     """how it is trained"""
@@ -164,9 +165,9 @@ class InfoOptions(NetworkInput):
     """network in FILE, where the file does not say: named as train's --teacher"""
     weights_key: str | None = None
     """which of several networks in FILE, as train's --teacher-weights-key"""
-    teacher_data: str = ""
+    teacher_data: str = setting("", formerly="")
     """data set that it was trained on, as train's --teacher-data"""
-    teacher_args: tuple[str, ...] = ()
+    teacher_args: tuple[str, ...] = setting((), formerly=())
     """arguments that your own network is built with, NAME=VALUE"""
 
 

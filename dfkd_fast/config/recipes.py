@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
 
+from dfkd_fast.config.setting import setting
 from dfkd_fast.errors import unknown
 
 
@@ -17,36 +18,36 @@ class TeacherRecipe:
     The last epoch's network is the result; test images choose nothing.
     """
 
-    style: Literal["auto", "small", "large"] = "auto"
+    style: Literal["auto", "small", "large"] = setting("auto", formerly="auto")
     """whose values stand for settings that are not given: small, the CIFAR recipe's; large: 300 epochs of batches of
     64, learning rate 0.05, crops of 0.35 of the area and more, label smoothing 0.1; auto: large from 96 pixels on
     """
 
-    kept: tuple[str, ...] = ()
+    kept: tuple[str, ...] = setting((), formerly=())
     """settings whose default is meant, and holds for large images, too (lr, label_smoothing); filled in from flags and
     files that give a default value
     """
-    epochs: int = 200
+    epochs: int = setting(200, at_least=1, at_most=10**6)
     """passes over the training images"""
-    batch_size: int = 128
+    batch_size: int = setting(128, at_least=1)
     """images per step"""
-    lr: float = 0.1
+    lr: float = setting(0.1, at_least=0)
     """learning rate of the first step; falls to zero along a cosine, step by step"""
-    momentum: float = 0.9
+    momentum: float = setting(0.9, at_least=0)
     """SGD momentum"""
-    weight_decay: float = 5e-4
+    weight_decay: float = setting(5e-4, at_least=0)
     """L2 penalty on every parameter"""
-    label_smoothing: float = 0.0
+    label_smoothing: float = setting(0.0, at_least=0, at_most=1)
     """share of the target probability that is spread evenly over the classes"""
-    crop_padding: int = 4
+    crop_padding: int = setting(4, at_least=0)
     """random crops from the image padded by this many black pixels a side; 0: no crops"""
-    crop_scale: float = 1.0
+    crop_scale: float = setting(1.0, above=0, at_most=1, formerly=1.0)
     """smallest share of an image's area in a random resized crop, which below 1 replaces the padded crop"""
     flip: bool = True
     """random horizontal flips; wrong for digits and letters"""
-    seed: int = 0
+    seed: int = setting(0, at_most=2**63 - 1)
     """seed of the initial weights, the order of images and their augmentation"""
-    precision: Literal["same", "fp32", "bf16", "fp16"] = "same"
+    precision: Literal["same", "fp32", "bf16", "fp16"] = setting("same", formerly="same")
     """numeric mode of the training, where it is not the command's own --precision; in a run in tf32 fp32 is that"""
 
     def for_size(self, image_size: int) -> Self:

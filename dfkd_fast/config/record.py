@@ -16,6 +16,7 @@ import tomli_w
 
 from dfkd_fast import __version__
 from dfkd_fast.config.own_networks import unplaced
+from dfkd_fast.config.setting import settings_of
 from dfkd_fast.config.train import TrainConfig, flatten
 from dfkd_fast.files.write import write_file
 
@@ -46,53 +47,6 @@ BY_MACHINE = ("precision", "device")
 
 NETWORKS = ("teacher", "student")
 """keys that name a network: of one's own a resumed run may change the place, since its code is compared"""
-
-_LATER = {
-    "bn.scope": "rank",
-    "teacher_precision": "same",
-    "teacher_weights_key": "None",
-    "teacher_args": "()",
-    "student_args": "()",
-    "cache_teacher_logits": "0",
-    "synthesis_micro_batches": "1",
-    "method.is_normalized": "False",
-    "method.is_weighted_loss": "True",
-    "method.student_crop_scale": "None",
-    "method.student_flip": "same",
-    "method.window_decay": "0.1",
-    "eval.decoder": "auto",
-    "eval.resize": "None",
-    "method.student_lr_steps": "()",
-    "teacher_recipe.precision": "same",
-    "teacher_recipe.style": "auto",
-    "teacher_recipe.crop_scale": "1.0",
-    "teacher_recipe.kept": "()",
-    "method.generator_lr_schedule": "constant",
-    "method.generator_output": "sigmoid",
-    "collected": "None",
-    "mean": "None",
-    "std": "None",
-    "in_chans": "None",
-    "interpolation": "None",
-    "class_order": "None",
-    "teacher_data": "",
-    "collected_share": "1.0",
-    "method.adv_masked": "True",
-    "method.student_mode": "eval",
-    "method.label_source": "random",
-    "method.priority_temperature": "None",
-    "method.reg_mean_one": "False",
-    "method.msarc_alpha": "()",
-    "method.meta_decay": "0.0",
-    "method.student_ramp_share": "0.0",
-    "method.generator_form": "released",
-    "method.aed_network": "student",
-    "collected_memory": "4.0",
-}
-"""settings that are younger than recorded runs, with the value that those had: that one is left out of the hash"""
-
-_LATER_OF = {"ssdkd": {"method.reset_epoch": "0"}}
-"""such settings of one method, where older methods have a setting of that name"""
 
 
 def write_config(config: TrainConfig[Any], file: Path) -> None:
@@ -127,17 +81,17 @@ def settled(config: TrainConfig[Any]) -> dict[str, str]:
     elsewhere = (*MOVABLE, *BY_MACHINE)
     values = {key: str(value) for key, value in flatten(config) if not key.startswith(FREE) and key not in elsewhere}
     values |= {key: unplaced(values[key]) for key in NETWORKS}
-    return _decisive(config.method_name, values)
+    return _decisive(config, values)
 
 
 def config_hash(config: TrainConfig[Any]) -> str:
     """16 hex digits that stand for everything that the run computes: equal for equal configs, `FREE` keys apart."""
     values = {key: str(value) for key, value in flatten(config) if not key.startswith(FREE)}
-    text = json.dumps(_decisive(config.method_name, values), sort_keys=True)
+    text = json.dumps(_decisive(config, values), sort_keys=True)
     return sha256(text.encode()).hexdigest()[:16]
 
 
-def _decisive(method: str, values: dict[str, str]) -> dict[str, str]:
+def _decisive(config: TrainConfig[Any], values: dict[str, str]) -> dict[str, str]:
     """The method's name and its settings as text, less those that an older run of the same did not know."""
-    then = _LATER | _LATER_OF.get(method, {})
-    return {"method": method, **{key: value for key, value in values.items() if then.get(key) != value}}
+    then = {key: str(stated.formerly) for key, _, stated in settings_of(config)}
+    return {"method": config.method_name, **{key: value for key, value in values.items() if then.get(key) != value}}

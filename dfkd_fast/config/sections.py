@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from dfkd_fast.config.setting import setting
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
@@ -16,7 +18,7 @@ class Hardware:
     """memory format of images and convolution weights"""
     device: str = "auto"
     """auto (a GPU when there is one), cpu, cuda or cuda:N"""
-    threads: int | None = None
+    threads: int | None = setting(None, at_least=1, at_most=2**12)
     """CPU threads of torch; without it torch's own choice"""
     deterministic: bool = False
     """on a GPU, the same bits in every run: only algorithms that give them, or an error that names the operator"""
@@ -28,19 +30,19 @@ class NetworkInput:
     that reads a network of the user's; none of these values is ever taken from the images it is evaluated on.
     """
 
-    mean: tuple[float, ...] | None = None
+    mean: tuple[float, ...] | None = setting(None, formerly=None)
     """mean of each channel that the network's input is normalised with, for pixels in [0, 1]: 0.485 0.456 0.406"""
-    std: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = setting(None, formerly=None)
     """standard deviation of each channel, for pixels in [0, 1]"""
-    in_chans: int | None = None
+    in_chans: int | None = setting(None, at_least=1, formerly=None)
     """channels of the input: 3, or 1 for grey images"""
-    image_size: int | None = None
+    image_size: int | None = setting(None, at_least=1, at_most=2**15)
     """pixels per side"""
-    interpolation: Literal["bilinear", "bicubic", "lanczos", "box", "nearest"] | None = None
+    interpolation: Literal["bilinear", "bicubic", "lanczos", "box", "nearest"] | None = setting(None, formerly=None)
     """filter that scales real images to that size"""
-    num_classes: int | None = None
+    num_classes: int | None = setting(None, at_least=2)
     """classes that it knows"""
-    class_order: str | None = None
+    class_order: str | None = setting(None, formerly=None)
     """order of its outputs: a file with the data's class folders, one a line, or natural, which counts 2 before 10;
     without it what its file says, else the folders' names sorted as text
     """
@@ -50,7 +52,7 @@ class NetworkInput:
 class PoolConfig:
     """Where synthetic images are kept."""
 
-    capacity: int | None = None
+    capacity: int | None = setting(None, at_least=1, at_most=2**40)
     """most images kept at once; without it what the whole recipe makes"""
     policy: Literal["append", "cap", "ring"] | None = None
     """when it is full: stop with an error (append), drop what is new (cap) or overwrite the oldest (ring); without it
@@ -60,7 +62,7 @@ class PoolConfig:
     """memory that holds the images: the device's own, page-locked host memory, or files on disk; auto goes by size"""
     stream: Literal["auto", "kernel", "dali", "torch"] = "auto"
     """what makes batches of them: the fused kernel, NVIDIA DALI (pip install dfkd-fast[dali]), or plain torch"""
-    prefetch: int | None = None
+    prefetch: int | None = setting(None, at_least=0)
     """batches prepared ahead; without it 2 where images pass through host memory (dali; mmap on a GPU), else 0"""
     quantize: Literal["round", "truncate"] = "round"
     """how pixels become bytes; the released codes truncate"""
@@ -78,17 +80,17 @@ class OptimConfig:
 class EvalConfig:
     """Evaluation on real test images; never used to choose a model."""
 
-    every: int = 1
+    every: int = setting(1, at_least=0)
     """evaluate every so many epochs, and after the last; 0: only after the last"""
-    batch_size: int = 512
+    batch_size: int = setting(512, at_least=1)
     """images per evaluation step"""
-    decoder: Literal["auto", "dali", "pil"] = "auto"
+    decoder: Literal["auto", "dali", "pil"] = setting("auto", formerly="auto")
     """what decodes test images: NVIDIA DALI (pip install dfkd-fast[dali]) or Pillow; auto: Pillow, once, where they
     fit into 1 GiB, else DALI, or Pillow without it, for each evaluation
     """
-    workers: int | None = None
+    workers: int | None = setting(None, at_least=1, at_most=2**12)
     """threads that decode; without it one for each core, up to 16"""
-    resize: int | None = None
+    resize: int | None = setting(None, at_least=1, at_most=2**15, formerly=None)
     """pixels that the short side is scaled to before the middle square is cut out; without it 8/7 of the network's size
     from 96 pixels on (256 for 224), and that size below
     """
@@ -98,9 +100,9 @@ class EvalConfig:
 class LogConfig:
     """What a run reports while it is going on."""
 
-    every: int = 50
+    every: int = setting(50, at_least=1)
     """read the loss terms from the device every so many steps"""
-    images_per_class: int = 8
+    images_per_class: int = setting(8, at_least=0)
     """columns of the image grids; 0: no grids"""
 
 
@@ -108,7 +110,7 @@ class LogConfig:
 class BnConfig:
     """BatchNorm over several processes."""
 
-    scope: Literal["rank", "global"] = "rank"
+    scope: Literal["rank", "global"] = setting("rank", formerly="rank")
     """whose batch its statistics are of: each process's own, with a generator and a part of the pool for each; or that
     of all together, which then train the student that one process would
     """
@@ -118,7 +120,7 @@ class BnConfig:
 class CheckpointConfig:
     """What a stopped run can be taken up from."""
 
-    every: int = 1
+    every: int = setting(1, at_least=1)
     """write a checkpoint every so many epochs, and after the last"""
-    keep: int = 2
+    keep: int = setting(2, at_least=2)
     """newest checkpoints kept, two or more: where the newest is damaged, an older one is taken"""

@@ -8,13 +8,12 @@ run folder are `TrainConfig`'s own fields. Where the values come from: `config_s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.config.data_sets import DATA_SETS
-from dfkd_fast.config.limits import limit_broken
 from dfkd_fast.config.own_networks import check_untrained, folder_name
 from dfkd_fast.config.recipes import TeacherRecipe
 from dfkd_fast.config.sections import (
@@ -27,6 +26,7 @@ from dfkd_fast.config.sections import (
     OptimConfig,
     PoolConfig,
 )
+from dfkd_fast.config.setting import setting, settings_of
 from dfkd_fast.errors import UserError, unknown
 
 M = TypeVar("M")
@@ -49,24 +49,24 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
     tv:resnet50@IMAGENET1K_V2), timm:NAME, or your own as FILE.py:NAME or package.module:NAME, a class or function whose
     code is run
     """
-    teacher_args: tuple[str, ...] = ()
+    teacher_args: tuple[str, ...] = setting((), formerly=())
     """arguments that your own teacher is built with, NAME=VALUE"""
     teacher_weights: Path | None = None
     """checkpoint of the teacher, safetensors or a torch.save that loads with weights_only"""
-    teacher_weights_key: str | None = None
+    teacher_weights_key: str | None = setting(None, formerly=None)
     """which of several networks in that file: the key of a dict (state_dict_ema), or the prefix of the names in one"""
-    teacher_data: str = ""
+    teacher_data: str = setting("", formerly="")
     """data set that the teacher was trained on: cifar10, cifar100, cinic, tiny-imagenet, imagenet, imagenette,
     imagewoof, ham10000, pathmnist, bloodmnist, pneumoniamnist, mnist, svhn; its convention and class names stand
     in for what neither flags nor file nor library say; without it the preset's
     """
-    teacher_precision: Literal["same", "bf16", "fp16"] = "same"
+    teacher_precision: Literal["same", "bf16", "fp16"] = setting("same", formerly="same")
     """numeric mode of the frozen teacher in a run in fp32; another than the run's changes its results"""
-    cache_teacher_logits: int = 0
+    cache_teacher_logits: int = setting(0, at_least=0, formerly=0)
     """let the student see so many crops and flips of each image, answered by the teacher once and kept; 0: all of them,
     answered in each step. Changes results
     """
-    synthesis_micro_batches: int = 1
+    synthesis_micro_batches: int = setting(1, at_least=1, formerly=1)
     """parts that a synthesis batch is computed in, one behind the other, to save memory; batch statistics are each
     part's own, which changes results
     """
@@ -76,14 +76,14 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
     """how --train-teacher trains"""
     student: str = ""
     """network to distil into, named as --teacher"""
-    student_args: tuple[str, ...] = ()
+    student_args: tuple[str, ...] = setting((), formerly=())
     """arguments that your own student is built with, NAME=VALUE"""
-    collected: str | None = None
+    collected: str | None = setting(None, formerly=None)
     """real images that take part in the training, for a method that is not strictly data-free (hidfd): `digits`, or the
     path of a training split"""
-    collected_share: float = 1.0
+    collected_share: float = setting(1.0, formerly=1.0)
     """share of each class of --collected that is taken; only that is decoded"""
-    collected_memory: float = 4.0
+    collected_memory: float = setting(4.0, above=0, formerly=4.0)
     """GiB of decoded images of --collected above which they are kept in a file of the cache and read batch by batch"""
     text: str = "orthogonal"
     """class vectors, for methods that take them: clip, sbert, class-index, orthogonal, one-hot, class-centre, or a
@@ -97,11 +97,11 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
     """file with a name for each class, one a line; without it those of --class-order FILE, or of the teacher's file,
     library or data set
     """
-    seed: int = 0
+    seed: int = setting(0, at_least=0, at_most=2**63 - 1)
     """seed of everything random"""
     run_dir: Path | None = None
     """run folder; without it runs/<method>-<dataset>-<teacher>-<student>-s<seed>"""
-    stop_after_epoch: int | None = None
+    stop_after_epoch: int | None = setting(None, at_least=1)
     """stop at the end of this many epochs, to be resumed"""
     compile: Literal["off", "default", "max"] = "off"
     """torch.compile for the steps; max also tries several kernels for each operator, which takes minutes"""
@@ -189,11 +189,11 @@ def check_values(config: Any) -> None:
         _check_normalisation(config)
     if isinstance(config, TrainConfig):
         check_share(config.collected_share)
-    for key, value in flatten(config):
+    for key, value, stated in settings_of(config):
         if isinstance(value, str | Path):
             _check_name(key, str(value))
         for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, int | float) and (limit := limit_broken(key, number)):
+            if isinstance(number, int | float) and (limit := stated.broken_by(number)):
                 raise UserError(f"--{key.replace('_', '-')} {number}: choose {limit}")
 
 
@@ -231,11 +231,6 @@ def _check_normalisation(stated: NetworkInput) -> None:
         raise UserError(f"--std: {len(stated.std)} values, but --mean has {len(stated.mean)}; give one each channel")
 
 
-def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Any) -> Iterator[tuple[str, Any]]:
     """Dotted key and value of every setting, `method.bn_weight` for one in a section."""
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if is_dataclass(value):
-            yield from flatten(value, f"{prefix}{item.name}.")
-        else:
-            yield prefix + item.name, value
+    return ((key, value) for key, value, _ in settings_of(config))

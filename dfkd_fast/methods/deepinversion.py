@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd_fast.augment import Augment, jitter
+from dfkd_fast.config.setting import setting
 from dfkd_fast.errors import UserError
 from dfkd_fast.losses import prior
 from dfkd_fast.losses.adversarial import competition
@@ -48,19 +49,19 @@ class DeepInversionConfig(MethodConfig):
     """peak learning rate of the student's SGD"""
     student_lr_min: float = 0.0
     """learning rate at the end of the cosine"""
-    warmup_rounds: int = 1
+    warmup_rounds: int = setting(1, at_least=0)
     """batches of images in a warm-up epoch"""
-    rounds: int = 1
+    rounds: int = setting(1, at_least=0)
     """batches of images in an epoch; 0: all images are made in the warm-up, before the student starts"""
-    image_lr: float = 0.1
+    image_lr: float = setting(0.1, at_least=0)
     """Adam's learning rate for the normalised pixels (original: 0.25 at 224 pixels)"""
-    image_betas: tuple[float, float] = (0.5, 0.99)
+    image_betas: tuple[float, float] = setting((0.5, 0.99), at_least=0, at_most=1)
     """Adam's betas for the pixels (original: 0.5 0.9)"""
-    lr_warmup_steps: int = 0
+    lr_warmup_steps: int = setting(0, at_least=0)
     """steps in which the pixels' rate rises, in each stage, before it falls as a cosine (original: 100); 0: constant"""
-    low_res_steps: int = 0
+    low_res_steps: int = setting(0, at_least=0)
     """first steps, on images pooled to half their size (original: 2000 of 3000)"""
-    jitter: int = 4
+    jitter: int = setting(4, at_least=0)
     """largest roll of the batch in pixels, half of it at low resolution (H/8; original: 2 for CIFAR-10, 30 at 224)"""
     jitter_flip: bool = True
     """mirror the whole batch half of the time; off for images with a side (original: off for CIFAR-10)"""
@@ -72,7 +73,7 @@ class DeepInversionConfig(MethodConfig):
     """weight of the label term"""
     bn_weight: float = 10.0
     """weight of the BN-statistics term (paper: alpha_f; original: 0.01 at 224)"""
-    first_bn_weight: float = 1.0
+    first_bn_weight: float = setting(1.0, any_number=True)
     """factor on the first BatchNorm's part of it (original: 10 at 224)"""
     adv_weight: float = 1.0
     """weight of the competition with the student (paper: alpha_c; original: 0.2); 0: DeepInversion proper"""

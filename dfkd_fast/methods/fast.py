@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.augment import Augment
+from dfkd_fast.config.setting import setting
 from dfkd_fast.errors import UserError
 from dfkd_fast.generators.latent import LatentGenerator
 from dfkd_fast.generators.meta_init import MetaInit, Start
@@ -37,37 +38,37 @@ class FastConfig(MethodConfig):
 
     synthesis_steps: int = 5
     """inner steps in one round (paper: k; release: g_steps)"""
-    image_budget: int | None = None
+    image_budget: int | None = setting(None, at_least=1, shared_out=True)
     """images made in all, spread evenly over the epochs (MUSE's comparison); without it one round an epoch"""
-    generator_lr: float = 3e-3
+    generator_lr: float = setting(3e-3, at_least=0)
     """inner Adam's learning rate for the generator (release: lr_g)"""
-    latent_lr: float = 1e-2
+    latent_lr: float = setting(1e-2, at_least=0)
     """inner Adam's learning rate for the latents (release: lr_z)"""
     start: Start = "fomaml"
     """where a round's generator starts: learnt by fomaml (the tables) or reptile (ImageNet), carry (the released plain
     `fast`: where the last round ended), or fresh
     """
-    meta_lr: float | None = None
+    meta_lr: float | None = setting(None, at_least=0)
     """outer Adam's learning rate of a learnt start; without it generator_lr x synthesis_steps, as released for CIFAR"""
-    meta_latent_lr: float = 0.0
+    meta_latent_lr: float = setting(0.0, at_least=0)
     """outer learning rate of latents that all rounds share (release: ImageNet); 0: each round draws its own"""
-    meta_life: int = 0
+    meta_life: int = setting(0, at_least=0)
     """every so many epochs shared latents are drawn anew and the outer Adam starts afresh (release: ImageNet, 50); 0:
     never
     """
-    reptile_scale: float = 67.0
+    reptile_scale: float = setting(67.0, any_number=True)
     """factor on Reptile's gradient (release: 67 for CIFAR, 1 for ImageNet)"""
-    reset_epoch: int = 120
+    reset_epoch: int = setting(120, at_least=0)
     """the start's first layers are drawn anew once, this many epochs after warm-up (release: reset_l0); 0, or a fresh
     start: never
     """
-    latent_dim: int = 256
+    latent_dim: int = setting(256, at_least=1)
     """size of a latent, channels where it is spatial (paper: z)"""
     spatial_latents: bool = False
     """latents are maps of H/16 x W/16 positions, for a deeper generator without a linear stem (release: ImageNet)"""
-    generator_width: int = 128
+    generator_width: int = setting(128, at_least=1)
     """channels of the generator's first blocks; the last have half"""
-    bn_momentum: float = 0.9
+    bn_momentum: float = setting(0.9, at_least=0, at_most=1)
     """share of the pool in the BN statistics that are matched (release: bn_mmt)"""
     ce_weight: float = 0.5
     """weight of the label term (release: oh; 0.4 for Wide ResNets)"""

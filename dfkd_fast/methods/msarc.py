@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.augment import Augment
+from dfkd_fast.config.setting import setting
 from dfkd_fast.errors import UserError
 from dfkd_fast.generators.attention import SoftmaxGain
 from dfkd_fast.generators.dcgan import DcganDecoder
@@ -42,39 +43,39 @@ class MsarcConfig(MethodConfig):
     """inner steps in one round (paper: generator optimization steps)"""
     batch_size: int = 128
     """images in one student step (paper: batch size; Fast-2: 256)"""
-    generator_lr: float = 5e-3
+    generator_lr: float = setting(5e-3, at_least=0)
     """inner Adam's learning rate for the generator"""
-    latent_lr: float = 0.015
+    latent_lr: float = setting(0.015, at_least=0)
     """inner Adam's learning rate for the latents (paper: noise vector)"""
     start: Start = "fomaml"
     """where a round's generator starts: learnt by fomaml or reptile, or without meta-learning: carry (where the last
     round ended) or fresh
     """
-    meta_lr: float | None = None
+    meta_lr: float | None = setting(None, at_least=0)
     """outer Adam's learning rate of a learnt start; without it generator_lr x synthesis_steps, as Fast"""
-    meta_decay: float = 0.0
+    meta_decay: float = setting(0.0, at_least=0, formerly=0.0)
     """weight of the learnt start's L2 penalty, sum of squares over 2 (paper: gamma of Eq. 7, whose Omega it leaves
     open)
     """
-    reset_epoch: int = 120
+    reset_epoch: int = setting(120, at_least=0)
     """epochs after warm-up at which the start's first layers are drawn anew, as Fast; 0, or a fresh start: never"""
-    latent_dim: int = 256
+    latent_dim: int = setting(256, at_least=1)
     """size of a latent (paper: z)"""
-    generator_width: int = 512
+    generator_width: int = setting(512, at_least=1)
     """channels behind the generator's stem"""
     attention: bool = True
     """attention behind every block of the generator; off: a plain DCGAN"""
-    attention_scale: float = 3e-2
+    attention_scale: float = setting(3e-2, any_number=True)
     """how much the attention adds to a map (paper: lambda)"""
     softmax_gain: SoftmaxGain = "hw"
     """hw: attention is 1 on average, not 1/(HW), which would leave it without effect; none: as Eq. 6 is written"""
     spectral_norm: bool = False
     """divide the generator's convolutions by their largest singular value (paper: figure 1 shows it)"""
-    bn_momentum: float = 0.9
+    bn_momentum: float = setting(0.9, at_least=0, at_most=1)
     """share of the pool in the BN statistics that are matched, as Fast"""
-    grad_cam_stages: int = 3
+    grad_cam_stages: int = setting(3, at_least=0)
     """stages whose Grad-CAMs are compared, from the first on, beside the class maps of the last layer (paper: L)"""
-    msarc_alpha: tuple[float, ...] = ()
+    msarc_alpha: tuple[float, ...] = setting((), any_number=True, formerly=())
     """weights of these stages, in their order, and then of the class maps (paper: alpha_l); without them 1 each"""
     cam_weighting: Weighting = "gradient"
     """how a channel counts in a Grad-CAM: by its gradient (Grad-CAM's own), or gradient_times_map (Eqs. 12, 13)"""
@@ -86,7 +87,7 @@ class MsarcConfig(MethodConfig):
     """weight of the BN-statistics term (paper: kappa, of L_BN)"""
     adv_weight: float = 1.33
     """weight of the adversarial term (paper: 1, of -L_KD); 0: without it"""
-    adv_masked: bool = True
+    adv_masked: bool = setting(True, formerly=True)
     """push only images on which student and teacher still agree, as Fast; off: all of them, Eq. 16 as printed"""
     msarc_weight: float = 1.0
     """weight of the spatial consistency (paper: beta); 0: without it"""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.augment import Augment, jitter
+from dfkd_fast.config.setting import setting
 from dfkd_fast.generators.noisy_embedding import NoisyEmbeddingGenerator
 from dfkd_fast.generators.printed_decoder import PrintedDecoder
 from dfkd_fast.losses.adversarial import disagreement
@@ -43,25 +44,25 @@ class NayerConfig(MethodConfig):
     """generator steps in one round (paper: g)"""
     batch_size: int = 512
     """student batch (paper: B_S)"""
-    warmup_rounds: int = 10
+    warmup_rounds: int = setting(10, at_least=0)
     """synthesis rounds in a warm-up epoch (release: 10 loops while warming up)"""
-    rounds: int = 2
+    rounds: int = setting(2, at_least=0)
     """synthesis rounds in an epoch (paper: I)"""
-    generator_life: int = 10
+    generator_life: int = setting(10, at_least=0)
     """the whole generator is re-initialised every so many epochs (release: g_life; not in the paper); 0: never"""
     reset_noise: bool = True
     """draw the noisy layers anew in each round (paper: section 3.3); off for the ablation"""
-    generator_lr: float = 4e-3
+    generator_lr: float = setting(4e-3, at_least=0)
     """Adam's learning rate for the whole generator"""
-    noise_features: int = 1000
+    noise_features: int = setting(1000, at_least=1)
     """output width of a noisy layer (paper: r)"""
-    generator_width: int = 128
+    generator_width: int = setting(128, at_least=1)
     """channels of the generator's first blocks; the last have half"""
-    generator_form: Literal["released", "printed"] = "released"
+    generator_form: Literal["released", "printed"] = setting("released", formerly="released")
     """layers of the generator: those of the release, or tables 8 and 9 as printed, with spectral norm, BatchNorm1d
     behind the stem, convolutions before upsampling, BatchNorm behind the sigmoid
     """
-    bn_momentum: float = 0.9
+    bn_momentum: float = setting(0.9, at_least=0, at_most=1)
     """share of the pool in the BN statistics that are matched (release: bn_mmt)"""
     ce_weight: float = 0.5
     """weight of the label term (paper: alpha_cls)"""
@@ -69,13 +70,13 @@ class NayerConfig(MethodConfig):
     """weight of the BN-statistics term (paper: alpha_bn)"""
     adv_weight: float = 1.33
     """weight of the adversarial term (paper: alpha_adv)"""
-    adv_masked: bool = True
+    adv_masked: bool = setting(True, formerly=True)
     """push only images on which student and teacher still agree (release); off: all of them, Eq. 5 as printed"""
-    student_mode: Literal["released", "eval"] = "released"
+    student_mode: Literal["released", "eval"] = setting("released", formerly="eval")
     """the student's BatchNorm in synthesis: released, by the batch's statistics from an epoch's second round on, which
     moves the running ones (the release ends each round by `student.train()`); eval: always by its running statistics
     """
-    jitter: bool = False
+    jitter: bool = setting(False, at_least=0)
     """roll by up to H/8 and flip whole batches before they may be kept (release: ImageNet only)"""
 
 

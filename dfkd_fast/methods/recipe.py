@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from dfkd_fast.config.setting import setting
 from dfkd_fast.methods.exchange import LossTerms
 
 
@@ -27,49 +28,49 @@ class MethodConfig:
     values.
     """
 
-    epochs: int = 220
+    epochs: int = setting(220, at_least=1, at_most=10**6)
     """epochs in all, warm-up included"""
-    warmup_epochs: int = 20
+    warmup_epochs: int = setting(20, at_least=0, at_most=10**6)
     """first epochs, which only fill the pool"""
-    synthesis_batch_size: int = 256
+    synthesis_batch_size: int = setting(256, at_least=2)
     """images made in one synthesis round (global)"""
-    synthesis_steps: int = 10
+    synthesis_steps: int = setting(10, at_least=1)
     """generator steps in one round"""
     keep: Literal["best", "last"] = "best"
     """what a round leaves to the pool: what the step of the lowest loss made, or the last step"""
-    batch_size: int = 256
+    batch_size: int = setting(256, at_least=1)
     """images in one student step (global)"""
-    student_steps: int = 400
+    student_steps: int = setting(400, at_least=1)
     """student steps in one epoch"""
     student_optimizer: Literal["sgd", "adamw"] = "sgd"
     """what trains the student"""
-    student_lr: float = 0.2
+    student_lr: float = setting(0.2, at_least=0)
     """the student's peak learning rate"""
-    student_lr_min: float = 2e-4
+    student_lr_min: float = setting(2e-4, at_least=0)
     """learning rate at the end of the cosine (paper: eta_min)"""
-    student_ramp_epochs: int = 0
+    student_ramp_epochs: int = setting(0, at_least=0)
     """first distilled epochs, over which the learning rate rises linearly to its peak; the cosine follows"""
-    student_ramp_share: float = 0.0
+    student_ramp_share: float = setting(0.0, at_least=0, formerly=0.0)
     """the same as a share of the distilled epochs, which follows `epochs` (MUSE's growing rate: 0.1)"""
-    student_lr_steps: tuple[int, ...] = ()
+    student_lr_steps: tuple[int, ...] = setting((), at_least=1, formerly=())
     """distilled epochs after which the learning rate is divided by 10; with any of them there is no cosine"""
-    student_momentum: float = 0.9
+    student_momentum: float = setting(0.9, at_least=0, at_most=1)
     """momentum of SGD, or AdamW's first beta"""
-    student_weight_decay: float = 1e-4
+    student_weight_decay: float = setting(1e-4, at_least=0)
     """weight decay of the student's optimiser"""
-    kd_temperature: float = 20.0
+    kd_temperature: float = setting(20.0, above=0)
     """temperature of the distillation loss (paper: T)"""
     kd_weight: float = 1.0
     """weight of the distillation loss"""
-    crop_padding: int = 4
+    crop_padding: int = setting(4, at_least=0)
     """zero padding of the random crop in pixels, for synthesis and for the student"""
-    crop_scale: float = 1.0
+    crop_scale: float = setting(1.0, above=0, at_most=1)
     """smallest share of an image's area in a random resized crop, which below 1 replaces the padded crop"""
-    student_crop_scale: float | None = None
+    student_crop_scale: float | None = setting(None, above=0, at_most=1, formerly=None)
     """the same for the student alone; without it the student has what synthesis has"""
     flip: bool = True
     """random horizontal flips, for synthesis and for the student; off for images with a side (digits)"""
-    student_flip: Literal["same", "on", "off"] = "same"
+    student_flip: Literal["same", "on", "off"] = setting("same", formerly="same")
     """the same for the student alone; same: as in synthesis"""
 
     def following(self, before: Self, share: float) -> dict[str, int]:

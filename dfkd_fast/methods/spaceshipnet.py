@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.augment import Augment
+from dfkd_fast.config.setting import setting
 from dfkd_fast.generators.feature_decoder import CUTS, FeatureDecoder, exchange_channels
 from dfkd_fast.generators.initialization import kaiming_init
 from dfkd_fast.losses.kd import kd_kl
@@ -51,17 +52,17 @@ class SpaceshipNetConfig(MethodConfig):
     """learning rate at the end of the cosine"""
     kd_temperature: float = 30.0
     """temperature of the distillation loss (paper: T)"""
-    generator_lr: float = 1e-3
+    generator_lr: float = setting(1e-3, at_least=0)
     """Adam's learning rate for the generator, whose state starts anew in each round"""
-    latent_dim: int = 256
+    latent_dim: int = setting(256, at_least=1)
     """size of a latent (release: nz); latents are not optimised"""
-    generator_width: int = 128
+    generator_width: int = setting(128, at_least=1)
     """channels of the generator's first blocks; the last have half"""
-    exchange_probability: float = 0.7
+    exchange_probability: float = setting(0.7, at_least=0, at_most=1)
     """how often a student batch exchanges channels between its samples; 0: never"""
     stored_precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     """what the maps are kept in (release: fp32): 0.21 MB for an image of 32 pixels in 16 bits"""
-    grad_cam_stages: int = 3
+    grad_cam_stages: int = setting(3, at_least=0)
     """stages whose Grad-CAMs are compared, from the first on"""
     ce_weight: float = 0.5
     """weight of the label term"""

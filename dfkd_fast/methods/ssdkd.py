@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.augment import Augment
+from dfkd_fast.config.setting import setting
 from dfkd_fast.generators.latent import LatentGenerator
 from dfkd_fast.generators.meta_init import MetaInit, Start
 from dfkd_fast.losses.adversarial import disagreement
@@ -38,37 +39,37 @@ class SsdkdConfig(MethodConfig):
     """generator steps in one round (paper: T_g)"""
     student_steps: int = 40
     """student steps in one epoch (paper: T_kd)"""
-    buffer_size: int = 5000
+    buffer_size: int = setting(5000, at_least=1, shared_out=True)
     """images in the replay buffer, of which the oldest go first (paper: |B|)"""
-    generator_lr: float = 5e-3
+    generator_lr: float = setting(5e-3, at_least=0)
     """Adam's learning rate for the generator"""
-    latent_lr: float = 1.5e-2
+    latent_lr: float = setting(1.5e-2, at_least=0)
     """Adam's learning rate for the latents"""
     start: Start = "fresh"
     """where a round's generator starts: fresh (Alg. 1 line 4), or as in Fast: learnt by fomaml or reptile, or carry"""
-    reset_epoch: int = 0
+    reset_epoch: int = setting(0, at_least=0, formerly=0)
     """epochs after warm-up at which the start's first layers are drawn anew, as Fast; 0, or a fresh start: never"""
     diversity: bool = True
     """weaken the label term for classes that fill the buffer (Eq. 3, first factor); off for the ablation"""
-    focus: float = 2.0
+    focus: float = setting(2.0, at_least=0)
     """exponent that weakens the label term for images that the teacher is sure of (paper: gamma); 0: none"""
     priority_sampling: bool = True
     """draw student batches by priority (section 3.4); off for the ablation: uniformly, without replacement"""
-    priority_exponent: float = 0.6
+    priority_exponent: float = setting(0.6, at_least=0)
     """exponent of the priorities (paper: alpha)"""
-    is_exponent: float = 0.4
+    is_exponent: float = setting(0.4, at_least=0)
     """exponent of the importance weights (paper: beta); 0: no correction"""
-    is_normalized: bool = False
+    is_normalized: bool = setting(False, formerly=False)
     """divide the importance weights by the largest of the batch, as prioritised replay does; off: Eq. 5"""
-    is_weighted_loss: bool = True
+    is_weighted_loss: bool = setting(True, formerly=True)
     """importance weights also weigh the student's loss (section 3.4); off: priorities alone (Alg. 1 line 18)"""
-    priority_eps: float = 1e-6
+    priority_eps: float = setting(1e-6, above=0)
     """added to every priority, so that any image may be drawn (paper: epsilon)"""
-    latent_dim: int = 256
+    latent_dim: int = setting(256, at_least=1)
     """size of a latent (paper: z)"""
-    generator_width: int = 128
+    generator_width: int = setting(128, at_least=1)
     """channels of the generator's first block; the last has half"""
-    bn_momentum: float = 0.9
+    bn_momentum: float = setting(0.9, at_least=0, at_most=1)
     """share of the pool in the BN statistics that are matched; 0: Eq. 1 as written"""
     ce_weight: float = 0.5
     """weight of the modulated label term"""
@@ -76,11 +77,11 @@ class SsdkdConfig(MethodConfig):
     """weight of the BN-statistics term"""
     adv_weight: float = 1.33
     """weight of the adversarial term"""
-    adv_masked: bool = True
+    adv_masked: bool = setting(True, formerly=True)
     """push only images on which student and teacher still agree, as Fast; off: all of them, Eq. 2 as printed"""
-    label_source: Literal["random", "teacher"] = "random"
+    label_source: Literal["random", "teacher"] = setting("random", formerly="random")
     """y of the label term: random, a class drawn for each image, as Fast; teacher, what it predicts (paper: "e.g.")"""
-    priority_temperature: float | None = None
+    priority_temperature: float | None = setting(None, above=0, formerly=None)
     """temperature of the KL in a priority; without it that of the student's loss; 1: the logits' softmax (paper)"""
 
 

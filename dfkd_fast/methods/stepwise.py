@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.augment import Augment
+from dfkd_fast.config.setting import setting
 from dfkd_fast.generators.decoder import make_large_decoder
 from dfkd_fast.generators.standardized import Output, with_output
 from dfkd_fast.losses.kd import kd_kl
@@ -38,7 +39,7 @@ class StepwiseConfig(MethodConfig):
     """generator steps in one round"""
     student_steps: int = 400
     """student steps in one epoch (release: ep_steps)"""
-    student_steps_per_round: int = 5
+    student_steps_per_round: int = setting(5, at_least=1)
     """student steps after each round of generator steps (release: kd_steps)"""
     keep: Literal["best", "last"] = "last"
     """of a round of several generator steps, whose images are shown in the image grids"""
@@ -52,15 +53,15 @@ class StepwiseConfig(MethodConfig):
     """zero padding of a random crop in pixels (release: no augmentation)"""
     flip: bool = False
     """random horizontal flips (release: no augmentation)"""
-    generator_lr: float = 1e-3
+    generator_lr: float = setting(1e-3, at_least=0)
     """Adam's learning rate for the generator (release: lr_g)"""
-    generator_lr_schedule: Literal["constant", "cosine"] = "constant"
+    generator_lr_schedule: Literal["constant", "cosine"] = setting("constant", formerly="constant")
     """constant, or along a cosine to zero over all rounds (original of ZSKT)"""
-    latent_dim: int = 256
+    latent_dim: int = setting(256, at_least=1)
     """size of a latent (release: nz)"""
-    generator_width: int = 256
+    generator_width: int = setting(256, at_least=1)
     """channels of the generator's stem; its blocks have a half and a quarter"""
-    generator_output: Output = "sigmoid"
+    generator_output: Output = setting("sigmoid", formerly="sigmoid")
     """what images end in: pixels in [0, 1], or the data's mean and spread over a batch, without bounds (originals: ZSKT
     a BatchNorm, DAFL one behind a tanh)
     """

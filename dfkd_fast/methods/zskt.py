@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dfkd_fast.config.setting import setting
 from dfkd_fast.errors import UserError
 from dfkd_fast.losses.attention import attention_transfer
 from dfkd_fast.methods.base import LossTerms, Needs, Setup, StudentReads
@@ -34,7 +35,7 @@ class ZsktConfig(StepwiseConfig):
     """weight of the adversarial term, all that the generator minimises"""
     attention_weight: float = 0.0
     """weight of attention transfer in the student's loss (paper: beta; original: 250); 0: none"""
-    attention_stages: int = 3
+    attention_stages: int = setting(3, at_least=0)
     """the networks' first stages, as many as both have, whose maps are compared (original: three, wide ResNets')"""
 
 

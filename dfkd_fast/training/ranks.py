@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from dfkd_fast.config.setting import stated_of
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError, one_of
 from dfkd_fast.files.write import drop_folder
@@ -24,7 +25,6 @@ from dfkd_fast.training.checkpoint import (
 C = TypeVar("C", bound=MethodConfig)
 
 BATCHES = ("synthesis_batch_size", "batch_size")
-BUDGETS = ("full_images", "image_budget", "buffer_size", "synthetic_images")
 
 
 def share_of_rank(config: C, world_size: int) -> C:
@@ -38,7 +38,8 @@ def share_of_rank(config: C, world_size: int) -> C:
             flag = f"--method.{name.replace('_', '-')} {known[name]}"
             raise UserError(f"{flag}: choose a multiple of {world_size}, the number of processes")
     shares = {name: known[name] // world_size for name in BATCHES}
-    shares |= {name: -(-known[name] // world_size) for name in BUDGETS if known.get(name)}
+    budgets = [name for name, value in known.items() if value and stated_of(type(config), name).shared_out]
+    shares |= {name: -(-known[name] // world_size) for name in budgets}
     return replace(config, **shares)
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.augment import Augment
+from dfkd_fast.config.setting import setting
 from dfkd_fast.errors import UserError
 from dfkd_fast.generators.initialization import dcgan_init
 from dfkd_fast.generators.latent import LatentGenerator
@@ -42,9 +43,9 @@ class CmiConfig(MethodConfig):
     """epochs in all, warm-up included (release: 40 after 50,000 images)"""
     warmup_epochs: int = 196
     """first epochs, which only fill the pool, without the adversarial term (release: pre-inverted images)"""
-    warmup_rounds: int = 1
+    warmup_rounds: int = setting(1, at_least=0)
     """synthesis rounds in a warm-up epoch"""
-    rounds: int = 1
+    rounds: int = setting(1, at_least=0)
     """synthesis rounds in an epoch; 0: all images are made in the warm-up, before the student starts"""
     synthesis_steps: int = 200
     """generator steps in one round (release: g_steps; the tables' name says 500)"""
@@ -56,23 +57,23 @@ class CmiConfig(MethodConfig):
     """peak learning rate of the student's SGD"""
     student_lr_min: float = 0.0
     """learning rate at the end of the cosine"""
-    generator_lr: float = 1e-3
+    generator_lr: float = setting(1e-3, at_least=0)
     """Adam's learning rate for generator, latents and head (release: lr_g)"""
-    latent_dim: int = 256
+    latent_dim: int = setting(256, at_least=1)
     """size of a latent (release: nz)"""
-    generator_width: int = 128
+    generator_width: int = setting(128, at_least=1)
     """channels of the generator's first blocks; the last have half"""
     feature_layers: tuple[str, ...] = ()
     """modules whose inputs describe an image (release: layer1 to layer4 for ResNet-34); none: every BatchNorm"""
-    head_features: int = 256
+    head_features: int = setting(256, at_least=1)
     """size of a projected feature (release: head_dim)"""
-    bank_size: int = 40960
+    bank_size: int = setting(40960, at_least=1)
     """earlier images whose features are kept"""
-    num_negatives: int = 4096
+    num_negatives: int = setting(4096, at_least=1)
     """of these, how many are drawn in a step (release: n_neg)"""
-    local_scale: float = 0.25
+    local_scale: float = setting(0.25, above=0, at_most=1)
     """least share of the image's area in a local view"""
-    contrastive_temperature: float = 0.1
+    contrastive_temperature: float = setting(0.1, above=0)
     """temperature of the contrastive loss (paper: tau; release: cr_T, 0.2 in one script)"""
     ce_weight: float = 0.5
     """weight of the label term (paper: alpha; release: oh, 1 from scratch)"""

@@ -15,6 +15,7 @@ from typing import Literal, Self
 
 from torch import nn
 
+from dfkd_fast.config.setting import setting
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Needs, PoolPlan, Setup, StudentReads, SynthBatch
 from dfkd_fast.methods.hidfd.gan import TeacherGuidedGan
@@ -38,9 +39,9 @@ class HidfdConfig(MethodConfig):
     """steps of discriminator and generator, in turn, in one epoch: twice the collected images over the batch"""
     keep: Literal["last"] = "last"
     """what the grids show while the GAN learns, the last step's images; the student never sees them"""
-    synthetic_images: int = 50_000
+    synthetic_images: int = setting(50_000, at_least=1, shared_out=True)
     """images that the trained generator makes for the student (paper: |D_s|)"""
-    inflation: int | None = None
+    inflation: int | None = setting(None, at_least=1)
     """how often a collected image comes in one pass of the student (paper: N); without it |D_s| / |D_c|; 1: once"""
     batch_size: int = 64
     """images in one student step"""
@@ -54,13 +55,13 @@ class HidfdConfig(MethodConfig):
     """weight decay of the student's SGD"""
     crop_scale: float = 0.08
     """smallest share of an image's area in the student's random resized crop; the GAN sees whole images"""
-    generator_lr: float = 1e-4
+    generator_lr: float = setting(1e-4, at_least=0)
     """Adam's learning rate for the generator (release: 2e-4)"""
-    discriminator_lr: float = 4e-4
+    discriminator_lr: float = setting(4e-4, at_least=0)
     """Adam's learning rate for the discriminator (release: 2e-4)"""
-    latent_dim: int = 128
+    latent_dim: int = setting(128, at_least=1)
     """size of a latent (paper: z)"""
-    generator_width: int = 64
+    generator_width: int = setting(64, at_least=1)
     """unit of both networks' channels: blocks have 4 times as many at 32 pixels"""
     released: bool = False
     """the released code: hinge losses, features without gradient or gate, uniform class weights, images in [-1, 1] for
@@ -68,11 +69,11 @@ class HidfdConfig(MethodConfig):
     """
     paired_labels: bool = True
     """the discriminator's fakes have the labels of its real images (Eq. 8 has one y); off, or released: drawn anew"""
-    blend_threshold: float = 0.7
+    blend_threshold: float = setting(0.7, at_least=0, at_most=1)
     """features are blended in a step whose uniform draw is above it (paper: q)"""
-    frequency_momentum: float = 0.5
+    frequency_momentum: float = setting(0.5, at_least=0, at_most=1)
     """share of a batch in the running class frequencies (paper: gamma)"""
-    reg_mean_one: bool = False
+    reg_mean_one: bool = setting(False, formerly=False)
     """class weights in L_reg have mean 1, as the authors' regulariser scales them; off: Eq. 12, mean of K or more"""
     alignment: Literal["simkd", "pooled", "kd"] = "simkd"
     """simkd: maps through a projector (release); pooled: Eq. 14; both share the teacher's classifier; kd: the logits"""

@@ -14,6 +14,7 @@ from typing import Literal
 
 from torch import nn
 
+from dfkd_fast.config.setting import setting
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.methods.base import (
     LossTerms,
@@ -46,19 +47,19 @@ class MuseSConfig(MethodConfig):
     """epochs in all, warm-up included (paper: E)"""
     warmup_epochs: int = 40
     """first epochs, which only fill the pool: a tenth of all"""
-    image_sizes: tuple[int, ...] = (28,)
+    image_sizes: tuple[int, ...] = setting((28,), at_least=1)
     """sides of the images that are made, in pixels (paper: e)"""
-    batch_shares: tuple[int, ...] = (1,)
+    batch_shares: tuple[int, ...] = setting((1,), at_least=1)
     """how both kinds of batch are divided among the image sizes"""
     synthesis_batch_size: int = 260
     """images made in one round, of all sizes together"""
     synthesis_steps: int = 40
     """generator steps in one round (paper: g)"""
-    rounds: int = 20
+    rounds: int = setting(20, at_least=0)
     """most rounds in an epoch (paper: I)"""
-    full_images: int = 50_000
+    full_images: int = setting(50_000, at_least=1, shared_out=True)
     """images of full resolution that a data ratio of 100 % stands for"""
-    data_ratio: float = 100.0
+    data_ratio: float = setting(100.0, above=0)
     """budget of the pool in percent of `full_images`, in pixels; image sizes share it equally (paper: d_r)"""
     fifo: bool = False
     """`rounds` in every epoch, and the oldest images leave; off: just so many that they fill the pool, spread evenly"""
@@ -74,33 +75,33 @@ class MuseSConfig(MethodConfig):
     """learning rate at the end of the cosine"""
     student_weight_decay: float = 0.01
     """not published; the value of SRe2L, whose recipe the paper compares with"""
-    generator_life: int = 10
+    generator_life: int = setting(10, at_least=0)
     """a whole generator is re-initialised every so many epochs, as in NAYER's release; 0: never"""
-    generator_lr: float = 4e-3
+    generator_lr: float = setting(4e-3, at_least=0)
     """Adam's learning rate for the whole generator"""
-    noise_features: int = 1000
+    noise_features: int = setting(1000, at_least=1)
     """output width of a noisy layer (NAYER: r)"""
-    generator_width: int = 128
+    generator_width: int = setting(128, at_least=1)
     """channels of the generator's first blocks; the last have half"""
-    bn_momentum: float = 0.9
+    bn_momentum: float = setting(0.9, at_least=0, at_most=1)
     """share of the pool in the BN statistics that are matched, as in NAYER's release"""
-    cam_peak: float = 1.0
+    cam_peak: float = setting(1.0, any_number=True)
     """what activation maps are raised to (paper: n of the target Full(n), i of G(i, j))"""
-    cam_sigma: float | None = None
+    cam_sigma: float | None = setting(None, above=0)
     """width in cells of the map of a Gaussian target; without it the target is constant (paper: j of G(i, j))"""
-    inner_radius: float = 0.015
+    inner_radius: float = setting(0.015, at_least=0)
     """distance from its class within which an embedding is left alone (paper: r_i)"""
-    outer_radius: float = 0.03
+    outer_radius: float = setting(0.03, at_least=0)
     """distance from its class up to which new images are driven (paper: r_o)"""
     rescale: Literal["auto", "always", "never"] = "auto"
     """bring embeddings to the scale that the radii are given for, CLIP's; auto: unless they are CLIP's or a file's"""
-    aed_network: Literal["student", "teacher"] = "student"
+    aed_network: Literal["student", "teacher"] = setting("student", formerly="student")
     """whose embedding of new images L_aed looks at: the student's (Eq. 12), or the teacher's (the sentence above it),
     which needs class centres, --text class-centre
     """
     hinge_per_sample: bool = False
     """compare distance and radius for each image, not for the mean of the batch"""
-    window_decay: float = DECAY
+    window_decay: float = setting(DECAY, at_least=0, formerly=0.1)
     """vision transformers: how fast the chance of a window of positions falls off (paper: lambda, without a value)"""
     ce_weight: float = 0.5
     """weight of the label term (paper: alpha_ce)"""
