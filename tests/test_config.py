@@ -38,6 +38,9 @@ class ToyConfig:
     sizes: tuple[int, ...] = (1, 2)
     rounds: int | None = None
 
+    def check(self) -> None:
+        """Any two of these go together."""
+
     def following(self, before: typing.Any, share: float) -> dict[str, int]:
         return {}
 

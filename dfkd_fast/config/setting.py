@@ -33,6 +33,8 @@ class Setting:
     """any finite number is allowed: a factor, a sign"""
     shared_out: bool = False
     """a count of images, of which each process of a run has its share"""
+    synthesis_rate: bool = False
+    """a learning rate of synthesis: what to lower where it diverges"""
     formerly: Any = _AS_EVER
     """the value of runs that are older than the setting: with it the setting is left out of a config's hash"""
 

@@ -168,6 +168,7 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
                     f"--method.student-ramp-share {share}: give it or --method.student-ramp-epochs, not both"
                 )
         _check_together(values)
+        self.method.check()  # type: ignore[attr-defined]
         if self.train_teacher and self.teacher_weights is not None:
             raise UserError("--train-teacher: leave it out where --teacher-weights brings a trained one")
         if self.train_teacher and self.data is None:
@@ -178,9 +179,6 @@ def _check_together(values: dict[str, Any]) -> None:
     """Raise UserError for settings of a recipe that do not go with each other."""
     if values.get("method.rounds") == 0 and not (values.get("method.warmup_rounds") and values["method.warmup_epochs"]):
         raise UserError("--method.rounds 0: makes no images; choose 1 or more, or --method.warmup-rounds and epochs")
-    inner, outer = values.get("method.inner_radius", 0), values.get("method.outer_radius", 0)
-    if inner > outer:
-        raise UserError(f"--method.inner-radius {inner}: choose no more than --method.outer-radius {outer}")
 
 
 def check_values(config: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from dfkd_fast.errors import UserError
 from dfkd_fast.generators.pixels import at_least_float32, in_format_of
 from dfkd_fast.generators.spectral import SpectralConv2d
+from dfkd_fast.models.info import ModelInfo
 
 
 class PrintedDecoder(nn.Module):
@@ -26,6 +28,11 @@ class PrintedDecoder(nn.Module):
 
     mean: Tensor
     std: Tensor
+
+    @classmethod
+    def of(cls, info: ModelInfo, in_features: int, *, width: int) -> Self:
+        """For the images that a teacher expects."""
+        return cls(in_features, info.image_size, width=width, mean=info.mean, std=info.std)
 
     def __init__(
         self, in_features: int, image_size: int, *, width: int = 128, mean: Sequence[float], std: Sequence[float]

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.methods.exchange import CollectedImages as CollectedImages
 from dfkd_fast.methods.exchange import LossTerms as LossTerms
 from dfkd_fast.methods.exchange import Needs as Needs
@@ -21,6 +22,7 @@ from dfkd_fast.methods.exchange import StudentReads as StudentReads
 from dfkd_fast.methods.exchange import Supports as Supports
 from dfkd_fast.methods.exchange import SynthBatch as SynthBatch
 from dfkd_fast.methods.inner import Inner as Inner
+from dfkd_fast.methods.inner import parameters_of as parameters_of
 from dfkd_fast.methods.recipe import MethodConfig as MethodConfig
 from dfkd_fast.methods.recipe import weighted_sum as weighted_sum
 from dfkd_fast.models.teacher import NetOutput
@@ -68,8 +70,8 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
-        """Loss terms of one student step on a batch from the pool."""
-        raise NotImplementedError
+        """Loss terms of one student step on a batch from the pool: KL(teacher || student) at a temperature."""
+        return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}
 
     def pools(self) -> Sequence[PoolPlan]:
         """The plan of each size of image; one size, and a pool for all images of the recipe, by default."""

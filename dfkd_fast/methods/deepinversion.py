@@ -25,12 +25,9 @@ from dfkd_fast.config.setting import setting
 from dfkd_fast.errors import UserError
 from dfkd_fast.losses import prior
 from dfkd_fast.losses.adversarial import competition
-from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.losses.label import label_ce
 from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, Setup, Supports, SynthBatch
-from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.optim import cosine
-from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.rng import balanced_labels
 from dfkd_kernels import bn_stat_loss
 
@@ -53,7 +50,7 @@ class DeepInversionConfig(MethodConfig):
     """batches of images in a warm-up epoch"""
     rounds: int = setting(1, at_least=0)
     """batches of images in an epoch; 0: all images are made in the warm-up, before the student starts"""
-    image_lr: float = setting(0.1, at_least=0)
+    image_lr: float = setting(0.1, at_least=0, synthesis_rate=True)
     """Adam's learning rate for the normalised pixels (original: 0.25 at 224 pixels)"""
     image_betas: tuple[float, float] = setting((0.5, 0.99), at_least=0, at_most=1)
     """Adam's betas for the pixels (original: 0.5 0.9)"""
@@ -173,6 +170,3 @@ class DeepInversion(Method):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": [self.pixels.requires_grad_()], "lr": self.config.image_lr}]
-
-    def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
-        return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}

@@ -23,13 +23,10 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.generators.latent import LatentGenerator
 from dfkd_fast.generators.meta_init import MetaInit, Start
 from dfkd_fast.losses.adversarial import disagreement
-from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.losses.label import label_ce
 from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, Setup, Supports, SynthBatch
 from dfkd_fast.models.statistics import PoolStatistics
-from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.pool.budget import rounds_in_epoch
-from dfkd_fast.pool.pool import PoolBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +37,7 @@ class FastConfig(MethodConfig):
     """inner steps in one round (paper: k; release: g_steps)"""
     image_budget: int | None = setting(None, at_least=1, shared_out=True)
     """images made in all, spread evenly over the epochs (MUSE's comparison); without it one round an epoch"""
-    generator_lr: float = setting(3e-3, at_least=0)
+    generator_lr: float = setting(3e-3, at_least=0, synthesis_rate=True)
     """inner Adam's learning rate for the generator (release: lr_g)"""
     latent_lr: float = setting(1e-2, at_least=0)
     """inner Adam's learning rate for the latents (release: lr_z)"""
@@ -157,6 +154,3 @@ class Fast(Method):
         if adversarial:
             terms["adv"] = disagreement(self.student(view), teacher.logits)
         return images, terms
-
-    def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
-        return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}

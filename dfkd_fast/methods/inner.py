@@ -22,6 +22,11 @@ Variant = Mapping[str, Hashable]
 """the keyword arguments of a step"""
 
 
+def parameters_of(module: nn.Module, lr: float, **more: Any) -> Groups:
+    """All parameters of a module as one group, with a learning rate and whatever else is Adam's (betas, say)."""
+    return lambda: [{"params": [*module.parameters()], "lr": lr, **more}]
+
+
 class Engine(Protocol):
     """What drives an inner optimisation: a run's loop, a dry run's clock, a counter of FLOPs."""
 

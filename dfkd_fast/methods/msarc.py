@@ -43,7 +43,7 @@ class MsarcConfig(MethodConfig):
     """inner steps in one round (paper: generator optimization steps)"""
     batch_size: int = 128
     """images in one student step (paper: batch size; Fast-2: 256)"""
-    generator_lr: float = setting(5e-3, at_least=0)
+    generator_lr: float = setting(5e-3, at_least=0, synthesis_rate=True)
     """inner Adam's learning rate for the generator"""
     latent_lr: float = setting(0.015, at_least=0)
     """inner Adam's learning rate for the latents (paper: noise vector)"""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,13 +23,20 @@ from dfkd_fast.config.setting import setting
 from dfkd_fast.generators.noisy_embedding import NoisyEmbeddingGenerator
 from dfkd_fast.generators.printed_decoder import PrintedDecoder
 from dfkd_fast.losses.adversarial import disagreement
-from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.losses.label import label_ce
-from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, Needs, Setup, Supports, SynthBatch
-from dfkd_fast.models.info import ModelInfo
+from dfkd_fast.methods.base import (
+    Inner,
+    LossTerms,
+    Method,
+    MethodConfig,
+    Needs,
+    Setup,
+    Supports,
+    SynthBatch,
+    parameters_of,
+)
 from dfkd_fast.models.statistics import PoolStatistics
-from dfkd_fast.models.teacher import NetOutput, frozen_alias
-from dfkd_fast.pool.pool import PoolBatch
+from dfkd_fast.models.teacher import frozen_alias
 from dfkd_fast.rng import balanced_labels
 from dfkd_fast.text.label_embeddings import SOURCES
 
@@ -52,7 +59,7 @@ class NayerConfig(MethodConfig):
     """the whole generator is re-initialised every so many epochs (release: g_life; not in the paper); 0: never"""
     reset_noise: bool = True
     """draw the noisy layers anew in each round (paper: section 3.3); off for the ablation"""
-    generator_lr: float = setting(4e-3, at_least=0)
+    generator_lr: float = setting(4e-3, at_least=0, synthesis_rate=True)
     """Adam's learning rate for the whole generator"""
     noise_features: int = setting(1000, at_least=1)
     """output width of a noisy layer (paper: r)"""
@@ -76,7 +83,7 @@ class NayerConfig(MethodConfig):
     """the student's BatchNorm in synthesis: released, by the batch's statistics from an epoch's second round on, which
     moves the running ones (the release ends each round by `student.train()`); eval: always by its running statistics
     """
-    jitter: bool = setting(False, at_least=0)
+    jitter: bool = False
     """roll by up to H/8 and flip whole batches before they may be kept (release: ImageNet only)"""
 
 
@@ -101,13 +108,15 @@ class Nayer(Method):
             noise_features=config.noise_features,
             width=config.generator_width,
             in_chans=setup.info.in_chans,
-            decoder=printed_decoder(config, setup.info) if config.generator_form == "printed" else None,
+            decoder=PrintedDecoder.of(setup.info, config.noise_features, width=config.generator_width)
+            if config.generator_form == "printed"
+            else None,
             global_batch=setup.global_batch,
         )
         pad, flip, scale = config.crop_padding, config.flip, config.crop_scale
         self.augment = Augment(setup.info, pad=pad, flip=flip, crop_scale=scale, global_batch=setup.global_batch)
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
-        self.inner = Inner(config, self.step, self.parameter_groups)
+        self.inner = Inner(config, self.step, parameters_of(self.generator, config.generator_lr))
         self.register_buffer("label_embeddings", setup.label_embeddings, persistent=False)
         self.register_buffer("class_order", torch.arange(setup.info.num_classes), persistent=False)
         self.register_buffer("labels", torch.zeros(config.synthesis_batch_size, dtype=torch.int64), persistent=False)
@@ -145,30 +154,16 @@ class Nayer(Method):
             terms["adv"] = disagreement(student, teacher.logits, masked=self.config.adv_masked)  # alpha_adv
         return images, terms
 
-    def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
-        return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}  # Eq. 6
-
     def draw_labels(self, index: int) -> Tensor:
-        """Every class equally often; a batch smaller than the classes takes the next slice of one permutation per
-        epoch.
-        """
-        batch_size, num_classes = len(self.labels), self.info.num_classes
-        if batch_size >= num_classes:
-            return balanced_labels(batch_size, num_classes, device=self.labels.device)
+        """Every class equally often; of more classes than images the next slice of an epoch's permutation."""
+        size, order = len(self.labels), self.class_order
+        if size >= len(order):
+            return balanced_labels(size, len(order), device=order.device)
         if index == 0:
-            self.class_order.copy_(torch.randperm(num_classes, device=self.labels.device))
-        return self.class_order.roll(-index * batch_size)[:batch_size]
+            order.copy_(torch.randperm(len(order), device=order.device))
+        return order.roll(-index * size)[:size]
 
     def is_reborn(self, epoch: int) -> bool:
         """Whether an epoch begins with a whole new generator (release: `g_life`)."""
         life = self.config.generator_life
         return bool(life) and (epoch % life == 0 or (epoch - self.config.warmup_epochs) % life == 0)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [{"params": [*self.generator.parameters()], "lr": self.config.generator_lr}]
-
-
-def printed_decoder(config: NayerConfig, info: ModelInfo) -> PrintedDecoder:
-    """Tables 8 and 9 of the supplement, for the images that the teacher expects."""
-    size, width = info.image_size, config.generator_width
-    return PrintedDecoder(config.noise_features, size, width=width, mean=info.mean, std=info.std)

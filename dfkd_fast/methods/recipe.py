@@ -73,6 +73,9 @@ class MethodConfig:
     student_flip: Literal["same", "on", "off"] = setting("same", formerly="same")
     """the same for the student alone; same: as in synthesis"""
 
+    def check(self) -> None:
+        """Raise UserError for settings that do not go with each other; each by itself is within its limits."""
+
     def following(self, before: Self, share: float) -> dict[str, int]:
         """Counts that go with settings which a user has changed, for those that the user leaves as they are: field and
         new value. `before` is the recipe that was changed, `share` the new share of the collected images over its own.

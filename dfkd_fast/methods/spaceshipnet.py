@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,17 @@ from dfkd_fast.generators.feature_decoder import CUTS, FeatureDecoder, exchange_
 from dfkd_fast.generators.initialization import kaiming_init
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.losses.label import label_ce
-from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, PoolPlan, Setup, StudentReads, SynthBatch
+from dfkd_fast.methods.base import (
+    Inner,
+    LossTerms,
+    Method,
+    MethodConfig,
+    PoolPlan,
+    Setup,
+    StudentReads,
+    SynthBatch,
+    parameters_of,
+)
 from dfkd_fast.models.activation_maps import CamPair
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.pool.pool import PoolBatch
@@ -52,7 +62,7 @@ class SpaceshipNetConfig(MethodConfig):
     """learning rate at the end of the cosine"""
     kd_temperature: float = 30.0
     """temperature of the distillation loss (paper: T)"""
-    generator_lr: float = setting(1e-3, at_least=0)
+    generator_lr: float = setting(1e-3, at_least=0, synthesis_rate=True)
     """Adam's learning rate for the generator, whose state starts anew in each round"""
     latent_dim: int = setting(256, at_least=1)
     """size of a latent (release: nz); latents are not optimised"""
@@ -93,7 +103,7 @@ class SpaceshipNet(Method):
         if config.cam_weight or config.grad_cam_weight:
             self.cams = CamPair(setup.teacher, setup.student, config.grad_cam_stages if config.grad_cam_weight else 0)
         self.cut, self.stored = 0, STORED[config.stored_precision]
-        self.inner = Inner(config, self.step, self.parameter_groups)
+        self.inner = Inner(config, self.step, parameters_of(self.generator, config.generator_lr))
         self.register_buffer("labels", torch.arange(size) % setup.info.num_classes, persistent=False)
         self.register_buffer("latents", torch.zeros(size, config.latent_dim), persistent=False)
 
@@ -119,9 +129,6 @@ class SpaceshipNet(Method):
         if self.config.bn_weight:
             terms["bn"] = bn_stat_loss(teacher.moments, self.teacher.targets)
         return (images, maps), terms
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [{"params": [*self.generator.parameters()], "lr": self.config.generator_lr}]
 
     def pools(self) -> tuple[PoolPlan, ...]:
         (plan,) = super().pools()

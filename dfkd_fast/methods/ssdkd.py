@@ -41,7 +41,7 @@ class SsdkdConfig(MethodConfig):
     """student steps in one epoch (paper: T_kd)"""
     buffer_size: int = setting(5000, at_least=1, shared_out=True)
     """images in the replay buffer, of which the oldest go first (paper: |B|)"""
-    generator_lr: float = setting(5e-3, at_least=0)
+    generator_lr: float = setting(5e-3, at_least=0, synthesis_rate=True)
     """Adam's learning rate for the generator"""
     latent_lr: float = setting(1.5e-2, at_least=0)
     """Adam's learning rate for the latents"""

@@ -53,7 +53,7 @@ class StepwiseConfig(MethodConfig):
     """zero padding of a random crop in pixels (release: no augmentation)"""
     flip: bool = False
     """random horizontal flips (release: no augmentation)"""
-    generator_lr: float = setting(1e-3, at_least=0)
+    generator_lr: float = setting(1e-3, at_least=0, synthesis_rate=True)
     """Adam's learning rate for the generator (release: lr_g)"""
     generator_lr_schedule: Literal["constant", "cosine"] = setting("constant", formerly="constant")
     """constant, or along a cosine to zero over all rounds (original of ZSKT)"""
@@ -145,9 +145,6 @@ class StepwiseMethod(Method):
     def student_view(self, batch: PoolBatch) -> Tensor:
         """New images for each step, `batch_size` of them, augmented and normalised."""
         return self.student_augment(self.generate(self.config.batch_size))
-
-    def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
-        return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}
 
     def disagreement(self, view: Tensor, teacher: NetOutput) -> Tensor:
         """Minus KL(teacher || student), mean over the batch: the generator looks for images on which they differ.

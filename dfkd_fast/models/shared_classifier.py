@@ -100,7 +100,7 @@ class ClassifierSharing(nn.Module):
 
     With `projects` its last feature map, through a projector, is compared with the teacher's (SimKD, HiDFD's release);
     else its pooled features as they are (HiDFD, Eq. 14), which must then be as many.
-    Raises UserError where they are not, or a network has no linear classifier on pooled features.
+    Raises ValueError where they are not, UserError where a network has no linear classifier on pooled features.
     """
 
     def __init__(self, student: nn.Module, teacher: FrozenNet, info: ModelInfo, *, projects: bool) -> None:
@@ -113,9 +113,7 @@ class ClassifierSharing(nn.Module):
         assert target is not None, "a network with a classifier on pooled features"
         (_, channels, *_), (_, width, *_) = own.shape, target.shape
         if not projects and channels != width:
-            raise UserError(
-                f"--method.alignment pooled: the student has {channels} features, the teacher {width}; choose simkd"
-            )
+            raise ValueError(f"the student has {channels} features, the teacher {width}")
         side = min(own.shape[-1], target.shape[-1]) if projects else None
         self.form = SharedForm(width, side)
         self.projector: nn.Module = nn.Identity() if side is None else Projector(channels, width, side)

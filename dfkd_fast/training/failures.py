@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 
+from dfkd_fast.config.setting import stated_of
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.device.switches import named_operator
 from dfkd_fast.errors import UserError
 from dfkd_fast.messages.refusals import is_out_of_memory
 from dfkd_fast.methods.base import MethodConfig
-from dfkd_fast.methods.stepwise import StepwiseConfig
 
 
 @contextmanager
@@ -60,31 +61,32 @@ def is_compile_failure(error: Exception) -> bool:
     return isinstance(error, TorchDynamoException | CppCompileError | InvalidCxxCompiler)
 
 
-def rate_setting(phase: str, config: MethodConfig) -> str:
-    """The flag, with its value, of the learning rate of a phase; of both rates where generator and student take
-    turns.
-    """
-    if phase == "synthesis":
-        names = ["generator_lr" if hasattr(config, "generator_lr") else "image_lr"]
-    else:
-        names = ["student_lr", "generator_lr"] if isinstance(config, StepwiseConfig) else ["student_lr"]
+def rate_settings(learning: Sequence[str], config: MethodConfig) -> str:
+    """The flags, with their values, of the learning rates in the phases that `learning` names."""
+    names = ["student_lr"] if "distillation" in learning else []
+    if "synthesis" in learning:
+        rates = [item.name for item in fields(config) if stated_of(type(config), item.name).synthesis_rate]
+        names += rates
     return " or ".join(f"--method.{name.replace('_', '-')} {getattr(config, name)}" for name in names)
 
 
-def check_finite(phase: str, epoch: int, state: Iterable[Tensor], config: MethodConfig) -> None:
+def check_finite(
+    phase: str, epoch: int, state: Iterable[Tensor], config: MethodConfig, *, learning: Sequence[str] = ()
+) -> None:
     """Raise UserError where any number of a run's state is not finite, so that no checkpoint holds it.
 
-    Waits for the device once, at the end of a phase: one check of what the steps left stands for one of every step,
-    because NaN in weights, statistics or moments stays there.
+    `learning`: the phases whose learning rates were at work, where the phase is not the only one. Waits for the device
+    once, at the end of a phase: one check of what the steps left stands for one of every step, because NaN in weights,
+    statistics or moments stays there.
     """
     numbers = [value.detach() for value in state if value.is_floating_point() and value.numel()]
     if not torch.stack([norm.float() for norm in torch._foreach_norm(numbers, float("inf"))]).isfinite().all():
-        raise diverged(phase, epoch, config)
+        raise diverged(phase, epoch, config, learning=learning)
 
 
-def diverged(phase: str, epoch: int, config: MethodConfig) -> UserError:
+def diverged(phase: str, epoch: int, config: MethodConfig, *, learning: Sequence[str] = ()) -> UserError:
     """What to say of a loss, or a state, that is not finite."""
     return UserError(
-        f"{rate_setting(phase, config)}: {phase} of epoch {epoch + 1} diverged, its numbers are not finite; choose a "
-        "lower rate, or --precision fp32; the phases before it are kept"
+        f"{rate_settings(learning or (phase,), config)}: {phase} of epoch {epoch + 1} diverged, its numbers are not "
+        "finite; choose a lower rate, or --precision fp32; the phases before it are kept"
     )

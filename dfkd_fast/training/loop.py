@@ -102,6 +102,10 @@ class Loop:
             self.progress.last_evaluation = result
             self.logger.record(epoch=epoch, phase="evaluation", **result)
 
+    def learning(self, phase: str) -> Sequence[str]:
+        """The phases whose learning rates are at work in a phase: its own."""
+        return (phase,)
+
     @contextmanager
     def _phase(self, name: str, epoch: int, steps: int) -> Iterator[OnStep]:
         """Reseed, time and report one phase; the block gets the function to call after each step."""
@@ -115,7 +119,7 @@ class Loop:
                 self.signals.check()
 
             yield on_step
-            check_finite(name, epoch, self._state().values(), config)
+            check_finite(name, epoch, self._state().values(), config, learning=self.learning(name))
             if self.watch is not None:
                 self.watch.learned(epoch, meter.means())
 

@@ -6,7 +6,7 @@ An epoch is one phase, distillation (a warm-up epoch, in which only the generato
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,6 +37,9 @@ class StepwiseLoop(Loop):
 
     def newest_images(self, plan: PoolPlan) -> tuple[Tensor, Tensor]:
         return self.newest.images, self.newest.labels
+
+    def learning(self, phase: str) -> Sequence[str]:
+        return PHASES[::-1] if phase == PHASES[1] else (phase,)
 
     def _epoch(self, epoch: int) -> None:
         is_warmup = epoch < self.method.config.warmup_epochs

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,12 +25,10 @@ from dfkd_fast.generators.initialization import dcgan_init
 from dfkd_fast.generators.latent import LatentGenerator
 from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.contrastive import instance_discrimination
-from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.losses.label import label_ce
-from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, Setup, Supports, SynthBatch
+from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, Setup, Supports, SynthBatch, parameters_of
 from dfkd_fast.methods.cmi.instance_features import FeatureBank, ProjectionHead, describe, description_width
 from dfkd_fast.models.teacher import NetOutput
-from dfkd_fast.pool.pool import PoolBatch
 from dfkd_kernels import bn_stat_loss
 
 
@@ -57,7 +54,7 @@ class CmiConfig(MethodConfig):
     """peak learning rate of the student's SGD"""
     student_lr_min: float = 0.0
     """learning rate at the end of the cosine"""
-    generator_lr: float = setting(1e-3, at_least=0)
+    generator_lr: float = setting(1e-3, at_least=0, synthesis_rate=True)
     """Adam's learning rate for generator, latents and head (release: lr_g)"""
     latent_dim: int = setting(256, at_least=1)
     """size of a latent (release: nz)"""
@@ -117,7 +114,9 @@ class Cmi(Method):
         self.bank = FeatureBank(config.bank_size, 2 * width)
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64), persistent=False)
         self.register_buffer("features", torch.zeros(size, 2 * width), persistent=False)
-        self.inner = Inner(config, self.step, self.generator_groups, lasting=self.head_groups)
+        lr = config.generator_lr
+        head = parameters_of(self.head, lr, betas=(0.9, 0.999))
+        self.inner = Inner(config, self.step, parameters_of(self.generator, lr), lasting=head)
 
     def rounds(self, epoch: int) -> int:
         return self.config.warmup_rounds if epoch < self.config.warmup_epochs else self.config.rounds
@@ -165,12 +164,3 @@ class Cmi(Method):
             is_filled=is_filled,
             temperature=self.config.contrastive_temperature,
         )
-
-    def generator_groups(self) -> list[dict[str, Any]]:
-        return [{"params": [*self.generator.parameters()], "lr": self.config.generator_lr}]
-
-    def head_groups(self) -> list[dict[str, Any]]:
-        return [{"params": [*self.head.parameters()], "lr": self.config.generator_lr, "betas": (0.9, 0.999)}]
-
-    def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
-        return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}

@@ -18,7 +18,7 @@ from dfkd_fast.augment import Augment
 from dfkd_fast.files.image_rows import ImageRows
 from dfkd_fast.generators.biggan import BigDiscriminator, BigGenerator
 from dfkd_fast.losses import adcgan
-from dfkd_fast.methods.base import Inner, LossTerms, Setup
+from dfkd_fast.methods.base import Inner, LossTerms, Setup, parameters_of
 from dfkd_fast.methods.hidfd.class_frequency import ClassFrequency
 from dfkd_fast.models.teacher import frozen_alias
 
@@ -69,8 +69,8 @@ class TeacherGuidedGan(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
         turn = partial(Inner, config, betas=(0.0, 0.999), shared=True)
-        self.judging = turn(self.discriminator_step, lasting=partial(self._groups, "discriminator"))
-        self.making = turn(self.generator_step, lasting=partial(self._groups, "generator"))
+        self.judging = turn(self.discriminator_step, lasting=parameters_of(self.discriminator, config.discriminator_lr))
+        self.making = turn(self.generator_step, lasting=parameters_of(self.generator, config.generator_lr))
 
     def learn(self, steps: int) -> Tensor:
         """So many steps, of discriminator and generator in turn, and the images of the last."""
@@ -86,10 +86,6 @@ class TeacherGuidedGan(nn.Module):
     def inference(self) -> AbstractContextManager[Any]:
         """Without gradients, in the precision of the steps."""
         return self.making.inference()
-
-    def _groups(self, network: str) -> list[dict[str, Any]]:
-        lr = getattr(self.config, f"{network}_lr")
-        return [{"params": [*self.get_submodule(network).parameters()], "lr": lr}]
 
     def shuffle(self) -> None:
         """Put the collected images in a new order."""

@@ -16,6 +16,7 @@ from typing import Literal, Self
 from torch import nn
 
 from dfkd_fast.config.setting import setting
+from dfkd_fast.errors import UserError
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Needs, PoolPlan, Setup, StudentReads, SynthBatch
 from dfkd_fast.methods.hidfd.gan import TeacherGuidedGan
@@ -55,7 +56,7 @@ class HidfdConfig(MethodConfig):
     """weight decay of the student's SGD"""
     crop_scale: float = 0.08
     """smallest share of an image's area in the student's random resized crop; the GAN sees whole images"""
-    generator_lr: float = setting(1e-4, at_least=0)
+    generator_lr: float = setting(1e-4, at_least=0, synthesis_rate=True)
     """Adam's learning rate for the generator (release: 2e-4)"""
     discriminator_lr: float = setting(4e-4, at_least=0)
     """Adam's learning rate for the discriminator (release: 2e-4)"""
@@ -110,8 +111,7 @@ class Hidfd(Method):
         super().__init__(config, setup)
         self.gan = TeacherGuidedGan(config, setup)
         self.hybrid = HybridData(config, self.gan)
-        shared, projects = (setup.student, setup.teacher, setup.info), config.alignment == "simkd"
-        self.sharing = None if config.alignment == "kd" else ClassifierSharing(*shared, projects=projects)
+        self.sharing = None if config.alignment == "kd" else sharing(setup, projects=config.alignment == "simkd")
 
     def check_run(self) -> None:
         check_passes(self.config, self.gan.count)
@@ -140,3 +140,13 @@ class Hidfd(Method):
         if self.sharing is None:
             return {"kd": kd_kl(student.logits, teacher.logits, self.config.kd_temperature)}
         return {"align": self.sharing.loss(student, teacher)}
+
+
+def sharing(setup: Setup, *, projects: bool) -> ClassifierSharing:
+    """What of the student the teacher's classifier reads. Raises UserError where it cannot be without a projector."""
+    try:
+        return ClassifierSharing(setup.student, setup.teacher, setup.info, projects=projects)
+    except ValueError as error:
+        raise (
+            error if isinstance(error, UserError) else UserError(f"--method.alignment pooled: {error}; choose simkd")
+        ) from None

@@ -15,6 +15,7 @@ from typing import Literal
 from torch import nn
 
 from dfkd_fast.config.setting import setting
+from dfkd_fast.errors import UserError
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.methods.base import (
     LossTerms,
@@ -77,7 +78,7 @@ class MuseSConfig(MethodConfig):
     """not published; the value of SRe2L, whose recipe the paper compares with"""
     generator_life: int = setting(10, at_least=0)
     """a whole generator is re-initialised every so many epochs, as in NAYER's release; 0: never"""
-    generator_lr: float = setting(4e-3, at_least=0)
+    generator_lr: float = setting(4e-3, at_least=0, synthesis_rate=True)
     """Adam's learning rate for the whole generator"""
     noise_features: int = setting(1000, at_least=1)
     """output width of a noisy layer (NAYER: r)"""
@@ -115,6 +116,11 @@ class MuseSConfig(MethodConfig):
     """weight of the generator's embedding term (paper: alpha_aed)"""
     ed_weight: float = 10.0
     """weight of the student's embedding term (paper: alpha_ed); both 0: without embedding diversity"""
+
+    def check(self) -> None:
+        inner, outer = self.inner_radius, self.outer_radius
+        if inner > outer:
+            raise UserError(f"--method.inner-radius {inner}: choose no more than --method.outer-radius {outer}")
 
     @property
     def steps_per_epoch(self) -> int:

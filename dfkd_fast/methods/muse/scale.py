@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from dfkd_fast.generators.noisy_embedding import NoisyEmbeddingGenerator
 from dfkd_fast.losses.activation_map import cam_margin
 from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.label import label_ce
-from dfkd_fast.methods.base import Inner, LossTerms, PoolPlan, Setup, SynthBatch
+from dfkd_fast.methods.base import Inner, LossTerms, PoolPlan, Setup, SynthBatch, parameters_of
 from dfkd_fast.methods.muse.class_embedding import ClassEmbedding
 from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.statistics import PoolStatistics
@@ -62,7 +62,7 @@ class MuseScale(nn.Module):
         )
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         self.class_weights = setup.teacher.class_weights if config.cam_weight else None
-        self.inner = Inner(config, self.step, self.parameter_groups)
+        self.inner = Inner(config, self.step, parameters_of(self.generator, config.generator_lr))
         self.plan = round_plan(config, setup.info.image_size)
         self.register_buffer("label_embeddings", setup.label_embeddings, persistent=False)
         self.register_buffer("class_order", torch.arange(num_classes))
@@ -99,9 +99,6 @@ class MuseScale(nn.Module):
             with self.inner.inference():
                 seen = self.teacher(self.augment.normalize(images), moments=False)
                 embedding.learn(self.global_batch.all_gather(seen.pooled()), self.labels)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [{"params": [*self.generator.parameters()], "lr": self.config.generator_lr}]
 
     def step(self, *, adversarial: bool) -> tuple[Tensor, LossTerms]:
         """Images and the terms of Eq. 11."""
