@@ -41,6 +41,19 @@ def balanced_labels(batch_size: int, num_classes: int, *, device: torch.device |
     return torch.cat([repeated, rest])
 
 
+def epoch_labels(batch_size: int, class_order: Tensor, index: int) -> Tensor:
+    """Labels (B,) int64 of batch `index` (0-based) of an epoch: every class equally often.
+
+    A batch with room for all classes has each of them (`balanced_labels`). A smaller one takes the next slice of one
+    permutation for the epoch, kept in `class_order` (K,), which is drawn anew, in place, for the first batch.
+    """
+    if batch_size >= len(class_order):
+        return balanced_labels(batch_size, len(class_order), device=class_order.device)
+    if index == 0:
+        class_order.copy_(torch.randperm(len(class_order), device=class_order.device))
+    return class_order.roll(-index * batch_size)[:batch_size]
+
+
 def labels_in_turn(batch_size: int, class_order: Tensor, number: int) -> Tensor:
     """Labels (B,) int64 of batch `number` (0-based) of a series: every class equally often.
 

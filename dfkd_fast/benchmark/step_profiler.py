@@ -71,11 +71,11 @@ class StepProfiler:
         self.trainer = make_trainer(
             student, method=self.method, teacher=teacher, pool=self.pool, runtime=runtime, cache=cache
         )
-        config, self.plans = self.method.config, self.method.pools()
+        recipe, self.plans = self.method.config, self.method.pools()
         self.probes = {
             kind: epoch
             for plan in self.plans
-            for kind, epoch in probe_epochs(plan, epochs=config.epochs, warmup_epochs=config.warmup_epochs)
+            for kind, epoch in probe_epochs(plan, epochs=recipe.epochs, warmup_epochs=recipe.warmup_epochs)
         }
         """the recipe's kinds of round, each with an epoch whose rounds stand for all"""
         self.engines = [

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 from torch import Tensor, nn
 
 from dfkd_fast.generators.decoder import Decoder, make_decoder
 from dfkd_fast.generators.noisy_layer import NoisyLayer
 from dfkd_fast.generators.printed_decoder import PrintedDecoder
+from dfkd_fast.models.info import ModelInfo
 from dfkd_fast.parallel.global_batch import LOCAL_BATCH, GlobalBatch
 from dfkd_fast.parallel.sync_norm import convert_sync_batchnorm
 
@@ -42,6 +45,16 @@ class NoisyEmbeddingGenerator(nn.Module):
             noise_features, image_size, width=width, in_chans=in_chans
         )
         self.decoder = convert_sync_batchnorm(made, global_batch, "--bn.scope global")
+
+    @classmethod
+    def of(cls, info: ModelInfo, embedding_dim: int, *, noise_features: int, width: int, **more: Any) -> Self:
+        """For the images that a teacher expects; `printed`: with the decoder of NAYER's tables in place of the released
+        one. The other arguments are the constructor's.
+        """
+        if more.pop("printed", False):
+            more["decoder"] = PrintedDecoder.of(info, noise_features, width=width)
+        more |= {"num_classes": info.num_classes, "in_chans": info.in_chans}
+        return cls(embedding_dim, info.image_size, noise_features=noise_features, width=width, **more)
 
     def reset_parameters(self) -> None:
         """Re-initialise every layer in place."""

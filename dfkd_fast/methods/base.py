@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from dfkd_fast.augment import Augment
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.methods.exchange import CollectedImages as CollectedImages
 from dfkd_fast.methods.exchange import LossTerms as LossTerms
@@ -27,6 +28,12 @@ from dfkd_fast.methods.recipe import MethodConfig as MethodConfig
 from dfkd_fast.methods.recipe import weighted_sum as weighted_sum
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.pool.pool import PoolBatch
+
+
+def augment_of(config: MethodConfig, setup: Setup) -> Augment:
+    """What networks see of images in synthesis: the recipe's crops and flips."""
+    pad, flip, scale = config.crop_padding, config.flip, config.crop_scale
+    return Augment(setup.info, pad=pad, flip=flip, crop_scale=scale, global_batch=setup.global_batch)
 
 
 class Method(nn.Module):
@@ -49,7 +56,7 @@ class Method(nn.Module):
         super().__init__()
         self.config = config
         self.info, self.teacher, self.global_batch = setup.info, setup.teacher, setup.global_batch
-        self.text = setup.text
+        self.text, self.augment = setup.text, augment_of(config, setup)
         self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
 
     @property

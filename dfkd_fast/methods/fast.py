@@ -17,7 +17,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dfkd_fast.augment import Augment
 from dfkd_fast.config.setting import setting
 from dfkd_fast.errors import UserError
 from dfkd_fast.generators.latent import LatentGenerator
@@ -101,13 +100,6 @@ class Fast(Method):
             lr=config.generator_lr * config.synthesis_steps if config.meta_lr is None else config.meta_lr,
             own_lrs={"latents": config.meta_latent_lr},
             reptile_scale=config.reptile_scale,
-        )
-        self.augment = Augment(
-            setup.info,
-            pad=config.crop_padding,
-            flip=config.flip,
-            crop_scale=config.crop_scale,
-            global_batch=setup.global_batch,
         )
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         groups = partial(self.generator.parameter_groups, lr=config.generator_lr, latent_lr=config.latent_lr)

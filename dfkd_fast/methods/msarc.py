@@ -15,7 +15,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dfkd_fast.augment import Augment
 from dfkd_fast.config.setting import setting
 from dfkd_fast.errors import UserError
 from dfkd_fast.generators.attention import SoftmaxGain
@@ -117,7 +116,6 @@ class Msarc(Method):
             raise UserError(f"--meta-decay {config.meta_decay}: --start {config.start} learns no start; choose 0")
         still, decay = {"latents": 0.0}, config.meta_decay
         self.start = MetaInit(self.generator, config.start, lr=meta_lr, own_lrs=still, decay=decay)
-        self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         if config.msarc_alpha and not config.msarc_weight:
             raise UserError("--msarc-weight 0: compares no layers; leave it or --msarc-alpha out")

@@ -1,12 +1,8 @@
 """NAYER: Noisy Layer Data Generation for Efficient and Effective Data-free Knowledge Distillation.
 
 Tran, Le, Le, Harandi, Tran, Phung. CVPR 2024. arXiv:2310.00258. Algorithm 1; values and order of the authors' release.
-
-Deviations from the release: everything is re-initialised in place; the noisy layers are one batched product; the pool
-is uint8 tensors and remembers labels; frozen networks get no weight gradients. docs/methods/nayer.md goes through it
-line by line.
-Distributed: generator per rank, BN moments per rank, pool sharded by rank; with `--bn.scope global` one generator on
-all ranks, moments of the global batch, the whole pool on each rank.
+Deviations: everything is re-initialised in place, frozen networks get no weight gradients; docs/methods/nayer.md.
+Distributed: generator, BN moments and part of the pool per rank; `--bn.scope global`: one of each, on all.
 """
 
 from __future__ import annotations
@@ -18,26 +14,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dfkd_fast.augment import Augment, jitter
+from dfkd_fast.augment import jitter
 from dfkd_fast.config.setting import setting
 from dfkd_fast.generators.noisy_embedding import NoisyEmbeddingGenerator
-from dfkd_fast.generators.printed_decoder import PrintedDecoder
 from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.label import label_ce
-from dfkd_fast.methods.base import (
-    Inner,
-    LossTerms,
-    Method,
-    MethodConfig,
-    Needs,
-    Setup,
-    Supports,
-    SynthBatch,
-    parameters_of,
-)
+from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, Needs, Setup, Supports, SynthBatch
+from dfkd_fast.methods.inner import parameters_of
 from dfkd_fast.models.statistics import PoolStatistics
 from dfkd_fast.models.teacher import frozen_alias
-from dfkd_fast.rng import balanced_labels
+from dfkd_fast.rng import epoch_labels
 from dfkd_fast.text.label_embeddings import SOURCES
 
 
@@ -66,9 +52,7 @@ class NayerConfig(MethodConfig):
     generator_width: int = setting(128, at_least=1)
     """channels of the generator's first blocks; the last have half"""
     generator_form: Literal["released", "printed"] = setting("released", formerly="released")
-    """layers of the generator: those of the release, or tables 8 and 9 as printed, with spectral norm, BatchNorm1d
-    behind the stem, convolutions before upsampling, BatchNorm behind the sigmoid
-    """
+    """layers of the generator: those of the release, or of tables 8 and 9 as printed (spectral norm)"""
     bn_momentum: float = setting(0.9, at_least=0, at_most=1)
     """share of the pool in the BN statistics that are matched (release: bn_mmt)"""
     ce_weight: float = 0.5
@@ -80,9 +64,7 @@ class NayerConfig(MethodConfig):
     adv_masked: bool = setting(True, formerly=True)
     """push only images on which student and teacher still agree (release); off: all of them, Eq. 5 as printed"""
     student_mode: Literal["released", "eval"] = setting("released", formerly="eval")
-    """the student's BatchNorm in synthesis: released, by the batch's statistics from an epoch's second round on, which
-    moves the running ones (the release ends each round by `student.train()`); eval: always by its running statistics
-    """
+    """the student in synthesis: in train mode from an epoch's second round on (release), or always in eval mode"""
     jitter: bool = False
     """roll by up to H/8 and flip whole batches before they may be kept (release: ImageNet only)"""
 
@@ -90,7 +72,6 @@ class NayerConfig(MethodConfig):
 class Nayer(Method):
     paper = "arXiv:2310.00258"
     needs, supports = Needs(text=SOURCES), Supports(global_batch=True, micro_batches=True)
-
     config: NayerConfig
     labels: Tensor
     class_order: Tensor
@@ -100,21 +81,10 @@ class Nayer(Method):
         super().__init__(config, setup)
         # eval and train mode, by `step`'s student_trains; in a tuple: never registered, saved or trained
         self._students = (setup.student, frozen_alias(setup.student).train())
-        self.generator = NoisyEmbeddingGenerator(
-            setup.label_embeddings.shape[1],
-            setup.info.image_size,
-            batch_size=config.synthesis_batch_size,
-            num_classes=setup.info.num_classes,
-            noise_features=config.noise_features,
-            width=config.generator_width,
-            in_chans=setup.info.in_chans,
-            decoder=PrintedDecoder.of(setup.info, config.noise_features, width=config.generator_width)
-            if config.generator_form == "printed"
-            else None,
-            global_batch=setup.global_batch,
-        )
-        pad, flip, scale = config.crop_padding, config.flip, config.crop_scale
-        self.augment = Augment(setup.info, pad=pad, flip=flip, crop_scale=scale, global_batch=setup.global_batch)
+        sizes = {"noise_features": config.noise_features, "width": config.generator_width}
+        sizes |= {"batch_size": config.synthesis_batch_size, "printed": config.generator_form == "printed"}
+        embedding_dim, rows = setup.label_embeddings.shape[1], setup.global_batch
+        self.generator = NoisyEmbeddingGenerator.of(setup.info, embedding_dim, **sizes, global_batch=rows)
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         self.inner = Inner(config, self.step, parameters_of(self.generator, config.generator_lr))
         self.register_buffer("label_embeddings", setup.label_embeddings, persistent=False)
@@ -132,7 +102,7 @@ class Nayer(Method):
                 self.generator.reset_parameters()
             if config.reset_noise:
                 self.generator.noise.reset_parameters()  # line 5
-            self.labels.copy_(self.draw_labels(index))  # line 6
+            self.labels.copy_(epoch_labels(len(self.labels), self.class_order, index))  # line 6
             trains = adversarial and config.student_mode == "released" and index > 0
             images = self.inner.run(config.synthesis_steps, adversarial=adversarial, student_trains=trains)  # 7 to 10
             self.statistics.update()
@@ -153,15 +123,6 @@ class Nayer(Method):
             student = self._students[student_trains](view)
             terms["adv"] = disagreement(student, teacher.logits, masked=self.config.adv_masked)  # alpha_adv
         return images, terms
-
-    def draw_labels(self, index: int) -> Tensor:
-        """Every class equally often; of more classes than images the next slice of an epoch's permutation."""
-        size, order = len(self.labels), self.class_order
-        if size >= len(order):
-            return balanced_labels(size, len(order), device=order.device)
-        if index == 0:
-            order.copy_(torch.randperm(len(order), device=order.device))
-        return order.roll(-index * size)[:size]
 
     def is_reborn(self, epoch: int) -> bool:
         """Whether an epoch begins with a whole new generator (release: `g_life`)."""

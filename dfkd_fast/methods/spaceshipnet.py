@@ -24,17 +24,8 @@ from dfkd_fast.generators.feature_decoder import CUTS, FeatureDecoder, exchange_
 from dfkd_fast.generators.initialization import kaiming_init
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.losses.label import label_ce
-from dfkd_fast.methods.base import (
-    Inner,
-    LossTerms,
-    Method,
-    MethodConfig,
-    PoolPlan,
-    Setup,
-    StudentReads,
-    SynthBatch,
-    parameters_of,
-)
+from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, PoolPlan, Setup, StudentReads, SynthBatch
+from dfkd_fast.methods.inner import parameters_of
 from dfkd_fast.models.activation_maps import CamPair
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.pool.pool import PoolBatch
@@ -96,7 +87,6 @@ class SpaceshipNet(Method):
         size, side, chans = config.synthesis_batch_size, setup.info.image_size, setup.info.in_chans
         self.generator = FeatureDecoder(config.latent_dim, side, width=config.generator_width, in_chans=chans)
         kaiming_init(self.generator)
-        self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
         crops = config.student_crops
         self.student_augment = Augment(setup.info, pad=crops.pad, flip=crops.flip)
         self.cams: CamPair | None = None

@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dfkd_fast.augment import Augment
 from dfkd_fast.config.setting import setting
 from dfkd_fast.generators.latent import LatentGenerator
 from dfkd_fast.generators.meta_init import MetaInit, Start
@@ -100,8 +99,6 @@ class Ssdkd(Method):
         self.generator = LatentGenerator(size, config.latent_dim, side, width=width, in_chans=chans, global_batch=rows)
         lr = config.generator_lr * config.synthesis_steps  # as in Fast's release
         self.start = MetaInit(self.generator, config.start, lr=lr, own_lrs={"latents": 0.0})
-        pad, flip, scale = config.crop_padding, config.flip, config.crop_scale
-        self.augment = Augment(info, pad=pad, flip=flip, crop_scale=scale, global_batch=rows)
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         groups = partial(self.generator.parameter_groups, lr=config.generator_lr, latent_lr=config.latent_lr)
         self.inner = Inner(config, self.step, groups, after=self.start.after_step)

@@ -86,7 +86,6 @@ class StepwiseMethod(Method):
             config.latent_dim, self.info.image_size, width=config.generator_width, in_chans=self.info.in_chans
         )
         self.generator = with_output(decoder, config.generator_output, mean=self.info.mean, std=self.info.std)
-        self.augment = Augment(setup.info, pad=config.crop_padding, flip=config.flip, crop_scale=config.crop_scale)
         crops = config.student_crops
         self.student_augment = Augment(setup.info, pad=crops.pad, flip=crops.flip)
         self.inner = Inner(config, self.step, lasting=self.parameter_groups, shared=True)

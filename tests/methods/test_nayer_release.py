@@ -60,14 +60,13 @@ def recorded(method: Nayer) -> Draws:
 
     method.generator.reset_parameters = reset_generator
     watch(method.generator.noise, draws.noises)
-    draw = method.draw_labels
+    copy = method.labels.copy_
 
-    def draw_labels(index: int) -> Tensor:
-        labels = draw(index)
+    def copied(labels: Tensor) -> Tensor:
         draws.labels.append(labels.clone())
-        return labels
+        return copy(labels)
 
-    method.draw_labels = draw_labels
+    method.labels.copy_ = copied
     return draws
 
 

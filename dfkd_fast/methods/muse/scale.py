@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dfkd_fast.augment import Augment
 from dfkd_fast.errors import UserError
 from dfkd_fast.generators.noisy_embedding import NoisyEmbeddingGenerator
 from dfkd_fast.losses.activation_map import cam_margin
 from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.label import label_ce
-from dfkd_fast.methods.base import Inner, LossTerms, PoolPlan, Setup, SynthBatch, parameters_of
+from dfkd_fast.methods.base import Inner, LossTerms, PoolPlan, Setup, SynthBatch, augment_of, parameters_of
 from dfkd_fast.methods.muse.class_embedding import ClassEmbedding
 from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.statistics import PoolStatistics
@@ -42,30 +41,17 @@ class MuseScale(nn.Module):
         for network in (setup.teacher, student):
             network.check_size(self.info.image_size, "--method.image-sizes")
         self._shared = (student, embedding)  # in a tuple: seen through, never registered, saved or trained
-        num_classes, embedding_dim = setup.label_embeddings.shape
-        self.generator = NoisyEmbeddingGenerator(
-            embedding_dim,
-            self.info.image_size,
-            batch_size=config.synthesis_batch_size,
-            num_classes=num_classes,
-            noise_features=config.noise_features,
-            width=config.generator_width,
-            in_chans=self.info.in_chans,
-            global_batch=setup.global_batch,
-        )
-        self.augment = Augment(
-            self.info,
-            pad=config.crop_padding,
-            flip=config.flip,
-            crop_scale=config.crop_scale,
-            global_batch=setup.global_batch,
-        )
+        sizes = {"noise_features": config.noise_features, "width": config.generator_width}
+        sizes |= {"batch_size": config.synthesis_batch_size}
+        embedding_dim, rows = setup.label_embeddings.shape[1], setup.global_batch
+        self.generator = NoisyEmbeddingGenerator.of(self.info, embedding_dim, **sizes, global_batch=rows)
+        self.augment = augment_of(config, setup)
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         self.class_weights = setup.teacher.class_weights if config.cam_weight else None
         self.inner = Inner(config, self.step, parameters_of(self.generator, config.generator_lr))
         self.plan = round_plan(config, setup.info.image_size)
         self.register_buffer("label_embeddings", setup.label_embeddings, persistent=False)
-        self.register_buffer("class_order", torch.arange(num_classes))
+        self.register_buffer("class_order", torch.arange(self.info.num_classes))
         self.register_buffer("labels", torch.zeros(config.synthesis_batch_size, dtype=torch.int64), persistent=False)
 
     def pool_plan(self) -> PoolPlan:
