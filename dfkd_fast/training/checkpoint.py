@@ -32,7 +32,9 @@ TRAINING = "training"
 """the only phase of an epoch of a teacher's training"""
 _NAMES = (*PHASES, TRAINING)
 
-MAGIC, VERSION = "dfkd-fast checkpoint", 1
+MAGIC, VERSION = "dfkd-fast checkpoint", 2
+_RENAMED = "synthesis_optimizer-"
+"""what version 1 calls otherwise: a generator's lasting optimiser had the size of its images for a name"""
 _RECORD, _TENSORS = "state.json", "state.safetensors"
 
 
@@ -148,7 +150,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     place = find_damage(content, table["files"][_TENSORS])
     if place is not None:
         raise DamagedCheckpoint(f"{path / _TENSORS}: {place}")
-    return Checkpoint(epoch=table["epoch"], phase=table["phase"], tensors=load(content), record=table["record"])
+    tensors = load(content)
+    if table["version"] < 2 and any(name.startswith(_RENAMED) for name in tensors):
+        raise UserError(
+            f"{path / _TENSORS}: written by dfkd-fast {table.get('program')} in format {table['version']}, in which a "
+            "generator's optimiser is kept otherwise: go on with that program, or start a new run"
+        )
+    return Checkpoint(epoch=table["epoch"], phase=table["phase"], tensors=tensors, record=table["record"])
 
 
 def read_record(path: Path) -> dict[str, Any]:

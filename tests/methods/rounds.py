@@ -39,7 +39,7 @@ class Rounds:
         return made
 
 
-class _Begun(Exception):
+class _BegunError(Exception):
     """The step that is waited for is next."""
 
 
@@ -53,7 +53,7 @@ class _UpTo:
     def run(self, steps: int, lr_scale: LrScale, variant: Variant) -> Any:
         if self.wanted[0] == 0:
             self.found.update(variant)
-            raise _Begun
+            raise _BegunError
         return tree_map(torch.detach, self.inner.step(**variant)[0])
 
     def inference(self) -> AbstractContextManager[Any]:
@@ -72,5 +72,5 @@ def begin_round(method: Method, epoch: int, index: int = 0) -> dict[str, Any]:
         while True:
             next(batches)
             wanted[0] -= 1
-    except _Begun:
+    except _BegunError:
         return found
