@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,8 @@ from dfkd_fast.generators.biggan import BigDiscriminator, BigGenerator
 from dfkd_fast.losses import adcgan
 from dfkd_fast.methods.base import Inner, LossTerms, Setup, parameters_of
 from dfkd_fast.methods.hidfd.class_frequency import ClassFrequency
+from dfkd_fast.methods.hidfd.config import TURNS, HidfdConfig
 from dfkd_fast.models.teacher import frozen_alias
-
-if TYPE_CHECKING:
-    from dfkd_fast.methods.hidfd.method import HidfdConfig
-
-TURNS = 2
-"""steps that make one iteration: the discriminator's, then the generator's"""
 
 
 class TeacherGuidedGan(nn.Module):
@@ -114,7 +109,7 @@ class TeacherGuidedGan(nn.Module):
         slots = self.order[(self.cursor + torch.arange(count, device=self.cursor.device)) % len(self.order)]
         self.cursor.add_(count)
         real, real_labels = self.collected(slots)
-        self._draw(real_labels if self.config.paired_labels and not self.config.released else None)
+        self.draw(real_labels if self.config.paired_labels and not self.config.released else None)
         with torch.no_grad():
             fake = self.generator(self.latents, self.labels)
         both = torch.cat([real, fake])
@@ -146,7 +141,7 @@ class TeacherGuidedGan(nn.Module):
 
     def generator_step(self) -> tuple[Tensor, LossTerms]:
         """Generated images (B, C, H, W), and L_g, the classes and L_reg of Eq. 13."""
-        self._draw()
+        self.draw()
         images = self.generator(self.latents, self.labels)
         judged = self._twin[0](images)
         terms = {
@@ -160,7 +155,7 @@ class TeacherGuidedGan(nn.Module):
             self.frequency.update(logits)  # for the next step, as Eq. 10 has it
         return images, terms
 
-    def _draw(self, labels: Tensor | None = None) -> None:
+    def draw(self, labels: Tensor | None = None) -> None:
         """New latents, and these labels, or new ones drawn uniformly; out of place, as torch.compile wants it."""
         if labels is None:
             labels = torch.randint(self.frequency.counts.numel(), self.labels.shape, device=self.labels.device)
@@ -183,19 +178,3 @@ class TeacherGuidedGan(nn.Module):
         if self._rows is not None:
             self._fetch(range(first, end))
         return self.collected(torch.arange(first, end, device=self.labels.device))
-
-    def generate(self) -> tuple[Tensor, Tensor]:
-        """New images of classes drawn uniformly, by the generator in evaluation mode; as the release saves them, each
-        image stretched to [0, 1].
-        """
-        self._draw()
-        self.generator.eval()
-        images = self.generator(self.latents, self.labels)
-        self.generator.train()
-        return self.stretched(images) if self.config.released else images, self.labels
-
-    @staticmethod
-    def stretched(images: Tensor) -> Tensor:
-        """Each image's own least and greatest value become 0 and 1."""
-        least, most = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
-        return (images - least) / (most - least).clamp_min(1e-5)

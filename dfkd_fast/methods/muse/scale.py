@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +15,12 @@ from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.label import label_ce
 from dfkd_fast.methods.base import Inner, LossTerms, PoolPlan, Setup, SynthBatch, augment_of, parameters_of
 from dfkd_fast.methods.muse.class_embedding import ClassEmbedding
+from dfkd_fast.methods.muse.config import MuseSConfig
 from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.statistics import PoolStatistics
 from dfkd_fast.pool.budget import RoundPlan, data_ratio_capacity
 from dfkd_fast.rng import labels_in_turn
 from dfkd_fast.text.label_embeddings import CENTRES
-
-if TYPE_CHECKING:
-    from dfkd_fast.methods.muse.method import MuseSConfig
 
 
 class MuseScale(nn.Module):
