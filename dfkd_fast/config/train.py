@@ -123,8 +123,10 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
     @property
     def method_name(self) -> str:
         """The method's name in `catalog.METHODS`."""
-        target = f"{type(self.method).__module__}:{type(self.method).__name__.removesuffix('Config')}"
-        return next(name for name, known in METHODS.items() if known == target)
+        config = type(self.method)
+        module, method = config.__module__, config.__name__.removesuffix("Config")
+        beside = module.removesuffix(".config") + ".method"  # of a method's folder
+        return next(name for name, known in METHODS.items() if known in (f"{module}:{method}", f"{beside}:{method}"))
 
     @property
     def dataset_name(self) -> str:
