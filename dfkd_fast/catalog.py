@@ -20,6 +20,7 @@ METHODS: dict[str, str] = {
     "dafl": "dfkd_fast.methods.dafl:Dafl",
     "zskt": "dfkd_fast.methods.zskt:Zskt",
     "dfq": "dfkd_fast.methods.dfq:Dfq",
+    "dfad": "dfkd_fast.methods.dfad:Dfad",
 }
 """method name -> "module:Class"; the class's config is `<Class>Config` in the same module"""
 
@@ -74,6 +75,7 @@ FACTS: dict[str, MethodFacts] = {
         "ZSKT", "NeurIPS 2019", "arXiv:1905.09768", (93.32, "CMI README"), 95.49, loop="stepwise", batchnorm="no"
     ),
     "dfq": MethodFacts("DFQ", "CVPR Workshops 2020", "arXiv:2005.04136", (94.61, "CMI README"), 98.27, loop="stepwise"),
+    "dfad": MethodFacts("DFAD", "2019", "arXiv:1912.11006", (93.3, "DFAD"), loop="stepwise", batchnorm="no"),
 }
 """method name -> facts, for every method of `METHODS`.
 
