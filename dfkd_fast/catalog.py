@@ -21,6 +21,7 @@ METHODS: dict[str, str] = {
     "zskt": "dfkd_fast.methods.zskt:Zskt",
     "dfq": "dfkd_fast.methods.dfq:Dfq",
     "dfad": "dfkd_fast.methods.dfad:Dfad",
+    "kd": "dfkd_fast.methods.kd:Kd",
 }
 """method name -> "module:Class"; the class's config is `<Class>Config` in the same module"""
 
@@ -76,6 +77,9 @@ FACTS: dict[str, MethodFacts] = {
     ),
     "dfq": MethodFacts("DFQ", "CVPR Workshops 2020", "arXiv:2005.04136", (94.61, "CMI README"), 98.27, loop="stepwise"),
     "dfad": MethodFacts("DFAD", "2019", "arXiv:1912.11006", (93.3, "DFAD"), loop="stepwise", batchnorm="no"),
+    "kd": MethodFacts(
+        "KD on real images", "2015", "arXiv:1503.02531", (95.20, "Fast README"), batchnorm="no", real_images=True
+    ),
 }
 """method name -> facts, for every method of `METHODS`.
 
