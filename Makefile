@@ -37,7 +37,7 @@ BENCH_steps      := $(RUN) bench/steps/run.py
 # Two data-parallel processes against two independent ones, one core each. Wall time: nothing else may run. Ten minutes.
 BENCH_ranks      := $(RUN) bench/ranks.py
 # Hours of each method's recipe: ours, the baseline's, the published, the floor; draws a chart, too.
-BENCH_methods    := $(BIN)/dfkd-fast bench methods
+BENCH_methods    := $(RUN) bench/predict.py
 # What decodes test images fastest, DALI or Pillow (DALI: pip install -e ".[dali]").
 BENCH_evaluation := $(RUN) bench/evaluation.py
 # What --dry-run foretells of a run of five minutes, and what it then takes. On an idle machine.

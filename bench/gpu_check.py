@@ -22,7 +22,7 @@ The steps, in their order; each has a budget, all together nine minutes, and is 
     replay     whole captured steps of every method, bf16, beside the same steps as Python
     train      NAYER on digits end to end, stopped and resumed; then with --deterministic: the same bits
     pool       tiers and streams give the same batches, DALI's where it is installed; their share of the bandwidth
-    methods    hours, MFU and floor of two presets (`dfkd-fast bench methods`)
+    methods    hours, MFU and floor of two presets (`bench/predict.py`)
     race       our steps against the released codes' style
     ranks      NCCL, by itself and captured: two ranks on two cards, else a world of one
     bandwidth  the kernels' share of the card's bandwidth (bench/kernels)
@@ -128,9 +128,10 @@ def steps(out: Path, *, rehearse: bool = False, resume: bool = False) -> list[St
     bench = [*pytest, "-c", "bench/kernels/pytest.ini", "--seconds", "0.3", "--results", str(out)]
     bench += [*(["--resume"] if resume else []), *(["--collect-only"] if rehearse else [])]
     presets = ["nayer/digits", "fast/digits"] if rehearse else ["nayer/cifar10", "fast/cifar10-fast5"]
-    methods = [python, "-m", "dfkd_fast", "bench", "methods", *presets, "--no-plot", "--results", str(out)]
+    predict = [python, "-m", "dfkd_fast", "bench", "methods"] if rehearse else [python, "bench/predict.py"]
+    methods = [*predict, *presets, "--no-plot", "--results", str(out)]
     if rehearse:
-        methods += ["--device", "cpu", "--threads", "1", "--batch-share", "0.04", "--samples", "1", "--no-baseline"]
+        methods += ["--device", "cpu", "--threads", "1", "--batch-share", "0.04", "--samples", "1"]
     else:
         methods += ["--device", "cuda", "--precision", "bf16", "--samples", "3"]
 

@@ -1,25 +1,20 @@
 """`dfkd-fast bench methods`: hours of whole recipes on this machine, beside published ones and the arithmetic floor.
 
-Steps are timed on random weights over a warm window and projected to the recipe. Next to ours runs the repository's
-baseline, which does what the released codes do, where the method has one.
+Steps are timed on random weights over a warm window and projected to the recipe. Somebody else's steps can be timed and
+projected beside them: `Rival`.
 """
 
 from __future__ import annotations
 
-import importlib
-import sys
-import tempfile
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import dfkd_fast
 from dfkd_fast.benchmark.projection import Projection, project
 from dfkd_fast.benchmark.step_profiler import Timings, assemble, rehearse
-from dfkd_fast.benchmark.step_timer import TimingWindow, sample
+from dfkd_fast.benchmark.step_timer import TimingWindow
 from dfkd_fast.catalog import METHODS, presets
 from dfkd_fast.config.data_sets import DATA_SETS, DataSet, data_set_of
 from dfkd_fast.config.sources import default_config, load_config
@@ -43,21 +38,7 @@ TARGETS = (
 )
 """what is measured when nothing is named"""
 
-BASELINES = ("nayer", "muse-s")
-"""methods that the baseline has"""
-
 LEAST_BATCH = 8
-
-
-class Baseline(Protocol):
-    """What `released_style.baseline.Baseline` offers."""
-
-    pool: Any
-
-    def begin_round(self) -> None: ...
-    def synthesis_step(self, *, adversarial: bool = True) -> str: ...
-    def end_round(self) -> None: ...
-    def student_step(self) -> tuple[float, float, float]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +56,11 @@ class Target:
     def name(self) -> str:
         """As it is written on the command line."""
         return f"{self.method}/{self.preset}"
+
+
+Rival = Callable[[Target, TrainConfig[Any], Work, Runtime, TimingWindow], Timings | None]
+"""what times somebody else's steps on a recipe (its batches cut down) whose work is the whole one's; None: it has none
+"""
 
 
 def read_target(name: str) -> Target:
@@ -102,9 +88,15 @@ def read_target(name: str) -> Target:
 
 
 def measure(
-    target: Target, runtime: Runtime, window: TimingWindow, *, share: float, matmul_rate: float, baseline: Path | None
+    target: Target,
+    runtime: Runtime,
+    window: TimingWindow,
+    *,
+    share: float,
+    matmul_rate: float,
+    rival: Rival | None = None,
 ) -> dict[str, Any]:
-    """One preset's record: ours, the baseline's hours (null without one), the published ones, the floor.
+    """One preset's record: ours, the rival's hours as the baseline's (null without one), the published ones, the floor.
 
     `share` of each batch is timed, and the time scaled up with the FLOPs: 1 measures the recipe as it is.
     """
@@ -117,17 +109,9 @@ def measure(
     cut, timings = rehearse(part, target.info, runtime, window)
     scaled = partial(_scaled, cut=cut, full=method, seen=count(cut), flops=flops)
     ours = project(work, scaled(timings), flops, matmul_rate, runtime)
-    theirs = None
-    if baseline is not None and target.method in BASELINES:
-        timed = _time_baseline(part, work, target.info, runtime, window, baseline)
-        theirs = project(work, scaled(timed), flops, matmul_rate, runtime)
+    timed = None if rival is None else rival(target, part, work, runtime, window)
+    theirs = None if timed is None else project(work, scaled(timed), flops, matmul_rate, runtime)
     return _record(target, ours, theirs, share, runtime)
-
-
-def baseline_folder() -> Path | None:
-    """Where the baseline lies in a checkout; None where the package was installed from a wheel."""
-    folder = Path(dfkd_fast.__file__).parents[1] / "bench"
-    return folder if (folder / "released_style").is_dir() else None
 
 
 def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -169,38 +153,6 @@ def _scaled(timings: Timings, cut: Method, full: Method, seen: StepFlops, flops:
         round={kind: seconds * images[kind.image_size] for kind, seconds in timings.round.items()},
         student=timings.student.times(flops.student / seen.student),
     )
-
-
-def _time_baseline(
-    config: TrainConfig[Any], work: Work, info: ModelInfo, runtime: Runtime, window: TimingWindow, folder: Path
-) -> Timings:
-    """The same for the baseline. On a GPU its DataLoader has the four workers of the released codes; on a CPU its work
-    counts as the run's own.
-    """
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    recipe = importlib.import_module("released_style.recipe").recipe_of(
-        config, num_classes=info.num_classes, full_size=info.image_size
-    )
-    timings = Timings()
-    workers = 4 if runtime.device.type == "cuda" else 0
-    with tempfile.TemporaryDirectory(prefix="dfkd-fast-") as pool:
-        module = importlib.import_module("released_style.baseline")
-        theirs: Baseline = module.Baseline(recipe, Path(pool), device=str(runtime.device), workers=workers)
-        one = TimingWindow(warmup=0, steps=1, samples=1, clock=window.clock)
-        for kind in work.synthesis_steps:
-            theirs.begin_round()
-            step = partial(theirs.synthesis_step, adversarial=not kind.warmup)
-            timings.synthesis[kind] = sample(step, window, runtime)
-            timings.round |= {
-                round_kind: sample(theirs.end_round, one, runtime).median
-                for round_kind in work.rounds
-                if round_kind.warmup == kind.warmup
-            }
-        while theirs.pool.written < (window.total + 1) * recipe.batch_size:  # no smaller last batch among the samples
-            theirs.end_round()
-        timings.student = sample(theirs.student_step, window, runtime)
-    return timings
 
 
 def _record(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dfkd_fast.config.flags import from_flags, parse
 from dfkd_fast.config.train import Hardware, check_values
@@ -15,12 +15,14 @@ from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.files.write import append_line, make_folder
 from dfkd_fast.messages.terminal import page, show
 
+if TYPE_CHECKING:
+    from dfkd_fast.benchmark.methods import Rival
+
 USAGE = """usage: dfkd-fast bench methods [METHOD/PRESET ...] [flags]
 
 Times a few steps of each recipe on random weights and projects them to the whole of it: hours beside the published
-ones, those of a baseline that does what the released codes do (in a checkout), and the arithmetic floor. Appends a line
-for each to RESULTS/methods-<device>.jsonl and draws RESULTS/methods-<device>.png. `dfkd-fast ls presets` lists presets;
-dfkd-fast bench methods --help lists the flags."""
+ones and the arithmetic floor. Appends a line for each to RESULTS/methods-<device>.jsonl and draws
+RESULTS/methods-<device>.png. `dfkd-fast ls presets` lists presets; dfkd-fast bench methods --help lists the flags."""
 
 SUITES = ("methods",)
 
@@ -37,16 +39,14 @@ class BenchOptions(Hardware):
     """share of each batch that is timed, the time scaled up with it; without it 1 on a GPU and 1/16 on a CPU"""
     samples: int = 5
     """timed windows of each kind of step"""
-    baseline: bool = True
-    """also time the baseline, where a checkout has it"""
     plot: bool = True
     """draw the picture"""
     results: Path = Path("bench/results")
     """folder that lines and picture go to"""
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Measure what is named, by default a preset of each method."""
+def run(arguments: Sequence[str], rival: Rival | None = None) -> int:
+    """Measure what is named, by default a preset of each method; beside them a rival's steps, if there is one."""
     if not arguments or arguments[0] in ("-h", "--help"):
         page(USAGE)
         return 0
@@ -59,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
     check_values(options)
     if options.batch_share is not None and not 0 < options.batch_share <= 1:
         raise UserError(f"--batch-share {options.batch_share}: choose a share above 0 and up to 1")
-    bench_methods(names, options)
+    bench_methods(names, options, rival)
     return 0
 
 
@@ -69,7 +69,7 @@ def _leading(arguments: Sequence[str]) -> list[str]:
     return list(arguments[:flag])
 
 
-def bench_methods(names: Sequence[str], options: BenchOptions) -> None:
+def bench_methods(names: Sequence[str], options: BenchOptions, rival: Rival | None) -> None:
     """Measure presets, print a table, append their lines and draw the picture."""
     from dfkd_fast.benchmark import methods
     from dfkd_fast.benchmark.machine import machine_record
@@ -95,13 +95,12 @@ def bench_methods(names: Sequence[str], options: BenchOptions) -> None:
         else TimingWindow(warmup=1, steps=1, samples=options.samples, clock=time.process_time)
     )
     share = options.batch_share or (1.0 if cuda else 1 / 16)
-    baseline, peak = methods.baseline_folder() if options.baseline else None, matmul_rate(runtime)
-    where, records = machine_record(runtime), []
+    peak, where, records = matmul_rate(runtime), machine_record(runtime), []
     make_folder(options.results)
     file = options.results / f"methods-{runtime.device.type if not cuda else _slug(runtime.describe())}.jsonl"
     for target in targets:
         show(f"{target.name} ...")
-        record = methods.measure(target, runtime, window, share=share, matmul_rate=peak, baseline=baseline) | where
+        record = methods.measure(target, runtime, window, share=share, matmul_rate=peak, rival=rival) | where
         append_line(file, json.dumps(record))
         records.append(record)
     show(f"{records[0]['unit']} on {where['device']}, {where['precision']}, {share:g} of each batch timed")

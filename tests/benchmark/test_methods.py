@@ -20,6 +20,7 @@ from dfkd_fast.device.runtime import Runtime, make_runtime
 BENCH = Path(__file__).parents[2] / "bench"
 sys.path.append(str(BENCH))
 
+from predict import time_baseline  # noqa: E402
 from released_style.baseline import Baseline  # noqa: E402
 from released_style.networks import StatisticsHook  # noqa: E402
 from released_style.recipe import Recipe, recipe_of  # noqa: E402
@@ -108,7 +109,7 @@ def test_a_record_has_ours_the_baseline_the_published_and_the_floor(name: str, r
         TimingWindow(warmup=1, samples=1),
         share=0.5,
         matmul_rate=1e11,
-        baseline=methods.baseline_folder(),
+        rival=time_baseline,
     )
     assert 0 < row["ours"]["floor_hours"] < row["ours"]["hours"]
     assert row["baseline_hours"] > row["ours"]["floor_hours"]
@@ -129,7 +130,7 @@ def test_time_is_scaled_up_with_the_batch(runtime: Runtime) -> None:
     ticks = iter(range(10**6))
     window = TimingWindow(warmup=0, samples=2, clock=lambda: float(next(ticks)))
     rows = [
-        methods.measure(replace(target, config=config), runtime, window, share=share, matmul_rate=1e11, baseline=None)
+        methods.measure(replace(target, config=config), runtime, window, share=share, matmul_rate=1e11)
         for share in (1.0, 0.5)
     ]
     whole, half = (row["ours"] for row in rows)
