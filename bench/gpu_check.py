@@ -21,7 +21,7 @@ The steps, in their order; each has a budget, all together nine minutes, and is 
     kernels    every kernel against its reference, captured and not; none of the tests of the machine that builds
     replay     whole captured steps of every method, bf16, beside the same steps as Python
     train      NAYER on digits end to end, stopped and resumed; then with --deterministic: the same bits
-    pool       tiers and streams give the same batches, DALI's where it is installed; their share of the bandwidth
+    pool       storages and streams give the same batches, DALI's where it is installed; their share of the bandwidth
     methods    hours, MFU and floor of two presets (`bench/predict.py`)
     race       our steps against the released codes' style
     ranks      NCCL, by itself and captured: two ranks on two cards, else a world of one
@@ -144,7 +144,7 @@ def steps(out: Path, *, rehearse: bool = False, resume: bool = False) -> list[St
         Step("kernels", [*tests, "-m", "gpu" if rehearse else "not slow and not nightly"], 65),
         Step("replay", script("replay"), 90),
         Step("train", script("run_digits"), 75),
-        Step("pool", script("pool_tiers"), 30),
+        Step("pool", script("pool_storage"), 30),
         Step("methods", methods, 40),
         Step("race", script("step_race"), 45),
         Step("ranks", script("ranks"), 25),

@@ -37,17 +37,17 @@ GROUPS = {
 """what the name of an operator, or of a kernel, has in it -> what it is counted as; the first that fits"""
 
 
-def phases(rehearsal: StepProfiler, steps: int) -> Iterator[tuple[str, Callable[[], None]]]:
+def phases(profiler: StepProfiler, steps: int) -> Iterator[tuple[str, Callable[[], None]]]:
     """Both phases: name and what runs `steps` steps of it."""
-    rehearsal.fill(rehearsal.step_round())
+    profiler.fill(profiler.step_round())
 
     def synthesis() -> None:
         for _ in range(steps):
-            rehearsal.step_round()
+            profiler.step_round()
 
     def distillation() -> None:
         for _ in range(steps):
-            rehearsal.student_step()
+            profiler.student_step()
 
     yield "synthesis", synthesis
     yield "distillation", distillation
@@ -97,11 +97,11 @@ def idle_share(prof: profile) -> float:
     return 1 - busy / (reached - spans[0][0])
 
 
-def run(rehearsal: StepProfiler, runtime: Runtime, folder: Path, steps: int, rows: int) -> Iterator[str]:
+def run(profiler: StepProfiler, runtime: Runtime, folder: Path, steps: int, rows: int) -> Iterator[str]:
     """Profile both phases; yields the tables' lines."""
     cuda = runtime.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    for name, call in phases(rehearsal, steps):
+    for name, call in phases(profiler, steps):
         call()
         runtime.synchronize()
         with profile(activities=activities) as prof:
@@ -135,15 +135,15 @@ def main() -> None:
     folder = options.results / f"profile-{runtime.device.type}"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as pool, (folder / "table.txt").open("w", encoding="utf-8") as file:
-        rehearsal = StepProfiler(config, target.info, runtime, Path(pool))
+        profiler = StepProfiler(config, target.info, runtime, Path(pool))
         for line in (
             f"{target.name} {' '.join(flags)}",
             json.dumps(machine_record(runtime)),
-            *run(rehearsal, runtime, folder, options.steps, options.rows),
+            *run(profiler, runtime, folder, options.steps, options.rows),
         ):
             print(line, flush=True)
             print(line, file=file)
-        rehearsal.close()
+        profiler.close()
     print(f"traces and table: {folder}/")
 
 

@@ -83,17 +83,17 @@ class Side:
         runtime = make_runtime(device="cpu", precision=self.precision, channels_last=True, threads=1, bn_scope=scope)
         normal = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
         info = ModelInfo(name="", num_classes=case.num_classes, image_size=case.image_size, **normal)
-        rehearsal = StepProfiler(config, info, runtime, folder)
-        rehearsal.method.train()
-        rehearsal.fill(rehearsal.step_round())
-        rehearsal.trainer.begin_epoch(student_epoch(rehearsal.method))
+        profiler = StepProfiler(config, info, runtime, folder)
+        profiler.method.train()
+        profiler.fill(profiler.step_round())
+        profiler.trainer.begin_epoch(student_epoch(profiler.method))
 
         def synthesis() -> None:
             for _ in range(self.steps):
-                rehearsal.step_round()
+                profiler.step_round()
 
         def student() -> None:
-            rehearsal.trainer.steps(self.steps, lambda *_: None)
+            profiler.trainer.steps(self.steps, lambda *_: None)
 
         images = {phase: self.steps * size for phase, size in zip(PHASES, sizes.values(), strict=True)}
         return {"synthesis": synthesis, "student": student}, images

@@ -33,9 +33,11 @@ def measure(rounds: int, scratch: Path | None) -> list[Figure]:
     capacity = BATCH * (rounds + 5)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         pools: dict[str, Pool] = {}
-        for name, tier in (("memory", "device"), ("memory + journal", "device"), ("mmap", "mmap")):
-            journal = None if name == "memory" else Journal(Path(folder) / tier, capacity=capacity)
-            pools[name] = Pool(capacity, (3, SIZE, SIZE), runtime=runtime, num_classes=10, tier=tier, journal=journal)
+        for name, storage in (("memory", "device"), ("memory + journal", "device"), ("mmap", "mmap")):
+            journal = None if name == "memory" else Journal(Path(folder) / storage, capacity=capacity)
+            pools[name] = Pool(
+                capacity, (3, SIZE, SIZE), runtime=runtime, num_classes=10, storage=storage, journal=journal
+            )
         variants: dict[str, Callable[[], object]] = {"copy": lambda: place.copy_(to_bytes(images, "round"))}
         variants |= {name: lambda p=pool: p.add(images, labels) for name, pool in pools.items()}
         seconds = medians(variants, rounds=rounds, clock=time.thread_time)

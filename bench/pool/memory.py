@@ -27,7 +27,7 @@ TRAINED = 8
 def measure(count: int, scratch: Path | None) -> list[Figure]:
     """Peak anonymous memory of a process that takes up a pool of `count` images and reads each of them once."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        filled_pool(runtime_on(), SIZE, count, Path(folder), tier="mmap").close()
+        filled_pool(runtime_on(), SIZE, count, Path(folder), storage="mmap").close()
         command = [sys.executable, str(Path(__file__)), folder, str(count)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
     anonymous, mapped, peak = (float(value) for value in done.stdout.split())
@@ -39,7 +39,7 @@ def measure(count: int, scratch: Path | None) -> list[Figure]:
 def read_all(folder: Path, count: int) -> None:
     """Restore, read every image once with a step of a student now and then, print GB: anonymous, mapped, peak."""
     runtime = runtime_on()
-    pool = Pool(count, (3, SIZE, SIZE), runtime=runtime, journal=Journal(folder, capacity=count), tier="mmap")
+    pool = Pool(count, (3, SIZE, SIZE), runtime=runtime, journal=Journal(folder, capacity=count), storage="mmap")
     pool.restore({"shards": [count]})
     student = runtime.place(load_model("wrn16_1", num_classes=10, image_size=SIZE, mean=(0.5,) * 3, std=(0.2,) * 3)[0])
     optimizer = torch.optim.SGD(student.parameters(), 0.1)

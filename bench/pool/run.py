@@ -38,7 +38,7 @@ def main() -> None:
     }
     for name in options.parts or parts:
         if name == "transfer" and not torch.cuda.is_available():
-            print("bandwidths of the device and pinned tiers: not measured (no CUDA device)")
+            print("bandwidths of the device and pinned storages: not measured (no CUDA device)")
             continue
         figures = parts[name]()
         append(name, figures, options.results)

@@ -1,4 +1,4 @@
-"""The time of a batch against the size of the pool, by tier and stream, and its picture."""
+"""The time of a batch against the size of the pool, by storage and stream, and its picture."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ MOST_SLOWER = 1.2
 
 
 def measure(counts: Sequence[int], rounds: int, scratch: Path | None) -> list[Figure]:
-    """Images per CPU-second, read from the first `count` images of one pool per tier, all in the page cache."""
+    """Images per CPU-second, read from the first `count` images of one pool per storage, all in the page cache."""
     view, runtime = view_of(SIZE), runtime_on()
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         pools = {
             "device": filled_pool(runtime, SIZE, max(counts)),
-            "mmap": filled_pool(runtime, SIZE, max(counts), Path(folder) / "pool", tier="mmap"),
+            "mmap": filled_pool(runtime, SIZE, max(counts), Path(folder) / "pool", storage="mmap"),
         }
         variants: dict[str, Callable[[], object]] = {}
-        for tier, pool in pools.items():
+        for storage, pool in pools.items():
             for name, batches in BATCHES.items():
                 shape = (BATCH, SIZE, SIZE, 3)
                 stream = make_stream(name, pool.storage, view, runtime, shape=shape, depth=0)
                 for count in counts:
                     sampler = EpochShuffle(count, BATCH, seed=0)
-                    variants[f"{tier} {name} {count}"] = lambda a=stream, b=sampler, n=batches: read(a, b, view, n)
-        for tier in pools:  # every page of the mapping is touched before anything is timed
+                    variants[f"{storage} {name} {count}"] = lambda a=stream, b=sampler, n=batches: read(a, b, view, n)
+        for storage in pools:  # every page of the mapping is touched before anything is timed
             for _ in range(max(counts) // BATCH // BATCHES["kernel"]):
-                variants[f"{tier} kernel {max(counts)}"]()
+                variants[f"{storage} kernel {max(counts)}"]()
         seconds = medians(variants, rounds=rounds)
         for pool in pools.values():
             pool.close()
     figures = []
     for name, value in seconds.items():
-        tier, stream, count = name.split()
+        storage, stream, count = name.split()
         rate = BATCH * BATCHES[stream] / value
-        details = {"tier": tier, "stream": stream, "images": int(count)}
+        details = {"tier": storage, "stream": stream, "images": int(count)}
         figures.append(
-            Figure(name=f"{tier}, {stream}, {int(count):,} images", value=rate, unit="images/CPU-s", details=details)
+            Figure(name=f"{storage}, {stream}, {int(count):,} images", value=rate, unit="images/CPU-s", details=details)
         )
     slower = seconds[f"mmap kernel {max(counts)}"] / seconds[f"mmap kernel {10_000}"]
     name = f"batch of {max(counts):,} / of 10,000 images, mmap"
@@ -64,7 +64,7 @@ def read(stream: Stream, sampler: Sampler, view: AugmentSpec, batches: int) -> N
 
 
 def plot(figures: Sequence[Figure], file: Path = RESULTS / "pool-sizes.png") -> None:
-    """Images per CPU-second against pool size, a line for each tier and stream."""
+    """Images per CPU-second against pool size, a line for each storage and stream."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -77,9 +77,9 @@ def plot(figures: Sequence[Figure], file: Path = RESULTS / "pool-sizes.png") -> 
             lines.setdefault(key, []).append((figure.details["images"], figure.value))
     chart, axes = plt.subplots(figsize=(7, 4.2))
     colours = {"kernel": "tab:blue", "dali": "tab:green", "torch": "tab:orange"}
-    for (stream, tier), points in lines.items():
-        style = {"color": colours[stream], "linestyle": "-" if tier == "device" else "--", "marker": "o"}
-        axes.plot(*zip(*sorted(points), strict=True), label=f"{stream}, {tier}", **style)
+    for (stream, storage), points in lines.items():
+        style = {"color": colours[stream], "linestyle": "-" if storage == "device" else "--", "marker": "o"}
+        axes.plot(*zip(*sorted(points), strict=True), label=f"{stream}, {storage}", **style)
     axes.set(xscale="log", yscale="log", xlabel=f"images in the pool ({SIZE} px)", ylabel="images per CPU-second")
     axes.grid(which="both", alpha=0.3)
     axes.legend(ncols=3, fontsize="small")

@@ -1,4 +1,4 @@
-"""How much of the bandwidth of memory and bus the tiers reach, what a step loses to the pinned tier. GPU only."""
+"""How much of the bandwidth of memory and bus the storages reach, what a step loses to the pinned storage. GPU only."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def measure(rounds: int, scratch: Path | None, device: str = "cuda") -> list[Fig
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         pools = {
             "device": filled_pool(runtime, SIZE, COUNT),
-            "pinned": filled_pool(runtime, SIZE, COUNT, tier="pinned"),
-            "mmap": filled_pool(runtime, SIZE, COUNT, Path(folder) / "pool", tier="mmap", prefetch=2),
+            "pinned": filled_pool(runtime, SIZE, COUNT, storage="pinned"),
+            "mmap": filled_pool(runtime, SIZE, COUNT, Path(folder) / "pool", storage="mmap", prefetch=2),
         }
         source, target = (torch.empty(BLOCK, dtype=torch.uint8, device=device) for _ in range(2))
         host = torch.empty(BLOCK, dtype=torch.uint8, pin_memory=True)
@@ -38,8 +38,8 @@ def measure(rounds: int, scratch: Path | None, device: str = "cuda") -> list[Fig
             "copy": lambda: target.copy_(source),
             "bus": lambda: target.copy_(host, non_blocking=True),
         }
-        variants |= {tier: lambda p=pool: read(p) for tier, pool in pools.items()}
-        steps = {f"step, {tier}": train(pools[tier], runtime) for tier in ("device", "pinned")}
+        variants |= {storage: lambda p=pool: read(p) for storage, pool in pools.items()}
+        steps = {f"step, {storage}": train(pools[storage], runtime) for storage in ("device", "pinned")}
         seconds = medians({**variants, **steps}, rounds=rounds, clock=synchronized_clock)
         for pool in pools.values():
             pool.close()
@@ -52,13 +52,13 @@ def measure(rounds: int, scratch: Path | None, device: str = "cuda") -> list[Fig
     moved = {"device": pixels * (1 + 4), "pinned": pixels, "mmap": pixels}  # bytes read, and float32 written
     figures = [
         Figure(
-            name=f"{tier} tier, share of the bandwidth",
-            value=moved[tier] / seconds[tier] / bandwidth[tier],
+            name=f"{storage} storage, share of the bandwidth",
+            value=moved[storage] / seconds[storage] / bandwidth[storage],
             unit="",
             bound=least,
-            details={"bandwidth_gb_s": bandwidth[tier] / 1e9},
+            details={"bandwidth_gb_s": bandwidth[storage] / 1e9},
         )
-        for tier, least in LEAST.items()
+        for storage, least in LEAST.items()
     ]
     slower = seconds["step, pinned"] / seconds["step, device"]
     name = "training step, pinned / device"

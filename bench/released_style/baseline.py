@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfkd_fast.benchmark.step_profiler import settle
+from dfkd_fast.benchmark.step_profiler import calibrate_batchnorm
 from dfkd_fast.models.factory import load_model
 from released_style.networks import FeatureHook, Generator, StatisticsHook
 from released_style.png_pool import PngPool
@@ -58,7 +58,7 @@ class Baseline:
 
     def _network(self, spec: str, sizes: dict) -> nn.Module:
         model, info = load_model(spec, **sizes)
-        settle(model.to(self.device), info)
+        calibrate_batchnorm(model.to(self.device), info)
         return model
 
     def begin_round(self) -> None:

@@ -74,17 +74,17 @@ class Ours:
         info = ModelInfo(
             name="", num_classes=case.num_classes, image_size=size, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
         )
-        self.rehearsal = StepProfiler(case.config(), info, runtime, folder)
-        self.rehearsal.method.train()
-        self.rehearsal.fill(self.rehearsal.step_round())
+        self.profiler = StepProfiler(case.config(), info, runtime, folder)
+        self.profiler.method.train()
+        self.profiler.fill(self.profiler.step_round())
 
     def synthesis(self) -> None:
         """A round of one step: a little more than a step."""
-        self.rehearsal.step_round()
+        self.profiler.step_round()
 
     def student(self) -> None:
         """A student step, its batch read from the pool."""
-        self.rehearsal.student_step()
+        self.profiler.student_step()
 
 
 class Theirs:

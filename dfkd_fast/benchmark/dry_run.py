@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dfkd_fast.benchmark.projection import Projection, project
-from dfkd_fast.benchmark.step_profiler import rehearse
+from dfkd_fast.benchmark.step_profiler import profile_steps
 from dfkd_fast.benchmark.step_timer import TimingWindow
 from dfkd_fast.config.sources import settle
 from dfkd_fast.config.train import TrainConfig
@@ -39,7 +39,7 @@ def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) ->
     if runtime.is_main:
         show(heading)
     window = TimingWindow(warmup=10, steps=10, samples=5) if cuda else TimingWindow(warmup=2, steps=1, samples=7)
-    method, timings = rehearse(config, info, runtime, window)
+    method, timings = profile_steps(config, info, runtime, window)
     flops = count_step_flops(method, info, teacher=config.teacher, student=config.student)
     projection = project(recipe_work(method, flops.round_steps), timings, flops, matmul_rate(runtime), runtime)
     for line in projection.lines("GPU-hours" if cuda else "hours") if runtime.is_main else ():

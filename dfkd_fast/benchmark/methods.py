@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from dfkd_fast.benchmark.projection import Projection, project
-from dfkd_fast.benchmark.step_profiler import Timings, assemble, rehearse
+from dfkd_fast.benchmark.step_profiler import Timings, assemble, profile_steps
 from dfkd_fast.benchmark.step_timer import TimingWindow
 from dfkd_fast.catalog import METHODS, presets
 from dfkd_fast.config.data_sets import DATA_SETS, DataSet, data_set_of
@@ -106,7 +106,7 @@ def measure(
     flops = count(method)
     work = recipe_work(method, flops.round_steps)
     part = replace(config, method=_cut(config.method, share))
-    cut, timings = rehearse(part, target.info, runtime, window)
+    cut, timings = profile_steps(part, target.info, runtime, window)
     scaled = partial(_scaled, cut=cut, full=method, seen=count(cut), flops=flops)
     ours = project(work, scaled(timings), flops, matmul_rate, runtime)
     timed = None if rival is None else rival(target, part, work, runtime, window)

@@ -48,7 +48,7 @@ class Projection:
     images: int
     rounds: int
     warmup_seconds: float
-    """of the rehearsal's first steps, compilation included"""
+    """of the first steps that were timed, compilation included"""
     peak_memory_bytes: int
     matmul_rate: float
     """FLOP/s of the device's matrix products in the compute dtype"""

@@ -266,15 +266,15 @@ def assemble(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime) -> tup
         config.teacher, num_classes=info.num_classes, image_size=info.image_size, mean=info.mean, std=info.std
     )
     student = make_student(config, info, runtime)
-    settle(model, info)
-    settle(student, info)
+    calibrate_batchnorm(model, info)
+    calibrate_batchnorm(student, info)
     teacher = FrozenNet(model, info, runtime, precision=config.teacher_precision)
     collected = CollectedImages.noise(info) if method_class.needs.real_images else None
     return make_method(config, method_class, teacher, student, runtime, collected), teacher, student
 
 
 @torch.no_grad()
-def settle(model: nn.Module, info: ModelInfo) -> None:
+def calibrate_batchnorm(model: nn.Module, info: ModelInfo) -> None:
     """Give a network of random weights the BN statistics of noise: without them its activations leave any range."""
     norms = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     momentum = [layer.momentum for layer in norms]
@@ -287,13 +287,13 @@ def settle(model: nn.Module, info: ModelInfo) -> None:
         layer.momentum = before
 
 
-def rehearse(
+def profile_steps(
     config: TrainConfig[Any], info: ModelInfo, runtime: Runtime, window: TimingWindow
 ) -> tuple[Method, Timings]:
     """Assemble a run in a temporary folder and time its steps; returns its method too, which knows the recipe."""
     with tempfile.TemporaryDirectory(prefix="dfkd-fast-") as folder:
-        rehearsal = StepProfiler(config, info, runtime, Path(folder))
+        profiler = StepProfiler(config, info, runtime, Path(folder))
         try:
-            return rehearsal.method, rehearsal.measure(window)
+            return profiler.method, profiler.measure(window)
         finally:
-            rehearsal.close()
+            profiler.close()

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dfkd_fast.cli.report import REPORTS, said, say
+from dfkd_fast.cli.report import REPORTS, collect_reports, report_exit
 from dfkd_fast.config.train import CONFIG_FILE
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.limits import available_cores
@@ -88,11 +88,11 @@ def launch(arguments: Sequence[str], count: int, folder: Path) -> int:
 
 def _explain(reports: Path, failures: Mapping[int, Any], count: int, folder: Path) -> int:
     """Say why the ranks ended, the cause and not its consequences; returns the exit status."""
-    found = said(reports)
+    found = collect_reports(reports)
     for kind in ("mistake", "stopped"):
         for report in found:
             if report["kind"] == kind and not (kind == "stopped" and _killed(failures)):
-                return say(report["text"], status=report["status"])
+                return report_exit(report["text"], status=report["status"])
     for rank, failure in sorted(failures.items()):
         if failure.exitcode == 1:  # a bug: one traceback, and rank 0's is on the console
             if "Traceback" not in _stderr(reports, 0):
@@ -104,13 +104,15 @@ def _explain(reports: Path, failures: Mapping[int, Any], count: int, folder: Pat
         page(_stderr(reports, rank) if rank else "", end="", file=sys.stderr)
         name = signal.Signals(number).name
         memory = ", which is what happens when memory runs out" if number == signal.SIGKILL else ""
-        return say(f"process {rank} of {count} was ended by {name}{memory}{_go_on(folder)}", status=128 + number)
-    return say(found[0]["text"] if found else f"a process of {count} has ended{_go_on(folder)}", status=2)
+        return report_exit(
+            f"process {rank} of {count} was ended by {name}{memory}{_go_on(folder)}", status=128 + number
+        )
+    return report_exit(found[0]["text"] if found else f"a process of {count} has ended{_go_on(folder)}", status=2)
 
 
 def _stopped(reports: Path, number: signal.Signals, folder: Path) -> int:
-    words = [report["text"] for report in said(reports) if report["kind"] == "stopped"]
-    return say(words[0] if words else f"stopped by {number.name}{_go_on(folder)}", status=128 + number)
+    words = [report["text"] for report in collect_reports(reports) if report["kind"] == "stopped"]
+    return report_exit(words[0] if words else f"stopped by {number.name}{_go_on(folder)}", status=128 + number)
 
 
 def _killed(failures: Mapping[int, Any]) -> list[tuple[int, int]]:

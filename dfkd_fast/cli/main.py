@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from dfkd_fast import __version__
-from dfkd_fast.cli.report import say
+from dfkd_fast.cli.report import report_exit
 from dfkd_fast.errors import LostRank, UserError, unknown
 from dfkd_fast.messages.refusals import refusal
 from dfkd_fast.messages.terminal import page, prepare_streams, show
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a closed pipe can still be caught
         return status
     except UserError as error:
-        return say(str(error), kind="lost" if isinstance(error, LostRank) else "mistake")
+        return report_exit(str(error), kind="lost" if isinstance(error, LostRank) else "mistake")
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
@@ -53,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line = refusal(error)
         if line is None:
             raise
-        return say(line)
+        return report_exit(line)
     except KeyboardInterrupt:
-        return say("interrupted", kind="stopped", status=128 + signal.SIGINT)
+        return report_exit("interrupted", kind="stopped", status=128 + signal.SIGINT)
 
 
 def _run(command: str, rest: Sequence[str]) -> int:

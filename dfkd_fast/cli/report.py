@@ -20,7 +20,7 @@ REPORTS = "DFKD_FAST_REPORTS"
 Kind = Literal["mistake", "stopped", "lost"]
 
 
-def say(text: str, *, kind: Kind = "mistake", status: int = 2) -> int:
+def report_exit(text: str, *, kind: Kind = "mistake", status: int = 2) -> int:
     """Report how the command ends; returns its exit status."""
     folder = os.environ.get(REPORTS)
     if folder is None:
@@ -31,6 +31,6 @@ def say(text: str, *, kind: Kind = "mistake", status: int = 2) -> int:
     return status
 
 
-def said(folder: Path) -> list[dict[str, Any]]:
+def collect_reports(folder: Path) -> list[dict[str, Any]]:
     """What the processes have left in a folder, the earliest first."""
     return sorted((json.loads(file.read_text()) for file in folder.glob("*.json")), key=lambda report: report["time"])

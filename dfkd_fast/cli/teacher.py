@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd_fast.catalog import MODELS
-from dfkd_fast.cli.report import say
+from dfkd_fast.cli.report import report_exit
 from dfkd_fast.config.flags import from_flags, parse
 from dfkd_fast.config.own_networks import check_untrained, settled
 from dfkd_fast.config.recipes import TeacherRecipe
@@ -137,7 +137,7 @@ def train_into(
             state.drop(show)
     except Interrupted as stop:
         kept = f"; to go on: {again}" if state.epochs else " before anything was written"
-        return say(f"stopped by {stop}{kept}", kind="stopped", status=128 + stop.signum)
+        return report_exit(f"stopped by {stop}{kept}", kind="stopped", status=128 + stop.signum)
     except OSError as error:
         raise disk_error(error, out.parent, **words) from error
     show(f"{model}: {found.described()}")

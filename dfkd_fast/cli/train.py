@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd_fast.catalog import METHODS
-from dfkd_fast.cli.report import REPORTS, say
+from dfkd_fast.cli.report import REPORTS, report_exit
 from dfkd_fast.config.flags import take
 from dfkd_fast.config.own_networks import moved, unplaced
 from dfkd_fast.config.record import BY_MACHINE, FREE, MOVABLE, NETWORKS, differences
@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
         go_on = f"; {stop.note}" if stop.note else " before anything was written"
         if stop.run_dir:
             go_on = f"; to go on: {command('train', '--resume', stop.run_dir)}"
-        return say(f"stopped by {stop}{go_on}", kind="stopped", status=128 + stop.signum)
+        return report_exit(f"stopped by {stop}{go_on}", kind="stopped", status=128 + stop.signum)
     return 0
 
 

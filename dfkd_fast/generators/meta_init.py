@@ -47,9 +47,9 @@ class MetaInit(nn.Module):
         self._generator = (generator,)  # in a tuple: its owner registers it
         self.start, self.reptile_scale, self.betas, self.eps = start, reptile_scale, betas, eps
         self.decay = decay
-        self.learnt: LatentGenerator | None = None
+        self.meta_parameters: LatentGenerator | None = None
         if start in ("fomaml", "reptile"):
-            self.learnt = copy.deepcopy(generator).requires_grad_(False)
+            self.meta_parameters = copy.deepcopy(generator).requires_grad_(False)
             self.mean, self.square = (_zeros_like(generator) for _ in range(2))
             self.register_buffer("steps", torch.zeros(()))
             self.lrs = [(own_lrs or {}).get(name, lr) for name, _ in generator.named_parameters()]
@@ -57,7 +57,7 @@ class MetaInit(nn.Module):
     @property
     def weights(self) -> LatentGenerator:
         """The module that the next round starts from: the learnt start, or else the generator itself."""
-        return self._generator[0] if self.learnt is None else self.learnt
+        return self._generator[0] if self.meta_parameters is None else self.meta_parameters
 
     def reset_once(self, epoch: int, *, warmup_epochs: int, reset_epoch: int) -> None:
         """Draw the first layers of `weights` anew in one epoch of the run, before its first round's `begin`.
@@ -76,7 +76,7 @@ class MetaInit(nn.Module):
         """
         if self.start == "fresh":
             self._generator[0].reset_parameters()
-        if self.learnt is None:
+        if self.meta_parameters is None:
             return
         torch._foreach_copy_(self._adapted(), self._weights())
         for weight in self._weights():
@@ -111,13 +111,13 @@ class MetaInit(nn.Module):
         if self.start == "reptile":
             way_back = torch._foreach_sub(self._weights(), self._adapted())
             torch._foreach_copy_(self._gradients(), torch._foreach_mul(way_back, self.reptile_scale))
-        if self.learnt is not None:
+        if self.meta_parameters is not None:
             self._adam_step()
 
     @torch.no_grad()
     def reset_optimizer(self) -> None:
         """Reset the outer Adam's state, as a new one would have it; the learnt start stays."""
-        if self.learnt is not None:
+        if self.meta_parameters is not None:
             for tensor in (*self.mean, *self.square, self.steps):
                 tensor.zero_()
 

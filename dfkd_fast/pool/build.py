@@ -11,8 +11,8 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.pool.journal import Journal
 from dfkd_fast.pool.pool import Policy, Pool
 from dfkd_fast.pool.shards import shard_folder
+from dfkd_fast.pool.storage import Room, choose_storage, free_memory
 from dfkd_fast.pool.stream_dali import import_dali
-from dfkd_fast.pool.tier import Room, choose_tier, free_memory
 
 HOST_PREFETCH = 2
 """batches prepared ahead where they pass through host memory: one on its way while another is made ready"""
@@ -25,7 +25,7 @@ def check_pool(config: PoolConfig, runtime: Runtime) -> None:
         import_dali()
     if config.storage == "mmap" and runtime.global_batch:
         raise UserError("--pool.storage mmap: --bn.scope global keeps the pool in each process's memory; choose device")
-    choose_tier(config.storage, 0, device=runtime.device, room=Room(0, 0), on_disk=True, host_only=host_only)
+    choose_storage(config.storage, 0, device=runtime.device, room=Room(0, 0), on_disk=True, host_only=host_only)
 
 
 def make_pool(
@@ -50,7 +50,7 @@ def make_pool(
         capacity = -(-config.capacity // runtime.shares)
     channels, height, width = image_shape
     writes = runtime.is_main or not runtime.global_batch  # joined ranks have one pool, each the whole of it in memory
-    tier, why = choose_tier(
+    storage, why = choose_storage(
         config.storage,
         capacity * (channels * height * width + extra_bytes),
         device=runtime.device,
@@ -58,7 +58,7 @@ def make_pool(
         on_disk=not runtime.global_batch,
         host_only=config.stream == "dali",
     )
-    through_host = config.stream == "dali" or (tier == "mmap" and runtime.device.type == "cuda")
+    through_host = config.stream == "dali" or (storage == "mmap" and runtime.device.type == "cuda")
     shard = shard_folder(folder, runtime.share, runtime.shares)
     prefetch = config.prefetch if config.prefetch is not None else HOST_PREFETCH * through_host
     pool = Pool(
@@ -68,13 +68,13 @@ def make_pool(
         num_classes=num_classes,
         journal=Journal(shard, capacity=capacity, replace=True) if writes else None,
         written_by_another=None if writes else shard,
-        tier=tier,
+        storage=storage,
         stream=config.stream,
         prefetch=prefetch,
         policy=config.policy or policy,
         quantize=config.quantize,
     )
-    return pool, f"pool: {capacity:,} images of {height}x{width}, storage {tier} ({why})"
+    return pool, f"pool: {capacity:,} images of {height}x{width}, storage {storage} ({why})"
 
 
 def _room(runtime: Runtime, extra_bytes: int) -> Room:

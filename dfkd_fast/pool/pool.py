@@ -17,10 +17,9 @@ from dfkd_fast.pool.journal import Journal
 from dfkd_fast.pool.layout import BLOCK, Field, check_batch
 from dfkd_fast.pool.quantize import Quantize, to_bytes
 from dfkd_fast.pool.shards import drop_other_shards, redistribute
-from dfkd_fast.pool.storage import make_storage
+from dfkd_fast.pool.storage import StorageKind, make_storage
 from dfkd_fast.pool.stream import AugmentSpec, Stream
 from dfkd_fast.pool.streams import StreamChoice, make_stream
-from dfkd_fast.pool.tier import Tier
 from dfkd_fast.pool.writer import on_host
 from dfkd_fast.rng import derive_seed
 from dfkd_fast.sampling import Sampler
@@ -47,7 +46,7 @@ class Pool:
         num_classes: int | None = None,
         journal: Journal | None = None,
         written_by_another: Path | None = None,
-        tier: Tier = "device",
+        storage: StorageKind = "device",
         stream: StreamChoice = "auto",
         prefetch: int = 0,
         policy: Policy = "append",
@@ -60,7 +59,7 @@ class Pool:
         self.policy, self.quantize, self.stream, self.prefetch = policy, quantize, stream, prefetch
         channels, height, width = image_shape
         self.pixel_shape = (height, width, channels)
-        self.storage = make_storage(tier, capacity, self.pixel_shape, runtime.device, journal)
+        self.storage = make_storage(storage, capacity, self.pixel_shape, runtime.device, journal)
         self.labels = torch.full((capacity,), -1, dtype=torch.int64, device=runtime.device)
         self.class_counts = torch.zeros(num_classes or 0, dtype=torch.int64, device=runtime.device)
         """images of each class (K,); empty when the pool was not told how many classes there are"""
@@ -103,8 +102,8 @@ class Pool:
         """`steps` batches of the sampler's slots, `prefetch` of them prepared ahead.
 
         A rank with global batches gets its part of each.
-        What is drawn depends on the seed of the phase only (`rng.seed_phase`), not on tier, stream or prefetch. A batch
-        shows the pool, and the priorities, as they were `prefetch` steps before it is handed out.
+        What is drawn depends on the seed of the phase only (`rng.seed_phase`), not on storage, stream or prefetch. A
+        batch shows the pool, and the priorities, as they were `prefetch` steps before it is handed out.
         """
         global_batch = self.runtime.global_batch
         generator = torch.Generator(self.runtime.device).manual_seed(derive_seed(torch.initial_seed(), "augment"))

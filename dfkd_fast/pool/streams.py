@@ -27,7 +27,7 @@ def make_stream(
         return torch_stream(storage, view, runtime)
     if choice == "dali":
         return DaliStream(storage, view, runtime, shape=shape, depth=depth)
-    if runtime.device.type == "cuda" and (storage.tier == "mmap" or (storage.tier == "pinned" and not _reads_pinned())):
+    if runtime.device.type == "cuda" and (storage.kind == "mmap" or (storage.kind == "pinned" and not _reads_pinned())):
         return StagedStream(storage, view, runtime, shape=shape, depth=depth)
     return kernel_stream(storage, view, runtime)
 

@@ -25,14 +25,14 @@ FLAGS = [
 ]
 
 
-@pytest.mark.parametrize("tier", ["device", "mmap"])
+@pytest.mark.parametrize("storage", ["device", "mmap"])
 def test_a_run_with_priorities_goes_on_after_a_repair(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tier: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], storage: str
 ) -> None:
     torch.manual_seed(0)
     model, info = load_model("cnn", num_classes=3, image_size=8, mean=(0.5,) * 3, std=(0.2,) * 3)
     save_network(tmp_path / "teacher.safetensors", model, info)
-    made = load_config(default_config("ssdkd"), flags=[*FLAGS, "--pool.storage", tier])
+    made = load_config(default_config("ssdkd"), flags=[*FLAGS, "--pool.storage", storage])
     config = replace(made, teacher_weights=tmp_path / "teacher.safetensors", run_dir=tmp_path / "run")
     train(replace(config, stop_after_epoch=3))
     with open(tmp_path / "run" / "pool" / "segment-000000.bin", "r+b") as file:

@@ -218,8 +218,8 @@ def test_ablations(make_method: Callable[..., Any], setup: Setup, student: nn.Mo
     reads = inconsistent.student_reads()
     assert (reads.student, reads.teacher, reads.teacher_features) == (None, (), False)
     assert student_terms(inconsistent, setup, student).keys() == {"kd"}
-    assert whole.start.learnt is not None
-    assert make_method(Msarc, replace(CONFIG, start="carry")).start.learnt is None
+    assert whole.start.meta_parameters is not None
+    assert make_method(Msarc, replace(CONFIG, start="carry")).start.meta_parameters is None
     quiet = make_method(Msarc, replace(CONFIG, adv_weight=0.0))
     for made, terms in ((whole, {"ce", "bn", "adv"}), (quiet, {"ce", "bn"})):
         assert made.step(**begin_round(made, 5))[1].keys() == terms

@@ -24,7 +24,7 @@ from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.pool import build
 from dfkd_fast.pool.pool import PoolBatch
-from dfkd_fast.pool.tier import Room
+from dfkd_fast.pool.storage import Room
 from dfkd_fast.rng import SHARED
 
 CONFIG = SpaceshipNetConfig(
@@ -172,9 +172,9 @@ def test_large_extras_go_to_the_disk(tmp_path: Path, runtime: Any, monkeypatch: 
     monkeypatch.undo()
     monkeypatch.setattr(build, "free_memory", lambda _: Room(device=10**6, host=10**6))
     shape = {"capacity": 10, "image_shape": (3, 16, 16), "num_classes": 4, "runtime": runtime}
-    for extra_bytes, tier in ((0, "device"), (100_000, "mmap")):
-        pool, line = build.make_pool(PoolConfig(), tmp_path / tier, **shape, extra_bytes=extra_bytes)
-        assert f"storage {tier}" in line
+    for extra_bytes, storage in ((0, "device"), (100_000, "mmap")):
+        pool, line = build.make_pool(PoolConfig(), tmp_path / storage, **shape, extra_bytes=extra_bytes)
+        assert f"storage {storage}" in line
         pool.close()
 
 

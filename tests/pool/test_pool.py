@@ -45,10 +45,10 @@ def make_pool(capacity: int = 20, folder: Path | None = None, **options: Any) ->
         pool.close()
 
 
-@pytest.mark.parametrize("tier", ["device", "mmap"])
-def test_read_gives_back_what_was_added(tmp_path: Path, tier: str) -> None:
+@pytest.mark.parametrize("storage", ["device", "mmap"])
+def test_read_gives_back_what_was_added(tmp_path: Path, storage: str) -> None:
     first, second = images(5), images(7, seed=1)
-    with make_pool(folder=tmp_path, tier=tier) as pool:
+    with make_pool(folder=tmp_path, storage=storage) as pool:
         assert pool.add(first, torch.arange(5)).tolist() == list(range(5))
         assert pool.add(second, torch.arange(7)).tolist() == list(range(5, 12))
         batch = pool.read(torch.tensor([11, 0, 0, 6]), PLAIN)
@@ -127,9 +127,9 @@ def test_cap_leaves_out_what_exceeds_the_capacity() -> None:
         assert pool.labels.tolist() == [0, 1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("tier", ["device", "mmap"])
-def test_a_ring_keeps_the_newest(tmp_path: Path, tier: str) -> None:
-    with make_pool(5, tmp_path, policy="ring", tier=tier) as pool:
+@pytest.mark.parametrize("storage", ["device", "mmap"])
+def test_a_ring_keeps_the_newest(tmp_path: Path, storage: str) -> None:
+    with make_pool(5, tmp_path, policy="ring", storage=storage) as pool:
         for round_ in range(4):
             pool.add(images(2, seed=round_), torch.full((2,), round_))
         assert pool.add(images(1, seed=9), torch.full((1,), 9)).tolist() == [3]
@@ -181,13 +181,13 @@ def assert_same(found: list[Tensor], expected: list[Tensor], tolerance: float) -
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
 @pytest.mark.parametrize(("policy", "rounds"), [("append", 2), ("cap", 4), ("ring", 5)])
 @pytest.mark.parametrize(("stream", "tolerance"), [("kernel", 0.0), ("torch", 0.0), ("dali", 1e-6)])
-@pytest.mark.parametrize("tier", ["device", "mmap"])
+@pytest.mark.parametrize("storage", ["device", "mmap"])
 def test_every_tier_stream_and_policy_reads_the_same(
-    tmp_path: Path, tier: str, stream: str, tolerance: float, policy: str, rounds: int, prefetch: int
+    tmp_path: Path, storage: str, stream: str, tolerance: float, policy: str, rounds: int, prefetch: int
 ) -> None:
     if stream == "dali":
         pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed (pip install dfkd-fast[dali])")
-    options = {"tier": tier, "stream": stream, "policy": policy, "prefetch": prefetch}
+    options = {"storage": storage, "stream": stream, "policy": policy, "prefetch": prefetch}
     expected = reference(policy, rounds)
     with make_pool(20, tmp_path, **options) as pool:
         fill(pool, rounds)
@@ -221,7 +221,7 @@ def test_other_precisions_and_formats(tmp_path: Path, stream: str, precision: st
 @pytest.mark.parametrize(("stream", "prefetch"), [("kernel", 0), ("kernel", 2), ("dali", 2)])
 def test_a_batch_shows_the_pool_as_it_was_when_it_was_drawn(tmp_path: Path, stream: str, prefetch: int) -> None:
     """A ring may overwrite a slot while a batch with it is prepared: old image with old label, or new with new."""
-    with make_pool(6, tmp_path, tier="mmap", policy="ring", stream=stream, prefetch=prefetch) as pool:
+    with make_pool(6, tmp_path, storage="mmap", policy="ring", stream=stream, prefetch=prefetch) as pool:
         pool.add(torch.zeros(6, 3, 8, 8), torch.zeros(6, dtype=torch.int64))
         seen = []
         for step, batch in enumerate(pool.batches(EpochShuffle(6, 6, seed=0), PLAIN, 8)):
@@ -233,7 +233,7 @@ def test_a_batch_shows_the_pool_as_it_was_when_it_was_drawn(tmp_path: Path, stre
 
 
 def test_an_epoch_that_is_stopped_early_leaves_nothing_behind(tmp_path: Path) -> None:
-    with make_pool(tier="mmap", folder=tmp_path, prefetch=2) as pool:
+    with make_pool(storage="mmap", folder=tmp_path, prefetch=2) as pool:
         fill(pool, 2)
         expected = epoch(pool)
         for _ in pool.batches(EpochShuffle(14, 6, seed=9), VIEW, 5):
@@ -256,11 +256,11 @@ def test_a_pool_of_other_images_is_refused(tmp_path: Path) -> None:
     capacity=st.integers(1, 30),
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12),
     policy=st.sampled_from(["append", "cap", "ring"]),
-    tier=st.sampled_from(["device", "mmap"]),
+    storage=st.sampled_from(["device", "mmap"]),
     stop=st.integers(0, 11),
 )
 def test_the_pool_is_a_list_with_a_limit(
-    tmp_path_factory: pytest.TempPathFactory, capacity: int, sizes: list[int], policy: str, tier: str, stop: int
+    tmp_path_factory: pytest.TempPathFactory, capacity: int, sizes: list[int], policy: str, storage: str, stop: int
 ) -> None:
     """Against a list of labels, through a restart in between."""
     folder = tmp_path_factory.mktemp("pool")
@@ -290,12 +290,12 @@ def test_the_pool_is_a_list_with_a_limit(
             assert pool.newest(capacity)[1].tolist() == model[-capacity:]
         assert pool.class_counts.tolist() == [list(slots.values()).count(label) for label in range(10)]
 
-    with make_pool(capacity, folder, policy=policy, tier=tier) as pool:
+    with make_pool(capacity, folder, policy=policy, storage=storage) as pool:
         for size in sizes[:stop]:
             add(pool, size)
         manifest = pool.flush()
         check(pool)
-    with make_pool(capacity, folder, policy=policy, tier=tier) as pool:
+    with make_pool(capacity, folder, policy=policy, storage=storage) as pool:
         pool.restore(manifest)
         check(pool)
         for size in sizes[stop:]:

@@ -41,11 +41,11 @@ def pixels(labels: torch.Tensor) -> torch.Tensor:
     return labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 4, 4, 3)
 
 
-def fill(root: Path, world_size: int, each: int, tier: str = "device") -> dict[str, Any]:
+def fill(root: Path, world_size: int, each: int, storage: str = "device") -> dict[str, Any]:
     """Every rank adds its own images, whose extra says which they are; what a checkpoint would record."""
     counts = []
     for rank in range(world_size):
-        pool = make_pool(root, rank, world_size, tier=tier)
+        pool = make_pool(root, rank, world_size, storage=storage)
         numbers = torch.arange(each + rank) * world_size + rank
         pool.add_bytes(pixels(numbers % 200), numbers % 7, number=numbers)
         counts.append(pool.flush()["shards"][rank])
@@ -53,14 +53,14 @@ def fill(root: Path, world_size: int, each: int, tier: str = "device") -> dict[s
     return {"shards": counts}
 
 
-@pytest.mark.parametrize("tier", ["device", "mmap"])
+@pytest.mark.parametrize("storage", ["device", "mmap"])
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3), (3, 2)])
 def test_another_number_of_ranks_shares_out_every_image_once(
-    tmp_path: Path, before: int, after: int, tier: str
+    tmp_path: Path, before: int, after: int, storage: str
 ) -> None:
-    manifest = fill(tmp_path, before, 600, tier)
+    manifest = fill(tmp_path, before, 600, storage)
     total, seen, sizes = sum(manifest["shards"]), [], []
-    pools = [make_pool(tmp_path, rank, after, tier=tier) for rank in range(after)]
+    pools = [make_pool(tmp_path, rank, after, storage=storage) for rank in range(after)]
     for pool in pools:
         assert f"written by {before} ranks, shared out anew among {after}" in pool.restore(manifest)
         slots = torch.arange(len(pool))

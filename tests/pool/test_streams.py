@@ -29,7 +29,7 @@ SHAPE = (5, 6, 6, 3)
 
 
 def mapped_pool(folder: Path, count: int = 50) -> Pool:
-    pool = Pool(count, (3, 6, 6), runtime=CPU, journal=Journal(folder, capacity=count), tier="mmap")
+    pool = Pool(count, (3, 6, 6), runtime=CPU, journal=Journal(folder, capacity=count), storage="mmap")
     pixels = torch.randint(0, 256, (count, 6, 6, 3), generator=torch.Generator().manual_seed(0))
     pool.add_bytes(pixels.byte(), torch.arange(count) % 10, score=torch.rand(count))
     return pool
@@ -65,7 +65,7 @@ def test_the_double_buffer_raises_in_the_caller_what_went_wrong_in_its_thread(tm
 
 
 @pytest.mark.parametrize(
-    ("tier", "runtime", "fused", "staged"),
+    ("storage", "runtime", "fused", "staged"),
     [
         ("device", CPU, True, False),
         ("mmap", CPU, True, False),
@@ -76,7 +76,7 @@ def test_the_double_buffer_raises_in_the_caller_what_went_wrong_in_its_thread(tm
     ],
 )
 def test_the_device_reads_in_place_what_it_can_address(
-    monkeypatch: pytest.MonkeyPatch, tier: str, runtime: Runtime, fused: bool, staged: bool
+    monkeypatch: pytest.MonkeyPatch, storage: str, runtime: Runtime, fused: bool, staged: bool
 ) -> None:
     made: list[str] = []
     monkeypatch.setattr("dfkd_fast.pool.streams._reads_pinned", lambda: fused)
@@ -84,10 +84,10 @@ def test_the_device_reads_in_place_what_it_can_address(
     monkeypatch.setattr("dfkd_fast.pool.streams.kernel_stream", lambda *_, **__: made.append("kernel"))
 
     class Held:
-        def __init__(self, tier: str) -> None:
-            self.tier = tier
+        def __init__(self, storage: str) -> None:
+            self.kind = storage
 
-    make_stream("auto", Held(tier), VIEW, runtime, shape=SHAPE, depth=2)  # type: ignore[arg-type]
+    make_stream("auto", Held(storage), VIEW, runtime, shape=SHAPE, depth=2)  # type: ignore[arg-type]
     assert made == ["staged" if staged else "kernel"]
 
 
@@ -147,17 +147,17 @@ def test_a_direct_stream_makes_a_batch_where_it_is_pushed(tmp_path: Path) -> Non
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("tier", ["device", "pinned", "mmap"])
+@pytest.mark.parametrize("storage", ["device", "pinned", "mmap"])
 @pytest.mark.parametrize(("stream", "tolerance"), [("kernel", 0.0), ("torch", 0.0), ("dali", 1e-6)])
-def test_every_tier_and_stream_on_a_gpu(tmp_path: Path, tier: str, stream: str, tolerance: float) -> None:
+def test_every_tier_and_stream_on_a_gpu(tmp_path: Path, storage: str, stream: str, tolerance: float) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    if stream == "dali" and tier == "device":
+    if stream == "dali" and storage == "device":
         pytest.skip("DALI reads host memory")
     batches = {}
     for name, options in {
-        "found": {"tier": tier, "stream": stream, "prefetch": 2},
-        "reference": {"tier": "device", "stream": "torch"},
+        "found": {"storage": storage, "stream": stream, "prefetch": 2},
+        "reference": {"storage": "device", "stream": "torch"},
     }.items():
         pool = Pool(600, (3, 6, 6), runtime=GPU, journal=Journal(tmp_path / name, capacity=600), **options)
         torch.manual_seed(0)

@@ -48,7 +48,7 @@ CONFIG = FastConfig(
     epochs=6, warmup_epochs=2, synthesis_batch_size=10, synthesis_steps=5, latent_dim=8, generator_width=8
 )
 REPTILE = replace(CONFIG, start="reptile")
-LEARNT = "start.learnt."
+META = "start.meta_parameters."
 
 
 def ours(config: FastConfig) -> tuple[Trace, list[Start]]:
@@ -58,7 +58,7 @@ def ours(config: FastConfig) -> tuple[Trace, list[Start]]:
     for epoch in range(2):
         starts.append(follow_round(rounds, epoch, 0, trace, ("generator",)))
         learnt = method.start.weights.named_parameters()
-        trace |= {f"after {epoch} {LEARNT}{name}": value.detach().clone() for name, value in learnt}
+        trace |= {f"after {epoch} {META}{name}": value.detach().clone() for name, value in learnt}
     follow_student(place.trainer(method), 3, [batch_of(views(12, seed)) for seed in range(2)], trace)
     return trace, starts
 
@@ -67,7 +67,7 @@ def published(starts: list[Start], meta: str = "fomaml") -> tuple[Trace, list[fl
     """The same by hand, and the shares of images that the adversarial term counts."""
     place, trace, shares = arena(), Trace(), []
     teacher, student = state_of(place.teacher), state_of(place.student)
-    learnt = {name.removeprefix(LEARNT): v for name, v in starts[0].state.items() if name.startswith(LEARNT)}
+    learnt = {name.removeprefix(META): v for name, v in starts[0].state.items() if name.startswith(META)}
     outer, pool = Adam((0.5, 0.999)), None
     for epoch, start in enumerate(starts):
         adapted = {name: value.detach().clone().requires_grad_("running" not in name) for name, value in learnt.items()}
@@ -78,7 +78,7 @@ def published(starts: list[Start], meta: str = "fomaml") -> tuple[Trace, list[fl
             sums = {name: 67 * (learnt[name] - adapted[name].detach()) for name in sums}
         # the latents are no part of what is learnt
         outer.step(learnt, sums, {name: 0.0 if name == "latents" else 5 * 3e-3 for name in sums})
-        trace |= {f"after {epoch} {LEARNT}{name}": learnt[name].detach().clone() for name in sums}
+        trace |= {f"after {epoch} {META}{name}": learnt[name].detach().clone() for name in sums}
     optimizer, rate = Sgd(momentum=0.9, decay=1e-4), cosine_lr(3, first=2, last=6, high=0.2, low=2e-4)
     for step in range(2):
         key, view = f"student 3 step {step}", views(12, step)

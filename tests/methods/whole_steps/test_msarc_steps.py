@@ -90,7 +90,7 @@ CASES = {
         printed=True,
     ),
 }
-LEARNT = "start.learnt."
+META = "start.meta_parameters."
 
 
 def generate(net: State, reading: Reading) -> Tensor:
@@ -131,7 +131,7 @@ def ours(config: MsarcConfig) -> tuple[Trace, list[Start]]:
     for epoch in (0, 1):
         starts.append(follow_round(rounds, epoch, 0, trace, ("generator",)))
         learnt = method.start.weights.named_parameters()
-        trace |= {f"after {epoch} {LEARNT}{name}": value.detach().clone() for name, value in learnt}
+        trace |= {f"after {epoch} {META}{name}": value.detach().clone() for name, value in learnt}
     follow_student(place.trainer(method), 3, [batch_of(views(12, seed)) for seed in range(2)], trace)
     return trace, starts
 
@@ -140,7 +140,7 @@ def published(reading: Reading, starts: list[Start]) -> tuple[Trace, list[float]
     """The same by hand, and the shares of images that the adversarial term counts."""
     place, trace, shares, pool = arena(), Trace(), [], None
     teacher, student = state_of(place.teacher), state_of(place.student)
-    learnt = {name.removeprefix(LEARNT): v for name, v in starts[0].state.items() if name.startswith(LEARNT)}
+    learnt = {name.removeprefix(META): v for name, v in starts[0].state.items() if name.startswith(META)}
     outer = Adam((0.5, 0.999))
     for epoch, start in enumerate(starts):
         adapted = {name: value.detach().clone().requires_grad_("running" not in name) for name, value in learnt.items()}
@@ -148,7 +148,7 @@ def published(reading: Reading, starts: list[Start]) -> tuple[Trace, list[float]
         sums, pool, counted = one_round(epoch, trace, reading, adapted, start, (teacher, student), pool)
         shares += counted
         outer.step(learnt, sums, {name: 0.0 if name == "latents" else 2 * 5e-3 for name in sums})  # Fast's FOMAML
-        trace |= {f"after {epoch} {LEARNT}{name}": learnt[name].detach().clone() for name in sums}
+        trace |= {f"after {epoch} {META}{name}": learnt[name].detach().clone() for name in sums}
     optimizer, rate = Sgd(0.9, 1e-4), cosine_lr(3, first=2, last=6, high=0.2, low=2e-4)
     for step in range(2):
         key, view = f"student 3 step {step}", views(12, step)

@@ -1,4 +1,4 @@
-"""The pool's tiers and streams: the same batches wherever the bytes lie and whatever carries them, and how fast."""
+"""The pool's storages and streams: the same batches wherever the bytes lie and whatever carries them, and how fast."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from dfkd_fast.sampling import EpochShuffle
 SIZE, COUNT, BATCH, BATCHES = 32, 1500, 64, 6
 
 
-def batches(device: str, folder: Path | None, tier: str, stream: str) -> Tensor:
+def batches(device: str, folder: Path | None, storage: str, stream: str) -> Tensor:
     """All images of a few batches, on the CPU."""
     runtime = runtime_on(device)
-    prefetch = 2 if tier == "mmap" or stream == "dali" else 0
-    pool = filled_pool(runtime, SIZE, COUNT, folder, tier=tier, stream=stream, prefetch=prefetch)
+    prefetch = 2 if storage == "mmap" or stream == "dali" else 0
+    pool = filled_pool(runtime, SIZE, COUNT, folder, storage=storage, stream=stream, prefetch=prefetch)
     try:
         seed_phase(0, 0, 0, "distillation")
         sampler = EpochShuffle(len(pool), BATCH, device=runtime.device)
@@ -34,24 +34,24 @@ def batches(device: str, folder: Path | None, tier: str, stream: str) -> Tensor:
 
 
 def compare(report: StepReport) -> None:
-    """Each tier and stream beside the kernel on memory of the device."""
+    """Each storage and stream beside the kernel on memory of the device."""
     expected = batches(report.device, None, "device", "kernel")
-    cases = {"torch stream": ("device", "torch", 1e-6), "mmap tier": ("mmap", "kernel", 0.0)}
+    cases = {"torch stream": ("device", "torch", 1e-6), "mmap storage": ("mmap", "kernel", 0.0)}
     if not report.rehearse:
-        cases["pinned tier"] = ("pinned", "kernel", 0.0)
+        cases["pinned storage"] = ("pinned", "kernel", 0.0)
     if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
         report.not_run("dali stream", "NVIDIA DALI is not installed")
     else:
         cases["dali stream"] = ("device" if report.rehearse else "pinned", "dali", 1e-6)
-    for name, (tier, stream, allowed) in cases.items():
+    for name, (storage, stream, allowed) in cases.items():
         with tempfile.TemporaryDirectory() as folder:
-            found = batches(report.device, Path(folder) / "pool" if tier == "mmap" else None, tier, stream)
+            found = batches(report.device, Path(folder) / "pool" if storage == "mmap" else None, storage, stream)
         apart = float((found - expected).abs().max())
         report.row(name, ok=apart <= allowed, largest_difference=apart)
 
 
 def main() -> int:
-    """Rows of the comparison, then the tiers' shares of the bandwidth of memory and bus."""
+    """Rows of the comparison, then the storages' shares of the bandwidth of memory and bus."""
     report = open_report("pool", __doc__)
     compare(report)
     if report.rehearse:

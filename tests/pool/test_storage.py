@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import dfkd_fast.pool.tier as tier_module
+import dfkd_fast.pool.storage as tier_module
 from dfkd_fast.config.train import PoolConfig
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.limits import free_host_memory
 from dfkd_fast.pool.build import check_pool, make_pool
-from dfkd_fast.pool.tier import Room, choose_tier
+from dfkd_fast.pool.storage import Room, choose_storage
 from dfkd_fast.pool.window import Window
 
 CPU = Runtime(device=torch.device("cpu"), precision="fp32", channels_last=True)
@@ -27,7 +27,7 @@ GB = 10**9
 
 
 @pytest.mark.parametrize(
-    ("requested", "size", "device", "host_only", "tier", "words"),
+    ("requested", "size", "device", "host_only", "storage", "words"),
     [
         ("auto", 3, "cpu", False, "device", "3.0 GB of 16.0 GB free on cpu"),
         ("auto", 9, "cpu", False, "mmap", "9.0 GB; only 16.0 GB free on cpu"),
@@ -40,10 +40,10 @@ GB = 10**9
     ],
 )
 def test_auto_goes_by_size_and_says_why(
-    requested: str, size: int, device: str, host_only: bool, tier: str, words: str
+    requested: str, size: int, device: str, host_only: bool, storage: str, words: str
 ) -> None:
     room = Room(16 * GB if device == "cpu" else 10 * GB, 16 * GB)
-    found, why = choose_tier(
+    found, why = choose_storage(
         requested,  # type: ignore[arg-type]
         size * GB,
         device=torch.device(device),
@@ -51,7 +51,7 @@ def test_auto_goes_by_size_and_says_why(
         on_disk=True,
         host_only=host_only,
     )
-    assert found == tier
+    assert found == storage
     assert words in why
 
 
@@ -66,7 +66,7 @@ def test_auto_goes_by_size_and_says_why(
 )
 def test_what_this_machine_cannot_do(requested: str, device: str, on_disk: bool, host_only: bool, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        choose_tier(
+        choose_storage(
             requested,  # type: ignore[arg-type]
             50 * GB,
             device=torch.device(device),
@@ -190,7 +190,7 @@ def anonymous():
 torch.set_num_threads(1)
 runtime = Runtime(device=torch.device("cpu"), precision="fp32", channels_last=True)
 info = ModelInfo(name="cnn", num_classes=10, image_size=112, mean=(0.5,) * 3, std=(0.2,) * 3)
-pool = Pool(8192, (3, 112, 112), runtime=runtime, journal=Journal(Path(sys.argv[1]), capacity=8192), tier="mmap")
+pool = Pool(8192, (3, 112, 112), runtime=runtime, journal=Journal(Path(sys.argv[1]), capacity=8192), storage="mmap")
 pool.restore({"shards": [8192]})
 sampler, view = EpochShuffle(8192, 64), AugmentSpec(info=info, pad=4, flip=True)
 next(pool.batches(sampler, view, 1))
