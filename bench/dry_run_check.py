@@ -28,7 +28,7 @@ def foretell(arguments: list[str]) -> dict[str, Any]:
     from dfkd_fast.benchmark.dry_run import dry_run
     from dfkd_fast.benchmark.machine import machine_record
     from dfkd_fast.cli.train import read_arguments
-    from dfkd_fast.training.networks import runtime_of
+    from dfkd_fast.training.assemble import runtime_of
 
     config, _ = read_arguments(arguments)
     return {**dry_run(config).record(), "machine": machine_record(runtime_of(config))}
@@ -36,7 +36,7 @@ def foretell(arguments: list[str]) -> dict[str, Any]:
 
 def spend(arguments: list[str], folder: Path) -> dict[str, Any]:
     """The run's own record."""
-    from dfkd_fast.training.run_record import read_run_record
+    from dfkd_fast.training.records.run_record import read_run_record
 
     run = folder / "run"
     subprocess.run([sys.executable, "-m", "dfkd_fast", "train", *arguments, "--run-dir", str(run)], check=True)

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from dfkd_fast.device.runtime import make_runtime
-from dfkd_fast.pool.journal import Journal
+from dfkd_fast.pool.disk.journal import Journal
 from dfkd_fast.pool.pool import Pool
 from dfkd_fast.reporting.loggers import RunLogger
-from dfkd_fast.training.checkpoint import Checkpoint, save_checkpoint
+from dfkd_fast.training.checkpoints.checkpoint import Checkpoint, save_checkpoint
 
 IMAGES, BATCH = 20_000, 200
 

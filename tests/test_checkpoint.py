@@ -20,7 +20,7 @@ from dfkd_fast.files.digests import crc_of_json
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.sealed import HEADER, SEAL
 from dfkd_fast.optim import OptimizerSpec, reset_state, set_lr
-from dfkd_fast.training.checkpoint import (
+from dfkd_fast.training.checkpoints.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,
     Shelf,
@@ -30,8 +30,8 @@ from dfkd_fast.training.checkpoint import (
     save_checkpoint,
     save_network,
 )
-from dfkd_fast.training.run_record import read_run_record
-from dfkd_fast.training.state_tensors import load_module, load_optimizer, module_tensors, optimizer_tensors
+from dfkd_fast.training.checkpoints.state_tensors import load_module, load_optimizer, module_tensors, optimizer_tensors
+from dfkd_fast.training.records.run_record import read_run_record
 
 INFO = ModelInfo(name="cnn_s", num_classes=3, image_size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
 

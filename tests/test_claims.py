@@ -11,7 +11,7 @@ import pytest
 
 from dfkd_fast.catalog import presets
 from dfkd_fast.config.sources import default_config, load_config
-from dfkd_fast.training import run_costs, run_record
+from dfkd_fast.training.records import run_costs, run_record
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

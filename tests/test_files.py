@@ -17,9 +17,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "dfkd_fast"
 
 ELSEWHERE = {
-    "pool/exports.py": "images for others, streamed into a hidden folder that cli/pool.py syncs and renames",
-    "pool/journal.py": "segments of images: appended, synced by `flush`, found by checksum",
-    "pool/verify.py": "gives a segment its full length again",
+    "pool/exchange/exports.py": "images for others, streamed into a hidden folder that cli/pool.py syncs and renames",
+    "pool/disk/journal.py": "segments of images: appended, synced by `flush`, found by checksum",
+    "pool/disk/verify.py": "gives a segment its full length again",
     "files/locks.py": "the lock's owner, which nothing depends on",
     "benchmark/plot.py": "draws into memory",
     "cli/main.py": "opens the null device for reading and writing",
@@ -34,8 +34,8 @@ FOLDERS = {
     "files/cache.py": "a stand-in in the system's temporary folder, for this user alone",
     "device/compilation.py": "caches that nothing is lost with, for this user alone",
     "cli/pool.py": "the hidden folder of an export",
-    "pool/exports.py": "folders within it",
-    "training/teacher_state.py": "of a training that is over, or has kept nothing",
+    "pool/exchange/exports.py": "folders within it",
+    "training/teachers/state.py": "of a training that is over, or has kept nothing",
 }
 """what makes or deletes whole folders beside `files/write.py`, and why it may"""
 

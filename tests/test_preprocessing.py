@@ -25,7 +25,7 @@ from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.info import ModelInfo
 from dfkd_fast.models.probe import suspicions
 from dfkd_fast.models.teacher import FrozenNet
-from dfkd_fast.training.checkpoint import load_network, save_network
+from dfkd_fast.training.checkpoints.checkpoint import load_network, save_network
 from dfkd_fast.training.evaluate import Expected
 from dfkd_fast.training.judge import accuracy_lines
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from dfkd_fast.cli.main import main
 from dfkd_fast.files import write as files
-from dfkd_fast.training.checkpoint import latest_checkpoint
-from dfkd_fast.training.teacher import _Trainer
+from dfkd_fast.training.checkpoints.checkpoint import latest_checkpoint
+from dfkd_fast.training.teachers.train import _Trainer
 
 TINY = [
     *("train", "nayer", "--preset", "digits", "--threads", "1", "--precision", "fp32"),

@@ -26,13 +26,13 @@ from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.files import digests
 from dfkd_fast.models.factory import load_model
-from dfkd_fast.training import teacher as teacher_module
-from dfkd_fast.training import teacher_state
-from dfkd_fast.training.checkpoint import load_network, save_network
+from dfkd_fast.training.checkpoints.checkpoint import load_network, save_network
 from dfkd_fast.training.interrupt import Interrupted
-from dfkd_fast.training.teacher import train_teacher
-from dfkd_fast.training.teacher_cache import cached_teacher
-from dfkd_fast.training.teacher_state import TrainingState, only_one
+from dfkd_fast.training.teachers import state as teacher_state
+from dfkd_fast.training.teachers import train as teacher_module
+from dfkd_fast.training.teachers.cache import cached_teacher
+from dfkd_fast.training.teachers.state import TrainingState, only_one
+from dfkd_fast.training.teachers.train import train_teacher
 
 RECIPE = TeacherRecipe(epochs=3, batch_size=20, lr=0.2, crop_padding=2, flip=False)
 STEPS = 4

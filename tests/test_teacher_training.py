@@ -25,9 +25,9 @@ from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.rng import seed_phase
-from dfkd_fast.training import teacher as teacher_module
-from dfkd_fast.training.teacher import train_teacher
-from dfkd_fast.training.teacher_cache import cache_folder, cached_teacher
+from dfkd_fast.training.teachers import train as teacher_module
+from dfkd_fast.training.teachers.cache import cache_folder, cached_teacher
+from dfkd_fast.training.teachers.train import train_teacher
 
 RECIPE = TeacherRecipe(epochs=2, batch_size=32, lr=0.2, crop_padding=2, flip=False)
 

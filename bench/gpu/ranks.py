@@ -12,7 +12,7 @@ from step_report import open_report
 from torch import Tensor, distributed, multiprocessing
 
 from dfkd_fast.device.runtime import make_runtime
-from dfkd_fast.training.steps import WARM_UP_STEPS, make_runner
+from dfkd_fast.training.capture import WARM_UP_STEPS, make_runner
 
 
 def collectives(rank: int, world: int, kind: str, folder: str) -> None:

@@ -31,8 +31,8 @@ from dfkd_fast.costs.work import student_epoch
 from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.rng import seed_phase
+from dfkd_fast.training.capture import WARM_UP_STEPS
 from dfkd_fast.training.inner import bind, watched
-from dfkd_fast.training.steps import WARM_UP_STEPS
 
 INFO = ModelInfo(name="cnn", num_classes=10, image_size=32, mean=(0.3,) * 3, std=(0.4,) * 3)
 SLACK = 4.0

@@ -48,7 +48,7 @@ def in_pieces(report: StepReport, name: str, *more: str) -> float:
 
 def ordinary(report: StepReport) -> None:
     """The run as anyone starts it, its seconds and its accuracy."""
-    from dfkd_fast.training.run_record import read_run_record
+    from dfkd_fast.training.records.run_record import read_run_record
 
     seconds = in_pieces(report, "free")
     record = read_run_record(Path("free/run.json"))

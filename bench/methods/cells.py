@@ -19,7 +19,7 @@ from dfkd_fast.config.record import config_hash
 from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.device.runtime import make_runtime
-from dfkd_fast.training.run_record import active_backends
+from dfkd_fast.training.records.run_record import active_backends
 
 PRESET = "digits"
 PRESET_PRECISION = "bf16"

@@ -24,8 +24,8 @@ from dfkd_fast.config.record import write_config
 from dfkd_fast.config.train import CONFIG_FILE, TrainConfig
 from dfkd_fast.data.splits import load_split
 from dfkd_fast.device.runtime import make_runtime
-from dfkd_fast.training.networks import load_teacher
-from dfkd_fast.training.run_record import read_run_record
+from dfkd_fast.training.assemble import load_teacher
+from dfkd_fast.training.records.run_record import read_run_record
 
 MEASURED = (
     *("teacher_top1", "top1_last", "agreement", "images_synthesized", "generator_steps", "student_steps"),

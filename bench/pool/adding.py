@@ -12,7 +12,7 @@ from report import Figure
 from scene import BATCH, runtime_on
 from timing import medians
 
-from dfkd_fast.pool.journal import Journal
+from dfkd_fast.pool.disk.journal import Journal
 from dfkd_fast.pool.pool import Pool
 from dfkd_fast.pool.quantize import to_bytes
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dfkd_fast.device.runtime import Runtime
-from dfkd_fast.training.run_record import git_sha, versions
+from dfkd_fast.training.records.run_record import git_sha, versions
 
 
 def machine_record(runtime: Runtime) -> dict[str, Any]:

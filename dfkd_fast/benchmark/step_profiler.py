@@ -22,11 +22,11 @@ from dfkd_fast.models.teacher import FrozenNet
 from dfkd_fast.parallel.global_batch import GlobalBatch
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.text.label_embeddings import CENTRES
+from dfkd_fast.training.assemble import check_pool_use, load_method, make_method, make_student
+from dfkd_fast.training.capture import StepRunner
 from dfkd_fast.training.inner import InnerLoop, ignore
 from dfkd_fast.training.logit_cache import make_cache
-from dfkd_fast.training.networks import check_pool_use, load_method, make_method, make_student
 from dfkd_fast.training.pools import make_pools
-from dfkd_fast.training.steps import StepRunner
 from dfkd_fast.training.student import StudentTrainer
 from dfkd_fast.training.trainers import make_trainer
 

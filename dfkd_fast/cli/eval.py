@@ -107,8 +107,8 @@ def check_trusted(file: Path, run: Path | None) -> None:
 
     A run folder is the user's, and says which code it was; a file alone may be anybody's.
     """
-    from dfkd_fast.training.checkpoint import written_name
-    from dfkd_fast.training.sources import check_sources
+    from dfkd_fast.training.checkpoints.checkpoint import written_name
+    from dfkd_fast.training.checkpoints.sources import check_sources
 
     name = written_name(file, flag="eval")
     if own_network(name) is None:
@@ -127,9 +127,9 @@ def load(
     from dfkd_fast.data.splits import load_test_split
     from dfkd_fast.data.stream import Decoding
     from dfkd_fast.models.factory import load_model
-    from dfkd_fast.training.checkpoint import written_name
+    from dfkd_fast.training.assemble import stated_values
+    from dfkd_fast.training.checkpoints.checkpoint import written_name
     from dfkd_fast.training.evaluate import as_expected, image_channels
-    from dfkd_fast.training.networks import stated_values
 
     if options.student is None:
         check_trusted(file, run)

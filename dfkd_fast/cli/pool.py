@@ -17,7 +17,7 @@ from dfkd_fast.files.write import sync_file, sync_folder
 from dfkd_fast.messages.terminal import page, show
 
 if TYPE_CHECKING:
-    from dfkd_fast.pool.files import PoolFiles
+    from dfkd_fast.pool.disk.files import PoolFiles
 
 USAGE = """usage: dfkd-fast pool info DIR
        dfkd-fast pool verify DIR [--repair]
@@ -81,8 +81,8 @@ def verify(arguments: Sequence[str]) -> int:
     """Check every block; with --repair give the damaged ones up."""
     (folder,), flags = _split(arguments, "verify", ["DIR"])
     options = parse(VerifyOptions, VerifyOptions(), from_flags(flags), prog="dfkd-fast pool verify DIR")
-    from dfkd_fast.pool.files import PoolFiles
-    from dfkd_fast.pool.verify import find_damage, merge_damage, repair
+    from dfkd_fast.pool.disk.files import PoolFiles
+    from dfkd_fast.pool.disk.verify import find_damage, merge_damage, repair
 
     status = 0
     for pool in find_pools(folder):
@@ -106,8 +106,8 @@ def export(arguments: Sequence[str]) -> int:
     """Write a slice of a pool as something else."""
     (folder, target), flags = _split(arguments, "export", ["DIR", "TARGET"])
     options = parse(ExportOptions, ExportOptions(), from_flags(flags), prog="dfkd-fast pool export DIR TARGET")
-    from dfkd_fast.pool.exports import WRITERS
-    from dfkd_fast.pool.files import PoolFiles
+    from dfkd_fast.pool.disk.files import PoolFiles
+    from dfkd_fast.pool.exchange.exports import WRITERS
 
     pools = find_pools(folder)
     if len(pools) > 1:
@@ -133,7 +133,7 @@ def import_(arguments: Sequence[str]) -> int:
     """Make a pool of other images."""
     (source, folder), flags = _split(arguments, "import", ["SOURCE", "DIR"])
     options = parse(ImportOptions, ImportOptions(), from_flags(flags), prog="dfkd-fast pool import SOURCE DIR")
-    from dfkd_fast.pool.imports import import_pool
+    from dfkd_fast.pool.exchange.imports import import_pool
 
     count = import_pool(source, folder, image_size=options.image_size)
     show(f"wrote {count:,} images of {source} to {folder}")
@@ -188,7 +188,7 @@ def _all_or_nothing(target: Path) -> Iterator[Path]:
 def _print_info(folder: Path) -> None:
     import torch
 
-    from dfkd_fast.pool.files import PoolFiles
+    from dfkd_fast.pool.disk.files import PoolFiles
 
     files = PoolFiles(folder)
     manifest, count = files.manifest, len(files)

@@ -109,10 +109,10 @@ def train_into(
     out: Path, resume: bool, options: TeacherOptions, model: str, images: Any, test: Any, runtime: Any
 ) -> int:
     """Train into a file, one process at a time; `resume`: go on from what is beside it."""
-    from dfkd_fast.training.checkpoint import disk_error, save_network
+    from dfkd_fast.training.checkpoints.checkpoint import disk_error, save_network
     from dfkd_fast.training.interrupt import Interrupted, stop_signals
-    from dfkd_fast.training.teacher import made_from, train_teacher
-    from dfkd_fast.training.teacher_state import ENDING, TrainingState, only_one
+    from dfkd_fast.training.teachers.state import ENDING, TrainingState, only_one
+    from dfkd_fast.training.teachers.train import made_from, train_teacher
 
     recipe, again = options.recipe, "the same command with --resume"
     words: dict[str, Any] = {"flag": "--out", "go_on": again}
@@ -192,7 +192,7 @@ def describe_file(file: Path, options: InfoOptions) -> Iterator[tuple[str, objec
     from dfkd_fast.models.factory import load_model, saved_info
     from dfkd_fast.models.info import Source, data_set_source, known_values
     from dfkd_fast.models.weights import read_weights
-    from dfkd_fast.training.networks import stated_values
+    from dfkd_fast.training.assemble import stated_values
 
     weights = read_weights(file, flag="teacher info")
     saved, tensors = saved_info(weights), weights.tensors_of(options.weights_key)
@@ -244,7 +244,7 @@ def describe_model(name: str, options: InfoOptions) -> Iterator[tuple[str, objec
     from torch import nn
 
     from dfkd_fast.models.factory import load_model
-    from dfkd_fast.training.networks import stated_values
+    from dfkd_fast.training.assemble import stated_values
 
     values = stated_values(options)
     if name in MODELS:

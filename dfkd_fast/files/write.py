@@ -2,7 +2,7 @@
 permissions that the user's umask leaves.
 
 A file is written under a name of its own in the same folder, synced, renamed, and its folder synced. What a killed
-process leaves under such names is no content: `sweep` deletes it. Images of a pool are not small: `pool/journal.py`.
+process leaves under such names is no content: `sweep` deletes it. Images of a pool are not: `pool/disk/journal.py`.
 """
 
 from __future__ import annotations

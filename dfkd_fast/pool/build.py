@@ -8,9 +8,9 @@ from pathlib import Path
 from dfkd_fast.config.train import PoolConfig
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.pool.journal import Journal
+from dfkd_fast.pool.disk.journal import Journal
+from dfkd_fast.pool.disk.shards import shard_folder
 from dfkd_fast.pool.pool import Policy, Pool
-from dfkd_fast.pool.shards import shard_folder
 from dfkd_fast.pool.storage import Room, choose_storage, free_memory
 from dfkd_fast.pool.stream_dali import import_dali
 

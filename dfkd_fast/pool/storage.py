@@ -14,9 +14,9 @@ from torch import Tensor
 
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.limits import free_host_memory
-from dfkd_fast.pool.journal import Journal
-from dfkd_fast.pool.layout import BLOCK
-from dfkd_fast.pool.window import Window, fill_page_cache
+from dfkd_fast.pool.disk.journal import Journal
+from dfkd_fast.pool.disk.layout import BLOCK
+from dfkd_fast.pool.disk.window import Window, fill_page_cache
 
 StorageKind = Literal["device", "pinned", "mmap"]
 

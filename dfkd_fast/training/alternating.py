@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dfkd_fast.methods.base import PoolPlan, SynthBatch
-from dfkd_fast.training.checkpoint import PHASES
+from dfkd_fast.training.checkpoints.checkpoint import PHASES
 from dfkd_fast.training.inner import OnStep, watched
 from dfkd_fast.training.loop import Loop
 from dfkd_fast.training.student import StudentTrainer

@@ -17,8 +17,8 @@ from dfkd_fast.methods.base import LossTerms, Method, weighted_sum
 from dfkd_fast.methods.inner import Inner, LrScale, Variant, inners
 from dfkd_fast.optim import OptimizerSpec, reset_state, scale_lr
 from dfkd_fast.parallel.global_batch import GlobalBatch
+from dfkd_fast.training.capture import make_runner
 from dfkd_fast.training.failures import diverged
-from dfkd_fast.training.steps import make_runner
 
 OnStep = Callable[[LossTerms, int], None]
 """called after each step with its loss terms and the number of images it saw; raises to stop the run"""

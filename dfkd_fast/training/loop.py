@@ -19,18 +19,18 @@ from dfkd_fast.methods.base import LossTerms, Method, PoolPlan
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.reporting.loggers import RunLogger
 from dfkd_fast.rng import seed_phase
-from dfkd_fast.training.checkpoint import PHASES, Checkpoint
-from dfkd_fast.training.collapse import CollapseWatch
-from dfkd_fast.training.failures import check_finite, explained
-from dfkd_fast.training.inner import OnStep, bind
-from dfkd_fast.training.interrupt import StopSignals
-from dfkd_fast.training.state_tensors import (
+from dfkd_fast.training.checkpoints.checkpoint import PHASES, Checkpoint
+from dfkd_fast.training.checkpoints.state_tensors import (
     load_module,
     load_optimizer,
     module_tensors,
     optimizer_tensors,
     part_tensors,
 )
+from dfkd_fast.training.collapse import CollapseWatch
+from dfkd_fast.training.failures import check_finite, explained
+from dfkd_fast.training.inner import OnStep, bind
+from dfkd_fast.training.interrupt import StopSignals
 from dfkd_fast.training.student import StudentSteps
 
 

@@ -12,8 +12,8 @@ from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError, one_of
 from dfkd_fast.files.write import drop_folder
 from dfkd_fast.methods.base import Method, MethodConfig
-from dfkd_fast.pool.shards import shard_folder
-from dfkd_fast.training.checkpoint import (
+from dfkd_fast.pool.disk.shards import shard_folder
+from dfkd_fast.training.checkpoints.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,
     Shelf,

@@ -19,21 +19,21 @@ from dfkd_fast.models.teacher import FrozenNet
 from dfkd_fast.reporting.loggers import RunLogger
 from dfkd_fast.reporting.visualize import save_grid
 from dfkd_fast.training.alternating import AlternatingLoop
-from dfkd_fast.training.checkpoint import PHASES, Checkpoint, save_network
+from dfkd_fast.training.checkpoints.checkpoint import PHASES, Checkpoint, save_network
+from dfkd_fast.training.checkpoints.identity import Identity
+from dfkd_fast.training.checkpoints.keeping import Keeper
 from dfkd_fast.training.collapse import CollapseWatch
-from dfkd_fast.training.collected import Collected
 from dfkd_fast.training.deployed import deployed, deployed_name
 from dfkd_fast.training.evaluate import agreement, evaluate
-from dfkd_fast.training.identity import Identity
 from dfkd_fast.training.interrupt import StopSignals
 from dfkd_fast.training.judge import Verdict
-from dfkd_fast.training.keeping import Keeper
 from dfkd_fast.training.logit_cache import LogitCache
 from dfkd_fast.training.loop import Loop
 from dfkd_fast.training.pools import make_pools
 from dfkd_fast.training.ranks import Resumed
-from dfkd_fast.training.run_costs import run_costs
-from dfkd_fast.training.run_record import write_run_record
+from dfkd_fast.training.real_images.collected import Collected
+from dfkd_fast.training.records.run_costs import run_costs
+from dfkd_fast.training.records.run_record import write_run_record
 from dfkd_fast.training.stepwise import StepwiseLoop
 from dfkd_fast.training.trainers import make_trainer
 

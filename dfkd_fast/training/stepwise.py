@@ -16,7 +16,7 @@ from torch import Tensor
 from dfkd_fast.device.compilation import CLOCK
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.methods.base import PoolPlan, SynthBatch
-from dfkd_fast.training.checkpoint import PHASES
+from dfkd_fast.training.checkpoints.checkpoint import PHASES
 from dfkd_fast.training.failures import explained
 from dfkd_fast.training.inner import watched
 from dfkd_fast.training.loop import Loop

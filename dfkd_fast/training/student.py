@@ -20,9 +20,9 @@ from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.pool.stream import AugmentSpec
 from dfkd_fast.sampling import ByPriority, EpochShuffle, Sampler
+from dfkd_fast.training.capture import make_runner
 from dfkd_fast.training.inner import OnStep
 from dfkd_fast.training.logit_cache import EXTRA, LogitCache
-from dfkd_fast.training.steps import make_runner
 from dfkd_kernels import PrioritySampler
 
 

@@ -10,15 +10,7 @@ from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.models.teacher import FrozenNet, lower_dtype
 from dfkd_fast.pool.build import check_pool
-from dfkd_fast.training.checkpoint import disk_error
-from dfkd_fast.training.class_vectors import class_vectors
-from dfkd_fast.training.collected import check_collected, load_collected, rank_part
-from dfkd_fast.training.evaluate import evaluation_images
-from dfkd_fast.training.identity import Likeness, content_identity
-from dfkd_fast.training.interrupt import resumable, stop_signals
-from dfkd_fast.training.judge import judge_teacher
-from dfkd_fast.training.logit_cache import make_cache
-from dfkd_fast.training.networks import (
+from dfkd_fast.training.assemble import (
     check_frozen,
     check_pool_use,
     check_teacher,
@@ -28,9 +20,17 @@ from dfkd_fast.training.networks import (
     make_student,
     runtime_of,
 )
+from dfkd_fast.training.checkpoints.checkpoint import disk_error
+from dfkd_fast.training.checkpoints.identity import Likeness, content_identity
+from dfkd_fast.training.checkpoints.sources import check_sources
+from dfkd_fast.training.class_vectors import class_vectors
+from dfkd_fast.training.evaluate import evaluation_images
+from dfkd_fast.training.interrupt import resumable, stop_signals
+from dfkd_fast.training.judge import judge_teacher
+from dfkd_fast.training.logit_cache import make_cache
 from dfkd_fast.training.ranks import Resumed, checkpoint_to_resume, share_of_rank
-from dfkd_fast.training.run import Run
-from dfkd_fast.training.run_folder import (
+from dfkd_fast.training.real_images.collected import check_collected, load_collected, rank_part
+from dfkd_fast.training.records.run_folder import (
     check_folder,
     claim_folder,
     follow_moves,
@@ -38,7 +38,7 @@ from dfkd_fast.training.run_folder import (
     sweep_folder,
     taken_back_on_failure,
 )
-from dfkd_fast.training.sources import check_sources
+from dfkd_fast.training.run import Run
 
 
 def train(config: TrainConfig, *, resume: bool = False, other_code: bool = False) -> Path:

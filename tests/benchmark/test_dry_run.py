@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dfkd_fast.benchmark.dry_run import dry_run
-from dfkd_fast.benchmark.step_profiler import Timings, rehearse
+from dfkd_fast.benchmark.step_profiler import Timings, profile_steps
 from dfkd_fast.benchmark.step_timer import Quantiles, TimingWindow
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.cli.main import main
@@ -51,7 +51,7 @@ def test_a_mistake_is_one_line(capsys) -> None:
 def test_every_method_can_be_rehearsed(name: str) -> None:
     config = load_config(default_config(name), preset="digits", flags=TINY)
     runtime = make_runtime(device="cpu", precision="fp32", threads=1)
-    _, timings = rehearse(config, INFO, runtime, TimingWindow(warmup=1, samples=2))
+    _, timings = profile_steps(config, INFO, runtime, TimingWindow(warmup=1, samples=2))
     # HiDFD's GAN learns in the warm-up alone
     assert {kind.warmup for kind in timings.synthesis} == ({True} if name == "hidfd" else {True, False})
     assert all(0 < spread.least <= spread.median <= spread.most for spread in timings.synthesis.values())

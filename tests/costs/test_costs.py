@@ -18,7 +18,7 @@ from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.methods.base import CollectedImages, Method, Setup
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.teacher import FrozenNet, frozen_alias
-from dfkd_fast.training.networks import load_method
+from dfkd_fast.training.assemble import load_method
 
 INFO = ModelInfo(name="cnn", num_classes=4, image_size=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
 SMALL = {"generator_width": 8, "bank_size": 40, "num_negatives": 10, "buffer_size": 40, "low_res_steps": 2, "jitter": 2}

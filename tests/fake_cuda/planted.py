@@ -18,7 +18,7 @@ from whole_runs import Case, without_values
 from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.methods.base import LossTerms
 from dfkd_fast.methods.inner import images_of, inners
-from dfkd_fast.training import steps
+from dfkd_fast.training import capture
 
 KEPT: list[Tensor] = []
 MISTAKES: dict[str, tuple[str, Callable[[Tensor], Any]]] = {
@@ -57,7 +57,7 @@ def found_in(mistake: Callable[[Tensor], Any]) -> list[str]:
     watch = Watch()
     with fake_card(watch), without_values(watch):
         runtime = make_runtime(device="cuda", graphs=True)
-        runner = steps.make_runner(Toy(mistake).step, runtime)
+        runner = capture.make_runner(Toy(mistake).step, runtime)
         x = torch.randn(3, device=runtime.device)
         try:
             for _ in range(3):

@@ -32,7 +32,7 @@ from whole_runs import SMALL, Case, run  # noqa: E402
 from dfkd_fast.catalog import METHODS  # noqa: E402
 
 WAITS = {
-    "dfkd_fast/training/checkpoint.py: _plain",
+    "dfkd_fast/training/checkpoints/checkpoint.py: _plain",
     "dfkd_fast/training/evaluate.py: evaluate",
     "dfkd_fast/training/failures.py: check_finite",
     "dfkd_fast/training/loop.py: Loop._boundary",
@@ -40,7 +40,7 @@ WAITS = {
     "dfkd_fast/reporting/meters.py: Meter.read",
     "dfkd_fast/pool/pool.py: Pool.flush",
     "dfkd_fast/pool/quantize.py: to_bytes",
-    "dfkd_fast/pool/writer.py: on_host",
+    "dfkd_fast/pool/disk/writer.py: on_host",
 }
 """where the host may wait for the device: at the end of a round or a phase, or for a line of the log"""
 

@@ -23,11 +23,11 @@ from dfkd_fast.methods.inner import images_of
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.parallel import group as process_group
 from dfkd_fast.pool import build
-from dfkd_fast.training import checkpoint, collected, evaluate, steps, train
 from dfkd_fast.training import run as run_parts
+from dfkd_fast.training.assemble import load_method
+from dfkd_fast.training.capture import CapturedSteps, CudaGraphs
+from dfkd_fast.training.checkpoints import checkpoint, collected, evaluate, steps, train
 from dfkd_fast.training.inner import InnerLoop
-from dfkd_fast.training.networks import load_method
-from dfkd_fast.training.steps import CapturedSteps, CudaGraphs
 
 FEW = {"epochs": 2, "warmup_epochs": 1, "warmup_rounds": 1, "rounds": 1, "synthesis_steps": 3, "low_res_steps": 3}
 FEW |= {"student_steps": 3, "student_steps_per_round": 3, "lr_warmup_steps": 0}

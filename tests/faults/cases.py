@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from dfkd_fast.models.factory import load_model
-from dfkd_fast.training.checkpoint import save_network
+from dfkd_fast.training.checkpoints.checkpoint import save_network
 
 _FLAGS = [
     *("--no-train-teacher", "--teacher", "cnn_s", "--student", "cnn_s", "--num-classes", "10", "--image-size", "32"),

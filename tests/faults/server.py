@@ -23,7 +23,7 @@ import torch
 
 from dfkd_fast.cli.main import main
 from dfkd_fast.training import run as run_parts
-from dfkd_fast.training import run_costs
+from dfkd_fast.training.records import run_costs
 
 
 def child(request: dict[str, Any]) -> int:

@@ -15,7 +15,7 @@ from cases import Case
 SECONDS = 120
 """in which all processes have ended; most of it is their start on two cores"""
 PHASES = {
-    "teacher training": "dfkd_fast.training.teacher _Trainer.step",
+    "teacher training": "dfkd_fast.training.teachers.train _Trainer.step",
     "setup": "dfkd_fast.training.run Run.execute",
     "synthesis": "dfkd_fast.training.inner InnerLoop.run",
     "distillation": "dfkd_fast.training.student StudentTrainer.epoch",

@@ -19,7 +19,7 @@ from sandbox import listing, run
 from dfkd_fast.cli.main import main
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.small import cnn
-from dfkd_fast.training.checkpoint import save_network
+from dfkd_fast.training.checkpoints.checkpoint import save_network
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and limits a child's memory: Linux")
 

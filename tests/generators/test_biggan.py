@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.generators.biggan import BigDiscriminator, BigGenerator, DownBlock, UpBlock
 from dfkd_fast.generators.spectral import SpectralConv2d, SpectralLinear
+from dfkd_fast.methods.hidfd.biggan import BigDiscriminator, BigGenerator, DownBlock, UpBlock
 
 
 @pytest.mark.parametrize("size", [16, 28, 32, 48, 64, 224])

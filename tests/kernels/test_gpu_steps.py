@@ -74,7 +74,9 @@ def digits(step, monkeypatch):
 
     monkeypatch.setattr(run, "train", train)
     monkeypatch.setattr(run, "differing", lambda *runs: [])
-    monkeypatch.setattr("dfkd_fast.training.run_record.read_run_record", lambda path: dict.fromkeys(RECORD, 0.5))
+    monkeypatch.setattr(
+        "dfkd_fast.training.records.run_record.read_run_record", lambda path: dict.fromkeys(RECORD, 0.5)
+    )
     return run
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.training.steps import CudaGraphs, real_error_shown
+from dfkd_fast.training.capture import CudaGraphs, real_error_shown
 
 ENDED = "CUDA error: operation failed due to a previous error during capture\nSearch for `cudaErrorStreamCapture'"
 FORBIDDEN = "CUDA error: operation not permitted when stream is capturing\nCompile with `TORCH_USE_CUDA_DSA`"

@@ -22,9 +22,9 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.files.image_rows import ImageRows
 from dfkd_fast.messages.notes import note
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.training import collected_file
-from dfkd_fast.training.collected import Collected, load_collected, rank_part
-from dfkd_fast.training.networks import load_method
+from dfkd_fast.training.assemble import load_method
+from dfkd_fast.training.real_images import collected_file
+from dfkd_fast.training.real_images.collected import Collected, load_collected, rank_part
 
 INFO = ModelInfo(name="cnn", num_classes=3, image_size=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
 TINY = 1e-9  # GiB: everything is kept in a file
@@ -178,8 +178,8 @@ _PEAK = """
 import json, sys
 from dataclasses import replace
 from dfkd_fast.config.sources import default_config
-from dfkd_fast.training.collected import load_collected
-from dfkd_fast.training.networks import load_method
+from dfkd_fast.training.real_images.collected import load_collected
+from dfkd_fast.training.assemble import load_method
 from dfkd_fast.models.factory import ModelInfo
 info = ModelInfo(name="cnn", num_classes=2, image_size=256, mean=(0.5,) * 3, std=(0.5,) * 3)
 config, method = default_config("hidfd"), load_method("hidfd")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.models.factory import load_model
-from dfkd_fast.training.checkpoint import save_network
+from dfkd_fast.training.checkpoints.checkpoint import save_network
 from dfkd_fast.training.train import train
 
 FLAGS = [

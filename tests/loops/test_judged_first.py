@@ -10,7 +10,7 @@ import torch
 from dfkd_fast.cli.main import main
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.training import run
-from dfkd_fast.training.checkpoint import save_network
+from dfkd_fast.training.checkpoints.checkpoint import save_network
 
 
 @pytest.mark.parametrize("method", ["dafl", "nayer"])

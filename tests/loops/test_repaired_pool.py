@@ -10,10 +10,10 @@ import torch
 
 from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.models.factory import load_model
-from dfkd_fast.pool.layout import BLOCK
+from dfkd_fast.pool.disk.layout import BLOCK
+from dfkd_fast.pool.disk.verify import repair
 from dfkd_fast.pool.pool import Pool, PoolBatch
-from dfkd_fast.pool.verify import repair
-from dfkd_fast.training.checkpoint import latest_checkpoint, save_network
+from dfkd_fast.training.checkpoints.checkpoint import latest_checkpoint, save_network
 from dfkd_fast.training.train import train
 
 MADE = 100

@@ -17,12 +17,12 @@ from dfkd_fast.cli.main import main
 from dfkd_fast.config.sources import default_config
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.locks import lock_file
-from dfkd_fast.pool.shards import drop_other_shards
-from dfkd_fast.training import run_folder, run_record
+from dfkd_fast.pool.disk.shards import drop_other_shards
+from dfkd_fast.training.checkpoints.sources import SOURCES_FILE
 from dfkd_fast.training.ranks import drop_other_checkpoints
-from dfkd_fast.training.run_folder import claim_folder, locked_folder, taken_back_on_failure
-from dfkd_fast.training.sources import SOURCES_FILE
-from dfkd_fast.training.teacher_state import TrainingState
+from dfkd_fast.training.records import run_folder, run_record
+from dfkd_fast.training.records.run_folder import claim_folder, locked_folder, taken_back_on_failure
+from dfkd_fast.training.teachers.state import TrainingState
 
 NAYER = ("train", "nayer", "--preset", "digits", "--no-train-teacher", "--data", "digits", "--device", "cpu")
 

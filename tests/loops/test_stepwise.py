@@ -17,7 +17,7 @@ from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import load_model
-from dfkd_fast.training.checkpoint import save_network
+from dfkd_fast.training.checkpoints.checkpoint import save_network
 from dfkd_fast.training.inner import InnerLoop
 from dfkd_fast.training.stepwise import StepwiseLoop, Stopwatch
 from dfkd_fast.training.train import train

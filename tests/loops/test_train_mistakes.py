@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from dfkd_fast.cli.main import main
 from dfkd_fast.models.factory import ModelInfo, load_model
-from dfkd_fast.training.checkpoint import save_network
+from dfkd_fast.training.checkpoints.checkpoint import save_network
 
 SHAPE = {"image_size": 16, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
 

@@ -13,7 +13,7 @@ import dfkd_fast
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.config.sources import default_config
 from dfkd_fast.methods.base import Method, MethodConfig
-from dfkd_fast.training.networks import load_method
+from dfkd_fast.training.assemble import load_method
 
 PACKAGE = Path(dfkd_fast.__file__).parent
 SHARED = {PACKAGE / "catalog.py", *(PACKAGE / "methods" / f"{name}.py" for name in ("base", "recipe", "stepwise"))}

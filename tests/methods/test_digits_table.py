@@ -20,7 +20,7 @@ import pytest
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.config.train import TrainConfig, flatten
 from dfkd_fast.models.factory import load_model
-from dfkd_fast.training.checkpoint import save_network
+from dfkd_fast.training.checkpoints.checkpoint import save_network
 
 ROOT = Path(__file__).parent.parent.parent
 BENCH = ROOT / "bench" / "methods"

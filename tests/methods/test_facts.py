@@ -18,7 +18,7 @@ from dfkd_fast.catalog import FACTS, METHODS, presets
 from dfkd_fast.cli.ls import needs, published
 from dfkd_fast.cli.main import main
 from dfkd_fast.config.sources import default_config
-from dfkd_fast.training.networks import load_method
+from dfkd_fast.training.assemble import load_method
 
 ROOT = Path(__file__).parent.parent.parent
 BENCH = ROOT / "bench" / "methods"

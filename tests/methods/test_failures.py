@@ -16,7 +16,7 @@ from torch import Tensor
 from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.methods.nayer import NayerConfig
-from dfkd_fast.training.checkpoint import latest_checkpoint
+from dfkd_fast.training.checkpoints.checkpoint import latest_checkpoint
 from dfkd_fast.training.failures import check_finite, explained, is_out_of_memory
 from dfkd_fast.training.inner import InnerLoop
 from dfkd_fast.training.ranks import share_of_rank

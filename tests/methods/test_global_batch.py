@@ -22,8 +22,8 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.methods.base import Supports
 from dfkd_fast.parallel.global_batch import GlobalBatch
 from dfkd_fast.pool.build import check_pool
-from dfkd_fast.training import run_costs
-from dfkd_fast.training.networks import load_method
+from dfkd_fast.training.assemble import load_method
+from dfkd_fast.training.records import run_costs
 from dfkd_fast.training.train import train
 
 RANKS = 2
@@ -44,7 +44,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_global_batch import CLAIMED, STOPPED, run
-from dfkd_fast.training import run_costs
+from dfkd_fast.training.records import run_costs
 from dfkd_fast.device.runtime import make_runtime
 run_costs.matmul_rate = lambda runtime: 1.0
 make_runtime(device="cpu")

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from toy_networks import INFO
 
-from dfkd_fast.benchmark.step_profiler import rehearse
+from dfkd_fast.benchmark.step_profiler import profile_steps
 from dfkd_fast.benchmark.step_timer import TimingWindow
 from dfkd_fast.catalog import presets
 from dfkd_fast.cli.main import main
@@ -33,16 +33,17 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.files.image_rows import ImageRows
 from dfkd_fast.messages.notes import note
 from dfkd_fast.methods.base import CollectedImages, Setup, SynthBatch, weighted_sum
-from dfkd_fast.methods.hidfd.hybrid import check_passes, images_in_a_pass
+from dfkd_fast.methods.hidfd.config import images_in_a_pass
+from dfkd_fast.methods.hidfd.hybrid import check_passes
 from dfkd_fast.methods.hidfd.method import Hidfd, HidfdConfig
 from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_alias
 from dfkd_fast.pool.pool import Pool, PoolBatch
 from dfkd_fast.sampling import EpochShuffle
-from dfkd_fast.training.checkpoint import load_network
-from dfkd_fast.training.collected import load_collected
+from dfkd_fast.training.assemble import load_method, make_student
+from dfkd_fast.training.checkpoints.checkpoint import load_network
 from dfkd_fast.training.deployed import deployed, deployed_name
 from dfkd_fast.training.inner import bind
-from dfkd_fast.training.networks import load_method, make_student
+from dfkd_fast.training.real_images.collected import load_collected
 from dfkd_fast.training.student import student_lr
 from dfkd_fast.training.train import train
 
@@ -498,7 +499,7 @@ def test_costs_are_those_of_both_turns(teacher_file: Path, tmp_path: Path) -> No
     config = replace(tiny("hidfd", teacher_file, tmp_path / "run"), collected=None)
     _, info = load_network(teacher_file)
     runtime = make_runtime(device="cpu", precision="fp32", threads=1)
-    method, timings = rehearse(config, info, runtime, TimingWindow(warmup=1, steps=1, samples=1))
+    method, timings = profile_steps(config, info, runtime, TimingWindow(warmup=1, steps=1, samples=1))
     flops = count_step_flops(method, info, teacher=config.teacher, student=config.student)
     work = recipe_work(method, flops.round_steps)
     kinds = [SynthesisKind(turn, (), True) for turn in range(2)]

@@ -20,8 +20,8 @@ from dfkd_fast.config.sources import load_run
 from dfkd_fast.errors import UserError
 from dfkd_fast.files import write as files
 from dfkd_fast.files.locks import lock_file
-from dfkd_fast.training.checkpoint import checkpoints_in
-from dfkd_fast.training.run_record import read_run_record
+from dfkd_fast.training.checkpoints.checkpoint import checkpoints_in
+from dfkd_fast.training.records.run_record import read_run_record
 from dfkd_fast.training.train import train
 
 

@@ -21,7 +21,7 @@ from dfkd_fast.methods.base import CollectedImages, Inner, Method, Setup
 from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_alias
 from dfkd_fast.pool.pool import Pool, PoolBatch
 from dfkd_fast.text.label_embeddings import label_embeddings
-from dfkd_fast.training.networks import load_method
+from dfkd_fast.training.assemble import load_method
 from dfkd_kernels import backend as kernels
 
 BATCH = 10

@@ -18,7 +18,7 @@ from dfkd_fast.methods.deepinversion import DeepInversion, DeepInversionConfig
 from dfkd_fast.methods.nayer import Nayer, NayerConfig
 from dfkd_fast.models.teacher import FrozenNet, NetOutput
 from dfkd_fast.parallel.global_batch import GlobalBatch, MicroBatches
-from dfkd_fast.training.networks import load_method
+from dfkd_fast.training.assemble import load_method
 from dfkd_fast.training.ranks import check_micro_batches
 from dfkd_fast.training.train import train
 

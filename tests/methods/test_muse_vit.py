@@ -25,9 +25,9 @@ from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.vit import is_vit
-from dfkd_fast.training import inner, steps, student
-from dfkd_fast.training.checkpoint import save_network
-from dfkd_fast.training.steps import EagerSteps
+from dfkd_fast.training import capture, inner, student
+from dfkd_fast.training.capture import EagerSteps
+from dfkd_fast.training.checkpoints.checkpoint import save_network
 from dfkd_fast.training.train import train
 
 
@@ -88,7 +88,7 @@ def test_steps_never_wait_and_can_be_replayed(tmp_path: Path, monkeypatch: pytes
         with sync_free():
             engine.step(variant)
     run.pool.close()
-    monkeypatch.setattr(steps, "CudaGraphs", lambda _device: Tape())
+    monkeypatch.setattr(capture, "CudaGraphs", lambda _device: Tape())
     monkeypatch.setattr(test_contract, "make_runtime", lambda **given: replace(make_runtime(**given), graphs=True))
     replayed = results(longer(config), tmp_path / "replayed")
     for module in (inner, student):

@@ -17,7 +17,7 @@ from dfkd_fast.cli.main import main
 from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.methods.nayer import NayerConfig
-from dfkd_fast.training.networks import load_method
+from dfkd_fast.training.assemble import load_method
 
 CIFAR_PAIRS = {
     ("resnet34", "resnet18"),

@@ -17,8 +17,8 @@ from torch import Tensor
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.rng import seed_phase
-from dfkd_fast.training import inner, steps, student
-from dfkd_fast.training.steps import WARM_UP_STEPS, CapturedSteps, EagerSteps
+from dfkd_fast.training import capture, inner, student
+from dfkd_fast.training.capture import WARM_UP_STEPS, CapturedSteps, EagerSteps
 
 STEPS = WARM_UP_STEPS + 3
 
@@ -68,7 +68,7 @@ def test_replays_equal_steps(
         return replace(make_runtime(**arguments), graphs=True)  # type: ignore[arg-type]
 
     monkeypatch.setattr(test_contract, "make_runtime", capturing)
-    monkeypatch.setattr(steps, "CudaGraphs", recorder)
+    monkeypatch.setattr(capture, "CudaGraphs", recorder)
     config = longer(tiny(name, teacher_file, tmp_path / "run"))
     replayed = results(config, tmp_path / "replayed")
     assert all(tape.recorded for tape in tapes), "no step was recorded"
@@ -114,7 +114,7 @@ def test_a_replay_makes_nobody_wait_and_takes_no_memory() -> None:
         total.add_(value)
         return {"loss": loss.detach()}
 
-    run = CapturedSteps(step, steps.CudaGraphs(device))
+    run = CapturedSteps(step, capture.CudaGraphs(device))
     value = torch.ones(2, device=device)
     for _ in range(STEPS):
         run("variant", value)

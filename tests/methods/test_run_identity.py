@@ -19,9 +19,9 @@ from dfkd_fast.config.sources import load_run
 from dfkd_fast.device import runtime as runtime_module
 from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.training import identity
-from dfkd_fast.training.checkpoint import load_network, save_network
-from dfkd_fast.training.identity import check_identity, settings_identity
+from dfkd_fast.training.checkpoints import identity
+from dfkd_fast.training.checkpoints.checkpoint import load_network, save_network
+from dfkd_fast.training.checkpoints.identity import check_identity, settings_identity
 from dfkd_fast.training.train import train
 
 

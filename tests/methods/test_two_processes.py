@@ -18,9 +18,9 @@ from dfkd_fast.catalog import FACTS, METHODS
 from dfkd_fast.config.record import write_config
 from dfkd_fast.config.sources import default_config, load_run
 from dfkd_fast.errors import UserError
-from dfkd_fast.pool.manifest import load_manifest
+from dfkd_fast.pool.disk.manifest import load_manifest
+from dfkd_fast.training.checkpoints.state_tensors import part_tensors
 from dfkd_fast.training.ranks import share_of_rank
-from dfkd_fast.training.state_tensors import part_tensors
 from dfkd_fast.training.train import train
 
 RANKS = 2

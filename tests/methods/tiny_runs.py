@@ -12,7 +12,7 @@ from torch import nn
 from dfkd_fast.config.sources import default_config, load_config, load_run
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.models.factory import load_model
-from dfkd_fast.training.checkpoint import save_network
+from dfkd_fast.training.checkpoints.checkpoint import save_network
 from dfkd_fast.training.train import train
 
 SHAPE = {"num_classes": 10, "image_size": 32, "mean": (0.3, 0.3, 0.3), "std": (0.4, 0.4, 0.4)}

@@ -19,7 +19,7 @@ from dfkd_fast.cli.main import main
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.answers import check_training, settle_answer
 from dfkd_fast.models.factory import load_model
-from dfkd_fast.training.checkpoint import save_network
+from dfkd_fast.training.checkpoints.checkpoint import save_network
 from dfkd_kernels import freeze_teacher
 
 SHAPE = (3, 8, 8)

@@ -19,7 +19,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.sealed import HEADER
 from dfkd_fast.models.torchvision_cpu import ensure_importable
-from dfkd_fast.training.networks import load_teacher
+from dfkd_fast.training.assemble import load_teacher
 
 DIGITS: dict[str, Any] = {"num_classes": 10, "image_size": 32, "mean": (0.3, 0.3, 0.3), "std": (0.4, 0.4, 0.4)}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -12,11 +12,11 @@ from written import held, journal, records, write
 
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.digests import crc_of_json
-from dfkd_fast.pool import layout
-from dfkd_fast.pool.files import PoolFiles
-from dfkd_fast.pool.layout import BLOCK, GRAIN
-from dfkd_fast.pool.manifest import load_manifest
-from dfkd_fast.pool.verify import find_damage, merge_damage, repair
+from dfkd_fast.pool.disk import layout
+from dfkd_fast.pool.disk.files import PoolFiles
+from dfkd_fast.pool.disk.layout import BLOCK, GRAIN
+from dfkd_fast.pool.disk.manifest import load_manifest
+from dfkd_fast.pool.disk.verify import find_damage, merge_damage, repair
 
 
 @pytest.fixture(autouse=True)
@@ -198,5 +198,5 @@ def test_what_a_writer_has_dropped_meanwhile_is_no_damage(tmp_path: Path, monkey
         made.release(count)
     flip(tmp_path / "segment-000002.bin", 12 * 300)
     manifests = iter([stale, load_manifest(tmp_path)])
-    monkeypatch.setattr("dfkd_fast.pool.files.load_manifest", lambda folder: next(manifests))
+    monkeypatch.setattr("dfkd_fast.pool.disk.files.load_manifest", lambda folder: next(manifests))
     assert [found.block for found in find_damage(tmp_path)] == [2 * GRAIN // BLOCK + 1]

@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dfkd_fast.cli.main import main
-from dfkd_fast.pool.files import PoolFiles
-from dfkd_fast.pool.journal import Journal
+from dfkd_fast.pool.disk.files import PoolFiles
+from dfkd_fast.pool.disk.journal import Journal
 
 COUNT = 300
 

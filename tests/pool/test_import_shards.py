@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 
 from dfkd_fast.errors import UserError
 from dfkd_fast.files import pictures
-from dfkd_fast.pool.files import PoolFiles
-from dfkd_fast.pool.imports import import_pool
+from dfkd_fast.pool.disk.files import PoolFiles
+from dfkd_fast.pool.exchange.imports import import_pool
 
 
 def png(level: int, size: int = 4, mode: str = "RGB") -> bytes:

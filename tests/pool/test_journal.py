@@ -12,10 +12,10 @@ import torch
 from written import held, journal, records, write
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.pool import layout
-from dfkd_fast.pool.files import PoolFiles
-from dfkd_fast.pool.layout import GRAIN
-from dfkd_fast.pool.verify import find_damage, repair
+from dfkd_fast.pool.disk import layout
+from dfkd_fast.pool.disk.files import PoolFiles
+from dfkd_fast.pool.disk.layout import GRAIN
+from dfkd_fast.pool.disk.verify import find_damage, repair
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfkd_fast.pool import layout
-from dfkd_fast.pool.files import PoolFiles
-from dfkd_fast.pool.journal import Journal
-from dfkd_fast.pool.layout import GRAIN
-from dfkd_fast.pool.verify import find_damage
+from dfkd_fast.pool.disk import layout
+from dfkd_fast.pool.disk.files import PoolFiles
+from dfkd_fast.pool.disk.journal import Journal
+from dfkd_fast.pool.disk.layout import GRAIN
+from dfkd_fast.pool.disk.verify import find_damage
 
 RING = 3000
 """capacity of the ring: of a dozen segments that a run writes, two are in use"""

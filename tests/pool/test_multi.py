@@ -10,7 +10,7 @@ import torch
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.pool.budget import data_ratio_capacity, rounds_in_epoch
-from dfkd_fast.pool.journal import Journal
+from dfkd_fast.pool.disk.journal import Journal
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.pool.pool import Pool
 from dfkd_fast.pool.stream import AugmentSpec

@@ -16,7 +16,7 @@ from torch import Tensor
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.pool.journal import Journal
+from dfkd_fast.pool.disk.journal import Journal
 from dfkd_fast.pool.pool import Pool
 from dfkd_fast.pool.stream import AugmentSpec
 from dfkd_fast.rng import seed_phase

@@ -12,9 +12,9 @@ import torch.multiprocessing
 
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.pool.journal import Journal
+from dfkd_fast.pool.disk.journal import Journal
+from dfkd_fast.pool.disk.shards import shard_folder
 from dfkd_fast.pool.pool import Pool
-from dfkd_fast.pool.shards import shard_folder
 from dfkd_fast.pool.stream import AugmentSpec
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.sampling import EpochShuffle

@@ -18,8 +18,8 @@ from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.limits import free_host_memory
 from dfkd_fast.pool.build import check_pool, make_pool
+from dfkd_fast.pool.disk.window import Window
 from dfkd_fast.pool.storage import Room, choose_storage
-from dfkd_fast.pool.window import Window
 
 CPU = Runtime(device=torch.device("cpu"), precision="fp32", channels_last=True)
 CUDA = torch.device("cuda", 0)
@@ -177,7 +177,7 @@ READ_A_POOL = """
 import sys, torch
 from pathlib import Path
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.pool.journal import Journal
+from dfkd_fast.pool.disk.journal import Journal
 from dfkd_fast.pool.pool import Pool
 from dfkd_fast.pool.stream import AugmentSpec
 from dfkd_fast.device.runtime import Runtime

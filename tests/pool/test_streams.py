@@ -13,7 +13,7 @@ import dfkd_fast.pool.stream_kernel as stream_kernel
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.pool.journal import Journal
+from dfkd_fast.pool.disk.journal import Journal
 from dfkd_fast.pool.pool import Pool
 from dfkd_fast.pool.stream import AugmentSpec, DirectStream
 from dfkd_fast.pool.stream_kernel import StagedStream, kernel_stream

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dfkd_fast.pool.files import PoolFiles
-from dfkd_fast.pool.journal import Journal
-from dfkd_fast.pool.layout import GRAIN
+from dfkd_fast.pool.disk.files import PoolFiles
+from dfkd_fast.pool.disk.journal import Journal
+from dfkd_fast.pool.disk.layout import GRAIN
 
 
 def records(first: int, count: int) -> dict[str, Tensor]:

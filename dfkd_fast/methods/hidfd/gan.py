@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from dfkd_fast.augment import Augment
 from dfkd_fast.files.image_rows import ImageRows
-from dfkd_fast.generators.biggan import BigDiscriminator, BigGenerator
 from dfkd_fast.losses import adcgan
 from dfkd_fast.methods.base import Inner, LossTerms, Setup, parameters_of
+from dfkd_fast.methods.hidfd.biggan import BigDiscriminator, BigGenerator
 from dfkd_fast.methods.hidfd.class_frequency import ClassFrequency
 from dfkd_fast.methods.hidfd.config import TURNS, HidfdConfig
 from dfkd_fast.models.teacher import frozen_alias

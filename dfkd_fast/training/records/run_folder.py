@@ -20,7 +20,7 @@ from dfkd_fast.files.locks import lock_file
 from dfkd_fast.files.write import drop_folder, make_folder, sweep
 from dfkd_fast.messages.notes import note
 from dfkd_fast.messages.terminal import quoted
-from dfkd_fast.training.sources import SOURCES_FILE, write_sources
+from dfkd_fast.training.checkpoints.sources import SOURCES_FILE, write_sources
 
 LOCK = "lock"
 _BUSY = "is writing this run; let it end, or choose another folder"

@@ -29,11 +29,11 @@ from dfkd_fast.files.locks import Busy
 from dfkd_fast.files.write import make_folder, write_file
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.reporting.console import ConsoleKind, make_console
-from dfkd_fast.training import teacher
-from dfkd_fast.training.checkpoint import disk_error, save_network
+from dfkd_fast.training.checkpoints.checkpoint import disk_error, save_network
 from dfkd_fast.training.evaluate import Evaluation
 from dfkd_fast.training.interrupt import Interrupted
-from dfkd_fast.training.teacher_state import ENDING, TrainingState, only_one
+from dfkd_fast.training.teachers import train as teacher
+from dfkd_fast.training.teachers.state import ENDING, TrainingState, only_one
 
 _FLAG, _GO_ON = "DFKD_FAST_CACHE", "the same command"
 

@@ -21,8 +21,15 @@ from dfkd_fast import __version__
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.locks import Busy, lock_file
 from dfkd_fast.files.write import drop_folder, make_folder
-from dfkd_fast.training.checkpoint import TRAINING, Checkpoint, Shelf, checkpoints_in, read_checkpoint, save_checkpoint
-from dfkd_fast.training.state_tensors import load_module, load_optimizer, module_tensors, optimizer_tensors
+from dfkd_fast.training.checkpoints.checkpoint import (
+    TRAINING,
+    Checkpoint,
+    Shelf,
+    checkpoints_in,
+    read_checkpoint,
+    save_checkpoint,
+)
+from dfkd_fast.training.checkpoints.state_tensors import load_module, load_optimizer, module_tensors, optimizer_tensors
 
 ENDING = ".training"
 """of the folder beside the file that is to be written"""

@@ -12,8 +12,8 @@ from torch import Tensor
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.arrays import NpzFile
 from dfkd_fast.messages.notes import printable
-from dfkd_fast.pool.exports import DTYPES
-from dfkd_fast.pool.webdataset import LARGEST_LABEL
+from dfkd_fast.pool.exchange.exports import DTYPES
+from dfkd_fast.pool.exchange.webdataset import LARGEST_LABEL
 
 BATCH = 256
 

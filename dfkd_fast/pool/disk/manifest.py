@@ -17,7 +17,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.files.digests import crc_of_json
 from dfkd_fast.files.write import write_file
 from dfkd_fast.messages.terminal import command
-from dfkd_fast.pool.layout import BLOCK, Field, Layout
+from dfkd_fast.pool.disk.layout import BLOCK, Field, Layout
 
 MAGIC, VERSION = "dfkd-fast pool", 2
 MANIFEST, COPY = "manifest.json", "manifest.copy.json"

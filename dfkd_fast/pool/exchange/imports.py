@@ -16,11 +16,11 @@ from dfkd_fast.files.archives import Tree
 from dfkd_fast.files.pictures import PictureReader, is_deep, opened
 from dfkd_fast.files.trees import class_name, folder_tree, is_hidden, is_tar, pictures
 from dfkd_fast.messages.notes import note, printable
-from dfkd_fast.pool.exports import UNLABELLED
-from dfkd_fast.pool.import_arrays import BATCH, Batch, read_npz, read_safetensors
-from dfkd_fast.pool.journal import Journal
-from dfkd_fast.pool.manifest import COPY, MANIFEST
-from dfkd_fast.pool.webdataset import LARGEST_LABEL, Sample, find_samples, read_samples
+from dfkd_fast.pool.disk.journal import Journal
+from dfkd_fast.pool.disk.manifest import COPY, MANIFEST
+from dfkd_fast.pool.exchange.exports import UNLABELLED
+from dfkd_fast.pool.exchange.import_arrays import BATCH, Batch, read_npz, read_safetensors
+from dfkd_fast.pool.exchange.webdataset import LARGEST_LABEL, Sample, find_samples, read_samples
 
 
 def import_pool(source: Path, folder: Path, *, image_size: int | None = None) -> int:

@@ -33,7 +33,7 @@ from dfkd_fast.reporting.meters import Meter
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.sampling import EpochShuffle
 from dfkd_fast.training.evaluate import Evaluation, evaluate
-from dfkd_fast.training.teacher_state import TrainingState
+from dfkd_fast.training.teachers.state import TrainingState
 from dfkd_kernels import gather_augment
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from dfkd_fast.pool.files import PoolFiles, as_bytes
+from dfkd_fast.pool.disk.files import PoolFiles, as_bytes
 
 SHARD = 10_000
 """images in one WebDataset shard"""

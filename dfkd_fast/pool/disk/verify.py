@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.pool.files import Damage, PoolFiles
-from dfkd_fast.pool.layout import BLOCK
-from dfkd_fast.pool.lock import lock_folder
-from dfkd_fast.pool.manifest import COPY, MANIFEST, ManifestError, load_manifest
+from dfkd_fast.pool.disk.files import Damage, PoolFiles
+from dfkd_fast.pool.disk.layout import BLOCK
+from dfkd_fast.pool.disk.lock import lock_folder
+from dfkd_fast.pool.disk.manifest import COPY, MANIFEST, ManifestError, load_manifest
 
 
 class Repair(NamedTuple):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.files.write import drop_folder, sweep
-from dfkd_fast.pool.files import PoolFiles
-from dfkd_fast.pool.manifest import MANIFEST
+from dfkd_fast.pool.disk.files import PoolFiles
+from dfkd_fast.pool.disk.manifest import MANIFEST
 
 
 def shard_folder(root: Path, rank: int, world_size: int) -> Path:

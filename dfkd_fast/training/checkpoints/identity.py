@@ -25,9 +25,9 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.files.digests import of_file, of_json, of_tensors
 from dfkd_fast.messages.notes import note
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.training.collected import Collected
 from dfkd_fast.training.ranks import Resumed
-from dfkd_fast.training.run_record import active_backends
+from dfkd_fast.training.real_images.collected import Collected
+from dfkd_fast.training.records.run_record import active_backends
 
 Identity = dict[str, dict[str, Any]]
 """by section: names with values or digests, as JSON"""

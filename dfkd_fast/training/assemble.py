@@ -29,7 +29,7 @@ from dfkd_fast.training.class_vectors import class_vectors
 from dfkd_fast.training.evaluate import check_fit, in_stated_order, stated_channels
 from dfkd_fast.training.failures import is_out_of_memory
 from dfkd_fast.training.ranks import check_global_batch, check_micro_batches, share_of_rank
-from dfkd_fast.training.teacher_cache import cached_teacher
+from dfkd_fast.training.teachers.cache import cached_teacher
 from dfkd_kernels.freeze.norms import is_frozen_batchnorm
 
 

@@ -19,8 +19,8 @@ from dfkd_fast.files.image_rows import ImageRows
 from dfkd_fast.messages.notes import note
 from dfkd_fast.methods.base import CollectedImages, Method
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.training.collected_file import rows_on_disk
 from dfkd_fast.training.evaluate import Expected, S, as_expected, check_classes, check_fit, image_channels
+from dfkd_fast.training.real_images.collected_file import rows_on_disk
 
 _FLAG = "--collected"
 

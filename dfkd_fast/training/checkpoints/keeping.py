@@ -9,8 +9,8 @@ from pathlib import Path
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.files.write import drop_folder
-from dfkd_fast.training.checkpoint import Checkpoint, oldest_record, save_checkpoint
-from dfkd_fast.training.identity import Identity
+from dfkd_fast.training.checkpoints.checkpoint import Checkpoint, oldest_record, save_checkpoint
+from dfkd_fast.training.checkpoints.identity import Identity
 from dfkd_fast.training.loop import Loop
 from dfkd_fast.training.ranks import Resumed, checkpoint_folder, drop_other_checkpoints
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.pool.layout import BLOCK
-from dfkd_fast.pool.manifest import Manifest, load_manifest, repair_hint
+from dfkd_fast.pool.disk.layout import BLOCK
+from dfkd_fast.pool.disk.manifest import Manifest, load_manifest, repair_hint
 
 
 class Damage(NamedTuple):
