@@ -54,7 +54,10 @@ def write_teacher(file: Path) -> Path:
 def tiny(name: str, teacher_file: Path, run_dir: Path, **settings: Any) -> TrainConfig[Any]:
     config = load_config(default_config(name), preset="digits")
     names = {item.name for item in fields(config.method)}
-    recipe = replace(config.method, **{key: value for key, value in TINY.items() if key in names})
+    small = {key: value for key, value in TINY.items() if key in names}
+    if "generator_width" in names:  # HiDFD's unit is smaller already
+        small["generator_width"] = min(TINY["generator_width"], config.method.generator_width)
+    recipe = replace(config.method, **small)
     return replace(
         config,
         method=recipe,
