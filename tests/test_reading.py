@@ -1,0 +1,50 @@
+"""What a newcomer has to read: one run in seven files, a method in one, the house on one page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "dfkd_fast"
+
+
+def lines_of(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").splitlines()
+
+
+def seven_files(page: str) -> list[str]:
+    """The files that a page's section about reading a run names, in their order."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    section = re.search(r"^## Read a run.*?(?=^## )", text, re.MULTILINE | re.DOTALL)
+    assert section is not None
+    return re.findall(r"`(\w+/\w+\.py)`", section[0])
+
+
+def test_a_run_is_read_in_seven_files() -> None:
+    named = seven_files("CONTRIBUTING.md")
+    assert len(named) == 7
+    assert named == seven_files("docs/architecture.md")
+    assert sum(len(lines_of(PACKAGE / name)) for name in named) <= 1150
+
+
+def test_nayer_reads_as_its_algorithm_box() -> None:
+    text = lines_of(PACKAGE / "methods" / "nayer.py")
+    assert len(text) <= 130
+    start = next(number for number, line in enumerate(text) if "def synthesize" in line)
+    end = next(number for number, line in enumerate(text[start:], start) if "yield" in line)
+    assert sum("line" in line or "to 10" in line for line in text[start : end + 1]) >= 4
+
+
+def test_the_house_is_one_page() -> None:
+    page = lines_of(ROOT / "docs" / "architecture.md")
+    assert len(page) <= 120
+    assert max(map(len, page)) <= 120
+
+
+def test_make_has_at_most_ten_targets() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    targets = set(re.findall(r"^([a-z-]+):(?!=)", makefile, re.MULTILINE))
+    assert targets == set(phony.split())
+    assert len(targets) <= 10
