@@ -23,19 +23,18 @@ from dfkd_fast.methods.inner import images_of
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.parallel import group as process_group
 from dfkd_fast.pool import build
+from dfkd_fast.training import capture, evaluate, train
 from dfkd_fast.training import run as run_parts
 from dfkd_fast.training.assemble import load_method
 from dfkd_fast.training.capture import CapturedSteps, CudaGraphs
-from dfkd_fast.training.checkpoints import checkpoint, collected, evaluate, steps, train
+from dfkd_fast.training.checkpoints import checkpoint
 from dfkd_fast.training.inner import InnerLoop
+from dfkd_fast.training.real_images import collected
 
 FEW = {"epochs": 2, "warmup_epochs": 1, "warmup_rounds": 1, "rounds": 1, "synthesis_steps": 3, "low_res_steps": 3}
 FEW |= {"student_steps": 3, "student_steps_per_round": 3, "lr_warmup_steps": 0}
 OWN: dict[str, dict[str, int]] = {
     "deepinversion": {"synthesis_steps": 6},
-    "dafl": {"warmup_epochs": 0},
-    "dfq": {"warmup_epochs": 0},
-    "zskt": {"warmup_epochs": 0},
     "hidfd": {"epochs": 3, "synthesis_steps": 6, "synthetic_images": 200},
     "muse": {"full_images": 8 * 260},
     "muse-s": {"full_images": 8 * 260},
@@ -90,6 +89,7 @@ def _config(case: Case, folder: Path) -> TrainConfig[Any]:
     config = load_config(default_config(case.method), preset=PRESETS.get(case.method, "cifar10"), flags=flags)
     names = {item.name for item in fields(config.method)}
     few = {name: value for name, value in (FEW | OWN.get(case.method, {})).items() if name in names}
+    few["warmup_epochs"] = min(few["warmup_epochs"], config.method.warmup_epochs)  # none where the recipe has none
     return replace(
         config,
         method=replace(config.method, **few),
@@ -126,7 +126,7 @@ def without_values(watch: Watch) -> Iterator[None]:
     class Watched(CapturedSteps):
         def __call__(self, variant: Hashable, *inputs: Any) -> Any:
             watch.step = _step_name(self.step.__self__, variant)  # type: ignore[attr-defined]
-            steps.WARM_UP_STEPS = int(not self._variants)
+            capture.WARM_UP_STEPS = int(not self._variants)
             try:
                 return super().__call__(variant, *inputs)
             finally:
@@ -139,9 +139,9 @@ def without_values(watch: Watch) -> Iterator[None]:
             return replay, terms
 
     replaced: dict[tuple[Any, str], Any] = {
-        (steps, "WARM_UP_STEPS"): 1,
-        (steps, "CapturedSteps"): Watched,
-        (steps, "CudaGraphs"): WatchedGraphs,
+        (capture, "WARM_UP_STEPS"): 1,
+        (capture, "CapturedSteps"): Watched,
+        (capture, "CudaGraphs"): WatchedGraphs,
         (build, "Journal"): NoJournal,
         (evaluate, "load_test_split"): lambda *_, **__: _images(10),
         (evaluate, "_summarised"): lambda top, _images: evaluate.Evaluation(0.5, 0.9, (), top[:, 0]),
