@@ -56,7 +56,7 @@ Tensor batch_moments_backward(const Tensor& x, const Tensor& shift, const Option
   return cpu::batch_moments_backward(x, shift, dsum, dsum_sq);
 }
 
-std::tuple<Tensor, Tensor> moment_loss(const TensorList& sum, const TensorList& sum_sq, const TensorList& shift,
+std::tuple<Tensor, Tensor> bn_stat_loss(const TensorList& sum, const TensorList& sum_sq, const TensorList& shift,
                                        const TensorList& count, const TensorList& target_mean,
                                        const TensorList& target_var, const TensorList& ema_mean,
                                        const TensorList& ema_var, const OptionalTensor& momentum,
@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor> moment_loss(const TensorList& sum, const TensorList& 
   }
   if (weights) check_shape("weights", *weights, ScalarType::Float, {static_cast<int64_t>(sum.size())}, sum[0]);
   check_range("kind", kind, 0, 1);
-  return DFKD_ON_DEVICE(sum[0], moment_loss(sum, sum_sq, shift, count, target_mean, target_var, ema_mean, ema_var,
+  return DFKD_ON_DEVICE(sum[0], bn_stat_loss(sum, sum_sq, shift, count, target_mean, target_var, ema_mean, ema_var,
                                             momentum, weights, kind, unbiased));
 }
 
@@ -171,7 +171,7 @@ std::tuple<Tensor, Tensor> priority_sample(const Tensor& leaves, const Tensor& s
 }
 
 void register_device_operators(torch::stable::detail::StableLibrary& m) {
-  m.impl("moment_loss", TORCH_BOX(&moment_loss));
+  m.impl("bn_stat_loss", TORCH_BOX(&bn_stat_loss));
   m.impl("gather_augment", TORCH_BOX(&gather_augment));
   m.impl("priority_update", TORCH_BOX(&priority_update));
   m.impl("priority_clear", TORCH_BOX(&priority_clear));
@@ -191,7 +191,7 @@ STABLE_TORCH_LIBRARY(dfkd_native, m) {
   m.def("batch_moments_forward(Tensor x, Tensor shift) -> Tensor stats");
   m.def("batch_moments_backward(Tensor x, Tensor shift, Tensor? dsum, Tensor? dsum_sq) -> Tensor dx");
   m.def(
-      "moment_loss(Tensor[] sum, Tensor[] sum_sq, Tensor[] shift, Tensor[] count, Tensor[] target_mean,"
+      "bn_stat_loss(Tensor[] sum, Tensor[] sum_sq, Tensor[] shift, Tensor[] count, Tensor[] target_mean,"
       " Tensor[] target_var, Tensor[] ema_mean, Tensor[] ema_var, Tensor? momentum, Tensor? weights, int kind,"
       " bool unbiased) -> (Tensor loss, Tensor coef)");
   m.def(

@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor, Tensor> kd_kl_priority_forward(const Tensor& student,
 
 // Operators that also have a CUDA form.
 #define DFKD_DECLARE_DEVICE_OPERATORS                                                                              \
-  std::tuple<Tensor, Tensor> moment_loss(const TensorList& sum, const TensorList& sum_sq, const TensorList& shift, \
+  std::tuple<Tensor, Tensor> bn_stat_loss(const TensorList& sum, const TensorList& sum_sq, const TensorList& shift, \
                                          const TensorList& count, const TensorList& target_mean,                   \
                                          const TensorList& target_var, const TensorList& ema_mean,                 \
                                          const TensorList& ema_var, const OptionalTensor& momentum,                \

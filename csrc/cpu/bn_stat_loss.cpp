@@ -61,7 +61,7 @@ double layer_loss(const Layer& layer, bool squared, float* dsum, float* dsum_sq)
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> moment_loss(const TensorList& sum, const TensorList& sum_sq, const TensorList& shift,
+std::tuple<Tensor, Tensor> bn_stat_loss(const TensorList& sum, const TensorList& sum_sq, const TensorList& shift,
                                        const TensorList& count, const TensorList& target_mean,
                                        const TensorList& target_var, const TensorList& ema_mean,
                                        const TensorList& ema_var, const OptionalTensor& momentum,

@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(const double* losses, int
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> moment_loss(const TensorList& sum, const TensorList& sum_sq, const TensorList& shift,
+std::tuple<Tensor, Tensor> bn_stat_loss(const TensorList& sum, const TensorList& sum_sq, const TensorList& shift,
                                        const TensorList& count, const TensorList& target_mean,
                                        const TensorList& target_var, const TensorList& ema_mean,
                                        const TensorList& ema_var, const OptionalTensor& momentum,

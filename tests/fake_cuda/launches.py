@@ -71,7 +71,7 @@ def launches(name: str, args: Sequence[Any], given: Sequence[Tensor]) -> int:
         return max(1, -(-max(lists, default=1) // PER_FOREACH))
     if op == "cat":
         return -(-len(given) // PER_CAT)
-    if op == "moment_loss":  # one concatenation of all vectors, one of the counts, the kernel, the sum over layers
+    if op == "bn_stat_loss":  # one concatenation of all vectors, one of the counts, the kernel, the sum over layers
         return -(-len(given) // PER_CAT) + 3
     if op == "convolution_backward":  # of input, weight and bias those that are asked for
         return sum(args[-1])

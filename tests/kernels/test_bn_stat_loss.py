@@ -184,7 +184,7 @@ def test_operator_keeps_torch_library_rules(backend):
         means, variances = zip(*targets, strict=True)
         pairs = [list(column) for column in (*zip(*targets, strict=True), *zip(*averages, strict=True))]
         args = (list(means), list(variances), list(means), counts, *pairs, torch.tensor(0.9, device=DEVICE), None)
-        torch.library.opcheck(ops.moment_loss.overload, (*args, reference.L2, False, backend))
+        torch.library.opcheck(ops.bn_stat_loss_op.overload, (*args, reference.L2, False, backend))
 
 
 class CountCalls(TorchDispatchMode):
@@ -198,15 +198,15 @@ class CountCalls(TorchDispatchMode):
 
 
 def test_launches_do_not_grow_with_the_layers():
-    from dfkd_kernels.bn_stat_loss.triton import moment_loss
+    from dfkd_kernels.bn_stat_loss.triton import bn_stat_loss
 
     def calls(layers):
         vectors = [torch.rand(8, device=DEVICE) for _ in range(layers)]
         counts = [torch.tensor(4.0, device=DEVICE)] * layers
         args = (vectors, vectors, vectors, counts, vectors, vectors, [], [], None, None, reference.L2, False)
-        moment_loss(*args)  # the table of offsets is made once per network
+        bn_stat_loss(*args)  # the table of offsets is made once per network
         with CountCalls() as counter:
-            moment_loss(*args)
+            bn_stat_loss(*args)
         return counter.calls
 
     with running_on("triton", "bn_stat_loss"):

@@ -144,7 +144,7 @@ class TestArguments:
             (lambda ops, x, v: ops.kd_kl_forward(v.view(1, 3), v.view(1, 3), 0.0), "temperature: expected a positive"),
             (lambda ops, x, v: ops.cam_margin_forward(x, v.view(1, 3), v, None, 1.0), "labels: expected dtype Long"),
             (lambda ops, x, v: ops.priority_clear(v, v.double(), v.long(), 3, v.long()), "leaves: unexpected shape"),
-            (lambda ops, x, v: ops.moment_loss(*([v],) * 8, None, None, 0, False), "count: unexpected shape"),
+            (lambda ops, x, v: ops.bn_stat_loss(*([v],) * 8, None, None, 0, False), "count: unexpected shape"),
         ],
     )
     def test_wrong_arguments_are_named(self, ops, call, message):
@@ -239,7 +239,7 @@ class TestBuild:
         assert result.returncode == 0, result.stderr[-3000:]
         (binary,) = binaries
         assert all(architecture in binary.read_bytes() for architecture in (b"sm_80", b"sm_90"))
-        names = ("moment_loss", "gather_augment", "priority_update", "priority_clear", "priority_sample")
+        names = ("bn_stat_loss", "gather_augment", "priority_update", "priority_clear", "priority_sample")
         code = f"import torch; torch.ops.load_library({str(binary)!r}); "
         code += "has = torch._C._dispatch_has_kernel_for_dispatch_key; "
         code += f"assert all(has('dfkd_native::' + name, 'CUDA') for name in {names})"

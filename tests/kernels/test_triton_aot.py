@@ -69,7 +69,7 @@ def test_the_table_has_every_case_and_every_kernel_and_dtype():
         for dtype in DTYPES:
             assert any(name.startswith(kernel) and f"_{dtype}_" in name for name in names), (kernel, dtype)
     tree = [f"priority_{step}" for step in ("update", "write", "refresh", "sample")]
-    for kernel in ("moment_loss", "sum_partials", *tree):
+    for kernel in ("bn_stat_loss", "sum_partials", *tree):
         assert any(name.startswith(kernel) for name in names), kernel
     assert all(0 < row["registers"] <= 255 for row in table())
 
@@ -193,12 +193,12 @@ def test_a_kernel_that_does_not_fit_is_an_error():
     result = verdict("tool.SHARED_MEMORY = {90: 0}", "--arch", "90")
     assert result.returncode == 1
     assert "does not fit" in result.stderr
-    assert "moment_loss" in result.stderr
+    assert "bn_stat_loss" in result.stderr
 
 
 def test_growth_and_what_does_not_compile_are_errors(tmp_path):
     known = json.loads(TABLE.read_text())["triton"]
-    names = [name for name in known["kernels"] if name.startswith("moment_loss")]
+    names = [name for name in known["kernels"] if name.startswith("bn_stat_loss")]
     kernels = {name: known["kernels"][name] for name in names[:-1]}
     for amounts in kernels[names[0]].values():
         amounts["registers"] -= 1
@@ -215,9 +215,9 @@ def test_growth_and_what_does_not_compile_are_errors(tmp_path):
     )
     result = verdict(broken, "--arch", "90", "--check", str(lower))
     assert result.returncode == 1
-    assert "grew: moment_loss_l2_plain sm_90: registers" in result.stderr
-    assert "grew: moment_loss_l2_plain sm_90: spilled_bytes" in result.stderr
-    assert "not in the table: moment_loss_l2_squared_all sm_90" in result.stderr
+    assert "grew: bn_stat_loss_l2_plain sm_90: registers" in result.stderr
+    assert "grew: bn_stat_loss_l2_plain sm_90: spilled_bytes" in result.stderr
+    assert "not in the table: bn_stat_loss_l2_squared_all sm_90" in result.stderr
     assert "does not compile: wrong sm_90" in result.stderr
 
 

@@ -69,12 +69,12 @@ def bn_stat_loss(
         ema = (_constants(ema[0], like.dtype), momentum)
     backend = pick("bn_stat_loss", like.device.type, like.dtype)
     if backend == "reference":
-        return reference.moment_loss(moments, targets, kind=KINDS[kind], weights=weights_L, ema=ema, unbiased=unbiased)
+        return reference.bn_stat_loss(moments, targets, kind=KINDS[kind], weights=weights_L, ema=ema, unbiased=unbiased)
     sums, sums_sq, shifts, counts = (list(column) for column in zip(*moments, strict=True))
     averages, momentum_or_none = ([], None) if ema is None else ema
     vectors = [shifts, counts, *_columns(targets), *_columns(averages)]
     constants = (*vectors, momentum_or_none, weights_L, KINDS[kind], unbiased, backend)
-    loss: Tensor = MomentLoss.apply(constants, *sums, *sums_sq)
+    loss: Tensor = BnStatLoss.apply(constants, *sums, *sums_sq)
     return loss
 
 
@@ -88,13 +88,13 @@ def _columns(statistics: Statistics) -> tuple[list[Tensor], list[Tensor]]:
     return [mean for mean, _ in statistics], [var for _, var in statistics]
 
 
-class MomentLoss(torch.autograd.Function):
+class BnStatLoss(torch.autograd.Function):
     """(sum and sum_sq of every layer) -> loss. Its forward already computes the derivatives; backward scales them."""
 
     @staticmethod
     def forward(ctx: Any, constants: Sequence[Any], *sums: Tensor) -> Tensor:
         layers = len(sums) // 2
-        loss, coef = moment_loss(sums[:layers], sums[layers:], *constants)
+        loss, coef = bn_stat_loss_op(sums[:layers], sums[layers:], *constants)
         ctx.save_for_backward(coef)
         ctx.sizes = [layer.numel() for layer in sums]
         return loss
@@ -110,11 +110,11 @@ def _fake_loss(sums: Sequence[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
     return sums[0].new_empty(()), sums[0].new_empty(2 * sum(layer.numel() for layer in sums))
 
 
-moment_loss = Operator(
-    "moment_loss(Tensor[] sum, Tensor[] sum_sq, Tensor[] shift, Tensor[] count, Tensor[] target_mean,"
+bn_stat_loss_op = Operator(
+    "bn_stat_loss(Tensor[] sum, Tensor[] sum_sq, Tensor[] shift, Tensor[] count, Tensor[] target_mean,"
     " Tensor[] target_var, Tensor[] ema_mean, Tensor[] ema_var, Tensor? momentum, Tensor? weights, int kind,"
     " bool unbiased, str backend) -> (Tensor, Tensor)",
-    launcher(f"{__package__}.triton", "moment_loss", native="moment_loss"),
+    launcher(f"{__package__}.triton", "bn_stat_loss", native="bn_stat_loss"),
     _fake_loss,
 )
 

@@ -13,7 +13,7 @@ L2, L2_SQUARED = 0, 1
 KINDS = {"l2": L2, "l2_squared": L2_SQUARED}
 
 
-def moment_loss(
+def bn_stat_loss(
     moments: Sequence[Moments],
     targets: Sequence[tuple[Tensor, Tensor]],
     *,

@@ -36,7 +36,7 @@ def _gaps(packed_ptr, total, at, mask, count, correction, momentum, HAS_EMA: tl.
 
 
 @triton.jit
-def moment_loss_kernel(
+def bn_stat_loss_kernel(
     packed_ptr,  # float32, (T,) each: sum, sum_sq, shift, target mean, target var[, average mean, average var]
     counts_ptr,  # (L,) float32
     offsets_ptr,  # (L + 1,) int32: where each layer's channels begin in T
@@ -92,7 +92,7 @@ def moment_loss_kernel(
         tl.store(coef_ptr + total + at, by_sum_sq, mask=mask)
 
 
-def moment_loss(
+def bn_stat_loss(
     sums: Sequence[Tensor],
     sums_sq: Sequence[Tensor],
     shifts: Sequence[Tensor],
@@ -113,7 +113,7 @@ def moment_loss(
     counts_L = torch.stack(list(counts))
     terms = torch.empty_like(counts_L)
     coef = packed.new_empty(2 * total)
-    moment_loss_kernel[(len(sums),)](
+    bn_stat_loss_kernel[(len(sums),)](
         packed,
         counts_L,
         offsets,
@@ -148,8 +148,8 @@ def aot_cases() -> Iterator[AotCase]:
     for kind, code in KINDS.items():
         for options in (False, True):
             flags = dict.fromkeys(("UNBIASED", "HAS_EMA", "HAS_WEIGHTS"), options)
-            name = f"moment_loss_{kind}_{'all' if options else 'plain'}"
-            yield AotCase(name, moment_loss_kernel, args, {"KIND": code, **flags, "BLOCK": BLOCK, "num_warps": 4})
+            name = f"bn_stat_loss_{kind}_{'all' if options else 'plain'}"
+            yield AotCase(name, bn_stat_loss_kernel, args, {"KIND": code, **flags, "BLOCK": BLOCK, "num_warps": 4})
 
 
 def aot_corners() -> Iterator[AotCase]:
@@ -159,4 +159,4 @@ def aot_corners() -> Iterator[AotCase]:
     names = ("UNBIASED", "HAS_EMA", "HAS_WEIGHTS")
     for chosen in names:
         options = {"KIND": KINDS["l2"], **{name: name == chosen for name in names}, "BLOCK": BLOCK, "num_warps": 4}
-        yield AotCase(f"moment_loss_one_channel_{chosen.lower()}", moment_loss_kernel, args, options)
+        yield AotCase(f"bn_stat_loss_one_channel_{chosen.lower()}", bn_stat_loss_kernel, args, options)
