@@ -15,6 +15,7 @@ from dfkd_fast.benchmark.step_timer import Clock, Quantiles, StepTimer, TimingWi
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.costs.work import RoundKind, SynthesisKind, Work, probe_epochs, student_epoch
 from dfkd_fast.device.runtime import Runtime
+from dfkd_fast.errors import UserError
 from dfkd_fast.methods.base import CollectedImages, LossTerms, Method, PoolPlan, SynthBatch
 from dfkd_fast.methods.inner import Inner, LrScale, Variant, inners
 from dfkd_fast.models.factory import ModelInfo, load_model
@@ -105,8 +106,10 @@ class StepProfiler:
         return timings
 
     def close(self) -> None:
-        """Give up the pool's files."""
+        """Give up the pool's files, and what the method's steps hold on the device."""
         self.pool.close()
+        for engine in self.engines:
+            engine.inner.engine = None
 
     def _measure_round(self, kind: RoundKind, window: TimingWindow) -> float:
         """Time the steps of a kind of round; returns what it costs beside them."""
@@ -125,6 +128,8 @@ class StepProfiler:
         many: what one step costs, and what a round costs beside it. Rounds follow each other as in an epoch, which
         begins anew at its end.
         """
+        if not self.probes:
+            raise UserError("a recipe without synthesis rounds has no synthesis steps to take; choose another method")
         kind = kind or min(self.probes, key=lambda each: each.warmup)
         return next(batch for batch in self._begun(kind) if batch.images.shape[-1] == kind.image_size)
 
@@ -161,7 +166,7 @@ class StepProfiler:
             return
         size = batch.images.shape[-1]
         pool, plan = self.pool[size], next(plan for plan in self.plans if plan.image_size == size)
-        while len(pool) < min(2 * plan.batch_size, pool.capacity - 5 * len(batch.images)):
+        while len(pool) < min(2 * plan.batch_size, max(len(batch.images), pool.capacity - 5 * len(batch.images))):
             self._add(batch)
 
     def _fill_unmade(self, plan: PoolPlan) -> None:

@@ -13,9 +13,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _MOST = 10**9
-"""of a whole number that states no other: far above what anybody computes, so that a slip of the pen ends at once, not
-in years
-"""
+"""of a whole number that states no other: far above what anybody computes, so that a typo fails at once"""
 _AS_EVER = object()
 
 

@@ -1,8 +1,8 @@
 """What a run is: every setting, as frozen dataclasses.
 
 The recipe, what a paper's table lists, is the method's own config (section `method`); networks, data, hardware and the
-run folder are `TrainConfig`'s own fields. Where the values come from: `config_sources`; what is kept of them:
-`config_record`. Imports no torch.
+run folder are `TrainConfig`'s own fields. Where the values come from: `sources`; what is kept of them:
+`record`. Imports no torch.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
     student_args: tuple[str, ...] = setting((), formerly=())
     """arguments that your own student is built with, NAME=VALUE"""
     collected: str | None = setting(None, formerly=None)
-    """real images that take part in the training, for a method that is not strictly data-free (hidfd): `digits`, or the
+    """real images that take part in the training, for a method that is not strictly data-free: `digits`, or the
     path of a training split"""
     collected_share: float = setting(1.0, formerly=1.0)
     """share of each class of --collected that is taken; only that is decoded"""

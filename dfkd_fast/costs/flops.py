@@ -170,7 +170,7 @@ class _Counter:
         return torch.no_grad()
 
     def taken(self) -> Counter[SynthesisKind]:
-        """The steps since this was last asked."""
+        """The steps since the last call."""
         steps, self._steps = self._steps, Counter()
         return steps
 

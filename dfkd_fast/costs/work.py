@@ -22,7 +22,9 @@ class SynthesisKind(NamedTuple):
 
 
 class RoundKind(NamedTuple):
-    """Synthesis rounds that cost the same."""
+    """Synthesis rounds that cost the same. An epoch's first stands for all, also where the others' student is in train
+    mode (NAYER): that takes as many FLOPs and nearly the same time.
+    """
 
     image_size: int
     """side of the images that they leave, in pixels"""

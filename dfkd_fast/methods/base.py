@@ -69,8 +69,8 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def synthesize(self, epoch: int) -> Iterator[SynthBatch]:
-        """Make the images of an epoch: as many batches as it has rounds, each handed over when it is done, and after
-        the warm-up's last round what fills the pool. What is yielded is read before the next batch is asked for.
+        """Make the images of an epoch: as many batches as it has rounds, each handed over when it is done; then, in the
+        last warm-up epoch, the batches that fill the pool. What is yielded is read before the next batch is asked for.
 
         Host code between `Inner.run`s may draw random numbers; it writes what steps read in place.
         """

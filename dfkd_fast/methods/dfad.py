@@ -15,8 +15,9 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from dfkd_fast.generators.decoder import make_decoder
-from dfkd_fast.generators.standardized import Output, with_output
+from dfkd_fast.errors import UserError
+from dfkd_fast.generators.decoder import Decoder, make_decoder
+from dfkd_fast.generators.standardized import Output
 from dfkd_fast.methods.base import LossTerms, Needs, Setup
 from dfkd_fast.methods.stepwise import StepwiseConfig, StepwiseMethod
 from dfkd_fast.models.teacher import NetOutput, frozen_alias
@@ -34,7 +35,7 @@ class DfadConfig(StepwiseConfig):
     student_weight_decay: float = 5e-4
     """weight decay of the student's SGD"""
     student_lr_steps: tuple[int, ...] = (100, 200)
-    """epochs after which both learning rates are divided by 10"""
+    """distilled epochs after which both learning rates are divided by 10"""
     generator_width: int = 128
     """channels of the generator's stem and first block; the last has half"""
     generator_output: Output = "tanh-batchnorm"
@@ -48,6 +49,14 @@ class DfadConfig(StepwiseConfig):
     adv_weight: float = 1.0
     """weight of the adversarial term, all that the generator minimises"""
 
+    def check(self) -> None:
+        if self.student_lr_steps and self.generator_lr_schedule != "constant":
+            steps = " ".join(map(str, self.student_lr_steps))
+            raise UserError(
+                f"--method.generator-lr-schedule {self.generator_lr_schedule}: the generator's rate falls with the "
+                f"student's, --method.student-lr-steps {steps}; choose constant, or give no steps"
+            )
+
 
 class Dfad(StepwiseMethod):
     needs = Needs(batchnorm=False)
@@ -57,11 +66,12 @@ class Dfad(StepwiseMethod):
 
     def __init__(self, config: DfadConfig, setup: Setup) -> None:
         super().__init__(config, setup)
-        size, width = self.info.image_size, config.generator_width
-        decoder = make_decoder(config.latent_dim, size, width=width, in_chans=self.info.in_chans)
-        self.generator = with_output(decoder, config.generator_output, mean=self.info.mean, std=self.info.std)
         # in a tuple: seen through, never registered, saved or trained
         self._judge = (setup.student if config.student_mode == "eval" else frozen_alias(setup.student).train(),)
+
+    def make_decoder(self) -> Decoder:
+        latents, width, info = self.config.latent_dim, self.config.generator_width, self.info
+        return make_decoder(latents, info.image_size, width=width, in_chans=info.in_chans)
 
     def losses(self, view: Tensor, teacher: NetOutput, *, adversarial: bool) -> LossTerms:
         return {"adv": -F.l1_loss(self._judge[0](view), teacher.logits)}
@@ -70,8 +80,8 @@ class Dfad(StepwiseMethod):
         return {"kd": F.l1_loss(student.logits, teacher.logits)}
 
     def lr_scale(self, epoch: int, index: int) -> float:
-        steps = self.config.student_lr_steps  # the generator's rate falls with the student's
-        return 0.1 ** sum(epoch >= step for step in steps) if steps else super().lr_scale(epoch, index)
+        steps, distilled = self.config.student_lr_steps, epoch - self.config.warmup_epochs
+        return 0.1 ** sum(distilled >= step for step in steps) if steps else super().lr_scale(epoch, index)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{**group, "betas": (0.9, 0.999)} for group in super().parameter_groups()]

@@ -53,6 +53,15 @@ class CollectedImages(NamedTuple):
     labels: Tensor
     """(N,) int64"""
 
+    def rows(self, first: int, end: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Images `first` to `end`, exclusive, (B, C, H, W) in [0, 1] on the device of `like`, in its dtype or float32,
+        and their labels (B,).
+        """
+        part = self.pixels.read(range(first, end)) if isinstance(self.pixels, ImageRows) else self.pixels[first:end]
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        images = part.to(like.device).permute(0, 3, 1, 2).to(dtype) / 255
+        return images, self.labels[first:end].to(like.device)
+
     @classmethod
     def noise(cls, info: ModelInfo, count: int = 256) -> CollectedImages:
         """Made-up ones, where only the cost of a step matters."""
@@ -110,7 +119,7 @@ class PoolPlan(NamedTuple):
     batch_size: int
     """images of this size in a student step; the step's loss is the mean over all sizes"""
     capacity: int
-    """images that the whole recipe puts into the pool; 0: there is none, each student step has images of its own"""
+    """most images that the pool holds; 0: there is none, each student step has images of its own"""
     policy: Policy = "append"
     """what the pool does when it is full, unless --pool.policy says otherwise"""
     extra_bytes: int = 0

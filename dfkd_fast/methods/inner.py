@@ -45,7 +45,7 @@ class Inner:
     optimiser, so that it can be captured, once for each set of keyword arguments.
 
     `groups` start anew with each run: their Adam's state is reset in place. `lasting` groups keep theirs over all
-    runs, and it is saved. `after` is called behind each optimiser step, on the device. `shared`: one set of weights for
+    runs, and it is saved. `after` is called after each optimiser step, on the device. `shared`: one set of weights for
     all ranks, whose gradients are averaged in each step; else each rank has its own.
     """
 
@@ -91,7 +91,9 @@ class Inner:
 
 
 def inners(method: nn.Module) -> Iterator[Inner]:
-    """The inner optimisations of a method and its parts, in the order in which they were made."""
+    """The inner optimisations of a method, then of its parts in the order of `Module.modules`; of each in the order of
+    its attributes. Checkpoints number lasting optimisers by it.
+    """
     for module in method.modules():
         yield from (value for value in vars(module).values() if isinstance(value, Inner))
 

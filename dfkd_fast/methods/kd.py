@@ -14,11 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Self
 
-import torch
-from torch import Tensor
-
 from dfkd_fast.errors import UserError
-from dfkd_fast.files.image_rows import ImageRows
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.losses.label import label_ce
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Needs, PoolPlan, Setup, SynthBatch
@@ -65,7 +61,7 @@ class Kd(Method):
     def __init__(self, config: KdConfig, setup: Setup) -> None:
         super().__init__(config, setup)
         assert setup.collected is not None, "KD needs collected images"
-        self.collected = setup.collected
+        self.collected, self.count = setup.collected, len(setup.collected.labels)
         if not (config.kd_weight or config.ce_weight):
             raise UserError("--method.kd-weight 0: with --method.ce-weight 0 nothing is learnt; choose one above 0")
 
@@ -74,23 +70,15 @@ class Kd(Method):
 
     def synthesize(self, epoch: int) -> Iterator[SynthBatch]:
         """The collected images, once, batch by batch."""
-        size, count = self.config.synthesis_batch_size, len(self.collected.labels)
-        for first in range(0, count if epoch + 1 == self.config.warmup_epochs else 0, size):
-            yield self.rows(first, min(first + size, count))
-
-    def rows(self, first: int, end: int) -> SynthBatch:
-        """Collected images first to end, exclusive, on the device."""
-        weight = next(self.student.parameters())
-        pixels, labels = self.collected.pixels, self.collected.labels[first:end]
-        part = pixels.read(range(first, end)) if isinstance(pixels, ImageRows) else pixels[first:end]
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        images: Tensor = part.to(weight.device).permute(0, 3, 1, 2).to(dtype) / 255
-        return SynthBatch(images, labels.to(weight.device))
+        if epoch + 1 != self.config.warmup_epochs:
+            return
+        size, like = self.config.synthesis_batch_size, next(self.student.parameters())
+        for first in range(0, self.count, size):
+            yield SynthBatch(*self.collected.rows(first, min(first + size, self.count), like))
 
     def pools(self) -> tuple[PoolPlan, ...]:
-        (plan,), count = super().pools(), len(self.collected.labels)
-        batches = -(-count // self.config.synthesis_batch_size)
-        return (plan._replace(capacity=count, policy="ring", fill_images=count, fill_batches=batches),)
+        (plan,), batches = super().pools(), -(-self.count // self.config.synthesis_batch_size)
+        return (plan._replace(capacity=self.count, policy="ring", fill_images=self.count, fill_batches=batches),)
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         terms = {}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dfkd_fast.augment import Augment
 from dfkd_fast.config.setting import setting
-from dfkd_fast.generators.decoder import make_large_decoder
+from dfkd_fast.generators.decoder import Decoder, make_large_decoder
 from dfkd_fast.generators.standardized import Output, with_output
 from dfkd_fast.losses.kd import kd_kl
 from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, PoolPlan, Setup, SynthBatch
@@ -27,7 +27,7 @@ from dfkd_fast.pool.pool import PoolBatch
 
 @dataclass(frozen=True, kw_only=True)
 class StepwiseConfig(MethodConfig):
-    """What DAFL, ZSKT and DFQ have in common; defaults are the benchmark's."""
+    """What the stepwise methods have in common; defaults are the benchmark's."""
 
     epochs: int = 200
     """epochs in all"""
@@ -82,14 +82,18 @@ class StepwiseMethod(Method):
 
     def __init__(self, config: StepwiseConfig, setup: Setup) -> None:
         super().__init__(config, setup)
-        decoder = make_large_decoder(
-            config.latent_dim, self.info.image_size, width=config.generator_width, in_chans=self.info.in_chans
+        self.generator = with_output(
+            self.make_decoder(), config.generator_output, mean=self.info.mean, std=self.info.std
         )
-        self.generator = with_output(decoder, config.generator_output, mean=self.info.mean, std=self.info.std)
         crops = config.student_crops
         self.student_augment = Augment(setup.info, pad=crops.pad, flip=crops.flip)
         self.inner = Inner(config, self.step, lasting=self.parameter_groups, shared=True)
         self.register_buffer("labels", torch.zeros(config.synthesis_batch_size, dtype=torch.int64), persistent=False)
+
+    def make_decoder(self) -> Decoder:
+        """The generator but for what its images end in."""
+        latents, width, info = self.config.latent_dim, self.config.generator_width, self.info
+        return make_large_decoder(latents, info.image_size, width=width, in_chans=info.in_chans)
 
     def rounds(self, epoch: int) -> int:
         return -(-self.config.student_steps // self.config.student_steps_per_round)

@@ -176,7 +176,7 @@ def check_pool_use(config: TrainConfig, method: Method, world_size: int = 1) -> 
 
 def _check_filled_pool(config: TrainConfig, policy: str, capacity: int) -> None:
     """Such a pool is filled to its capacity over what was there before: it can be neither larger nor smaller."""
-    why = f"{config.method_name} fills its pool anew when its generator has learnt"
+    why = f"{config.method_name} fills its pool once, at the end of the warm-up, to exactly its size"
     if policy != "ring":
         raise UserError(f"--pool.policy {policy}: {why}; choose ring")
     if config.pool.capacity not in (None, capacity):

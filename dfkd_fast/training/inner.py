@@ -44,9 +44,10 @@ class InnerLoop:
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         self.best_loss = torch.full((), torch.inf, device=runtime.device, dtype=runtime.master_dtype)
         self.best: Any = None
+        self._sound = torch.zeros((), dtype=torch.bool, device=runtime.device)
         self.on_step: OnStep = ignore
         self.unchecked_steps = 0
-        """steps since `taken` was last asked"""
+        """steps since the last call of `taken`"""
         self.run_step = make_runner(self.step, runtime)
         self._forward = compiled(inner.step, runtime.compilation)
         inner.engine = self
@@ -64,6 +65,8 @@ class InnerLoop:
                 self._scale(lr_scale(step))
             self.on_step(self.run_step(key, variant), self.inner.config.synthesis_batch_size)
         self.unchecked_steps += steps
+        finite = self.best_loss.isfinite()  # of networks that take turns, each run is one step: any of them will do
+        self._sound.copy_(finite | self._sound if steps == 1 else finite)
         assert self.best is not None, "no step has been taken"
         return self.best
 
@@ -92,12 +95,13 @@ class InnerLoop:
         return terms
 
     def taken(self, epoch: int) -> int:
-        """Steps since this was last asked. Raises UserError where none of the last run had a finite loss; waits for
-        the device.
+        """Steps since the last call. Raises UserError if no step of the last run had a finite loss; waits for the
+        device.
         """
         steps, self.unchecked_steps = self.unchecked_steps, 0
-        if steps and not self.best_loss.isfinite():
+        if steps and not self._sound:
             raise diverged("synthesis", epoch, self.inner.config)
+        self._sound.zero_()
         return steps
 
     def _part(self, share: float, variant: Variant) -> _Made:

@@ -66,11 +66,12 @@ class StepwiseLoop(Loop):
                 self.trainer.begin_epoch(epoch)
             for index in range(rounds):
                 with explained("synthesis", epoch, self.method.config, self.runtime), synthesis.running():
-                    self.newest = next(made)
+                    newest = next(made, None)
+                    assert newest is not None, f"{index} batches of the {rounds} that the method promised"
+                    self.newest = newest
                 before, after = (student_steps * part // rounds for part in (index, index + 1))
                 self.trainer.steps(after - before, on_step)
-            if student_steps:
-                self.trainer.end_epoch()
+            self.trainer.end_epoch()  # also of a warm-up: synthesis may have moved the student's statistics
             if any(engine.inner.shared for engine in self.engines):
                 self.runtime.average_buffers(self.method)  # each rank's generator has seen its own images, one is saved
             images = student_steps * self.method.config.batch_size * self.runtime.shares

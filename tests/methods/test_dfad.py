@@ -13,7 +13,9 @@ from rounds import Rounds
 from stepwise_release import SMALL, check_terms
 from torch import Tensor, nn
 
+from dfkd_fast.errors import UserError
 from dfkd_fast.methods.dfad import Dfad, DfadConfig
+from dfkd_fast.training.student import student_lr
 from dfkd_fast.training.trainers import FreshTrainer
 
 CONFIG = DfadConfig(**SMALL, student_lr_steps=())
@@ -64,7 +66,22 @@ def test_both_rates_fall_together(make_method: Callable[..., Any], runtime: Any)
         rounds.round(epoch)
         assert rounds.engine.lasting is not None
         found.append(rounds.engine.lasting.param_groups[0]["lr"])
-    assert found == pytest.approx([1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
+    assert found == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5])  # after the warm-up's epoch, as the student's
+
+
+def test_both_rates_count_distilled_epochs(make_method: Callable[..., Any], runtime: Any) -> None:
+    config = replace(CONFIG, student_lr_steps=(1,), warmup_epochs=2)
+    method = make_method(Dfad, config)
+    for epoch in range(2, config.epochs):
+        assert student_lr(config, epoch) / config.student_lr == pytest.approx(method.lr_scale(epoch, 0))
+
+
+def test_two_schedules_for_one_rate_are_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"^--method\.generator-lr-schedule cosine: .* --method\.student-lr-steps 100 200"
+    ):
+        DfadConfig(generator_lr_schedule="cosine").check()
+    DfadConfig(generator_lr_schedule="cosine", student_lr_steps=()).check()
 
 
 def test_default_recipe_is_the_releases() -> None:

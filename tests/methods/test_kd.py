@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from toy_networks import INFO
 
+from dfkd_fast.cli.main import main
 from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.image_rows import ImageRows
@@ -77,6 +78,14 @@ def test_nothing_to_learn_is_refused(setup: Setup, collected: CollectedImages) -
 def test_no_images_but_the_collected_are_asked_for() -> None:
     config = load_config(default_config("kd"), preset="cifar10", flags=["--collected-share", "0.1"])
     assert config.method.student_steps == 39  # one pass over 5,000, as the preset's 391 are over 50,000
+
+
+def test_dry_run_with_batches_as_large_as_the_made_up_collection(capsys: pytest.CaptureFixture[str]) -> None:
+    """The recipe's own batch of 256 fills the pool at once."""
+    flags = "--preset cifar10 --collected digits --teacher cnn --student cnn_s --num-classes 10 --image-size 32"
+    network = "--mean 0.5 0.5 0.5 --std 0.25 0.25 0.25 --device cpu --dry-run --student-steps 3"
+    assert main(["train", "kd", *flags.split(), *network.split()]) == 0
+    assert "distillation" in capsys.readouterr().out
 
 
 def test_golden(method: Kd, student: nn.Module, runtime: Any) -> None:

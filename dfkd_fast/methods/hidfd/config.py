@@ -44,7 +44,7 @@ class HidfdConfig(MethodConfig):
     """smallest share of an image's area in the student's random resized crop; the GAN sees whole images"""
     generator_lr: float = setting(1e-4, at_least=0, synthesis_rate=True)
     """Adam's learning rate for the generator (release: 2e-4)"""
-    discriminator_lr: float = setting(4e-4, at_least=0)
+    discriminator_lr: float = setting(4e-4, at_least=0, synthesis_rate=True)
     """Adam's learning rate for the discriminator (release: 2e-4)"""
     latent_dim: int = setting(128, at_least=1)
     """size of a latent (paper: z)"""

@@ -1,4 +1,4 @@
-"""Training a teacher on real images; `teacher_cache.py` keeps what was trained."""
+"""Training a teacher on real images; `cache.py` keeps what was trained."""
 
 from __future__ import annotations
 
