@@ -57,9 +57,9 @@ class MethodFacts(NamedTuple):
 
 
 FACTS: dict[str, MethodFacts] = {
-    "nayer": MethodFacts("NAYER", "CVPR 2024", "arXiv:2310.00258", (95.21, "NAYER T1"), text=True),
-    "muse-s": MethodFacts("MUSE-S", "2024", "arXiv:2411.17046", (94.31, "MUSE T2"), text=True, page="muse"),
-    "muse": MethodFacts("MUSE", "2024", "arXiv:2411.17046", (94.66, "MUSE T2"), text=True),
+    "nayer": MethodFacts("NAYER", "CVPR 2024", "arXiv:2310.00258", (95.21, "NAYER T1"), 99.32, text=True),
+    "muse-s": MethodFacts("MUSE-S", "2024", "arXiv:2411.17046", (94.31, "MUSE T2"), 98.70, text=True, page="muse"),
+    "muse": MethodFacts("MUSE", "2024", "arXiv:2411.17046", (94.66, "MUSE T2"), 98.89, text=True),
     "deepinversion": MethodFacts("DeepInversion", "CVPR 2020", "arXiv:1912.08795", (93.26, "CMI T1"), 97.46),
     "fast": MethodFacts("Fast-5", "AAAI 2022", "arXiv:2112.06253", (93.63, "SSD-KD T2"), 99.01),
     "ssdkd": MethodFacts("SSD-KD", "CVPR 2024", "arXiv:2406.07876", (92.92, "SSD-KD T1"), 98.64),
@@ -67,7 +67,7 @@ FACTS: dict[str, MethodFacts] = {
     "msarc": MethodFacts("MSARC", "Scientific Reports 2024", "Scientific Reports 2024", (94.91, "MSARC T2"), 97.96),
     "spaceshipnet": MethodFacts("SpaceshipNet", "CVPR 2023", "CVPR 2023", (95.39, "NAYER T1"), 97.46),
     "hidfd": MethodFacts(
-        "HiDFD", "AAAI 2025", "arXiv:2412.13525", (94.74, "HiDFD T1"), batchnorm="no", real_images=True
+        "HiDFD", "AAAI 2025", "arXiv:2412.13525", (94.74, "HiDFD T1"), 99.75, batchnorm="no", real_images=True
     ),
     "dafl": MethodFacts(
         "DAFL", "ICCV 2019", "arXiv:1904.01186", (92.22, "CMI README"), 96.23, loop="stepwise", batchnorm="no"

@@ -90,8 +90,8 @@ def results(name: str, device: str, precision: str, *, graphs: bool, sizes: dict
                 seed_phase(0, 0, epoch, "synthesis")
                 for makes in getattr(run.method, "scales", [run.method]):  # a round of each size
                     with watched(engines, on_step):
-                        batch = next(iter(makes.synthesize(epoch)))
-                    if run.method.loop == "alternating":
+                        batch = next(iter(makes.synthesize(epoch)), None)  # None: real images are read once
+                    if run.method.loop == "alternating" and batch is not None:
                         run.trainer.store(batch)
                 for place, engine in enumerate(engines):
                     engine.taken(epoch)

@@ -51,9 +51,9 @@ def test_a_mistake_is_one_line(capsys) -> None:
 def test_every_method_can_be_rehearsed(name: str) -> None:
     config = load_config(default_config(name), preset="digits", flags=TINY)
     runtime = make_runtime(device="cpu", precision="fp32", threads=1)
-    _, timings = profile_steps(config, INFO, runtime, TimingWindow(warmup=1, samples=2))
-    # HiDFD's GAN learns in the warm-up alone
-    assert {kind.warmup for kind in timings.synthesis} == ({True} if name == "hidfd" else {True, False})
+    method, timings = profile_steps(config, INFO, runtime, TimingWindow(warmup=1, samples=2))
+    epochs = [epoch for plan in method.pools() for epoch in range(method.config.epochs) if plan.rounds(epoch)]
+    assert {kind.warmup for kind in timings.synthesis} == {epoch < method.config.warmup_epochs for epoch in epochs}
     assert all(0 < spread.least <= spread.median <= spread.most for spread in timings.synthesis.values())
     assert 0 < timings.student.least <= timings.student.most
     assert timings.peak_memory_bytes > 1e6

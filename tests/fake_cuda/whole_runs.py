@@ -89,7 +89,8 @@ def _config(case: Case, folder: Path) -> TrainConfig[Any]:
     config = load_config(default_config(case.method), preset=PRESETS.get(case.method, "cifar10"), flags=flags)
     names = {item.name for item in fields(config.method)}
     few = {name: value for name, value in (FEW | OWN.get(case.method, {})).items() if name in names}
-    few["warmup_epochs"] = min(few["warmup_epochs"], config.method.warmup_epochs)  # none where the recipe has none
+    if cls.loop == "stepwise":
+        few["warmup_epochs"] = min(few["warmup_epochs"], config.method.warmup_epochs)  # none where the recipe has none
     return replace(
         config,
         method=replace(config.method, **few),

@@ -52,6 +52,7 @@ CANNOT = {
     "cmi": "grid_sampler_2d_backward",
     "zskt": "grid_sampler_2d_backward",
     "dfq": "grid_sampler_2d_backward",
+    "dfad": "grid_sampler_2d_backward",
     "msarc": "max_unpool2d",
     "spaceshipnet": "_adaptive_avg_pool2d_backward",
 }
