@@ -428,8 +428,8 @@ def test_the_deployed_student_is_a_file_like_any_other(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"capacity": 500}, r"--pool\.capacity 500: hidfd fills its pool once .*; choose 156, or leave it out"),
-        ({"policy": "append"}, r"--pool\.policy append: hidfd fills its pool once .*; choose ring"),
+        ({"capacity": 500}, r"--pool\.capacity 500: hidfd fills its pool once, .*; choose 156, or leave it out"),
+        ({"policy": "append"}, r"--pool\.policy append: hidfd fills its pool once, .*; choose ring"),
     ],
 )
 def test_pools_that_cannot_be(
