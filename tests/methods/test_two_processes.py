@@ -25,6 +25,8 @@ from dfkd_fast.training.train import train
 
 RANKS = 2
 STEPWISE = [name for name in METHODS if FACTS[name].loop == "stepwise"]
+PIECES = [name for name in METHODS if name not in STEPWISE[1:]]
+"""what is also run in two pieces: of the stepwise methods, which are one loop and one kind of state, the first"""
 EVEN = {"synthesis_batch_size": 24, "batch_size": 20}
 ELASTIC = ("fast", "muse", "ssdkd", "deepinversion", "cmi")
 """a learnt start, several pools, a ring with priorities, images as parameters, a bank"""
@@ -42,9 +44,10 @@ assert [value.mean().item() for value in values] == [0.5, 3.0]
 for name in {list(METHODS)!r}:
     base = sys.argv[1] + "/" + name
     assert main(["train", name, "--config", base + ".toml", "--run-dir", base]) == 0
-    pieces = ["--run-dir", base + "-pieces"]
-    assert main(["train", name, "--config", base + ".toml", *pieces, "--stop-after-epoch", "2"]) == 0
-    assert main(["train", "--resume", base + "-pieces"]) == 0
+    if name in {PIECES!r}:
+        pieces = ["--run-dir", base + "-pieces"]
+        assert main(["train", name, "--config", base + ".toml", *pieces, "--stop-after-epoch", "2"]) == 0
+        assert main(["train", "--resume", base + "-pieces"]) == 0
 for name in {ELASTIC!r}:
     base = sys.argv[1] + "/" + name
     pieces = ["--run-dir", base + "-fewer", "--stop-after-epoch", "2"]
@@ -122,7 +125,7 @@ def test_each_rank_makes_images_of_its_own(runs: Path, name: str) -> None:
         assert bytes_of[0] != bytes_of[1]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PIECES)
 def test_resumes_bit_for_bit(runs: Path, name: str) -> None:
     whole, pieces = (load_file(runs / f"{name}{kind}" / "student.safetensors") for kind in ("", "-pieces"))
     assert all(torch.equal(whole[key], pieces[key]) for key in whole)
