@@ -17,7 +17,7 @@ from dfkd_fast.costs.work import RoundKind, SynthesisKind, Work, probe_epochs, s
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.methods.base import CollectedImages, LossTerms, Method, PoolPlan, SynthBatch
-from dfkd_fast.methods.inner import Inner, LrScale, Variant, inners
+from dfkd_fast.methods.inner import Inner, LrScale, Variant, inners, key_of
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.teacher import FrozenNet
 from dfkd_fast.parallel.global_batch import GlobalBatch
@@ -224,7 +224,7 @@ class TimedLoop(InnerLoop):
         self._is_warmup, self._stepped = kind.warmup, set()
 
     def run(self, steps: int, lr_scale: LrScale, variant: Variant) -> Any:
-        kind = SynthesisKind(self.place, tuple(sorted(variant.items())), self._is_warmup)
+        kind = SynthesisKind(self.place, key_of(variant), self._is_warmup)
         if kind in self._stepped:
             return self.best
         self._stepped.add(kind)

@@ -25,7 +25,7 @@ from dfkd_fast.costs.work import RoundKind, RoundSteps, SynthesisKind, Work, pro
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.generators.upsample_conv import UpsampleConv2d
 from dfkd_fast.methods.base import CollectedImages, Method, Setup, SynthBatch, weighted_sum
-from dfkd_fast.methods.inner import Inner, LrScale, Variant, images_of, inners
+from dfkd_fast.methods.inner import Inner, LrScale, Variant, images_of, inners, key_of
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_alias
@@ -153,7 +153,7 @@ class _Counter:
 
     def run(self, steps: int, lr_scale: LrScale, variant: Variant) -> Any:
         """What one step makes."""
-        kind = SynthesisKind(self.place, tuple(sorted(variant.items())), self.warmup)
+        kind = SynthesisKind(self.place, key_of(variant), self.warmup)
         self._steps[kind] += steps
         if kind not in self.count.synthesis:
             with FlopCounterMode(display=False) as counter:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dfkd_fast.methods.base import Method, PoolPlan
+from dfkd_fast.methods.inner import VariantKey
 
 
 class SynthesisKind(NamedTuple):
@@ -15,7 +16,7 @@ class SynthesisKind(NamedTuple):
 
     inner: int
     """whose steps they are: place among the method's inner optimisations"""
-    variant: tuple[tuple[str, Hashable], ...]
+    variant: VariantKey
     """keyword arguments of the step, by name"""
     warmup: bool
     """in an epoch of the warm-up"""

@@ -21,10 +21,18 @@ LrScale = float | Callable[[int], float]
 Variant = Mapping[str, Hashable]
 """the keyword arguments of a step"""
 
+VariantKey = tuple[tuple[str, Hashable], ...]
+"""the same, in the order of their names: steps of equal keys do the same"""
+
 
 def parameters_of(module: nn.Module, lr: float, **more: Any) -> Groups:
     """All parameters of a module as one group, with a learning rate and whatever else is Adam's (betas, say)."""
     return lambda: [{"params": [*module.parameters()], "lr": lr, **more}]
+
+
+def key_of(variant: Variant) -> VariantKey:
+    """The key of a step's keyword arguments."""
+    return tuple(sorted(variant.items()))
 
 
 class Engine(Protocol):

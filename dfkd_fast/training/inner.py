@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from dfkd_fast.device.compilation import compiled
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.methods.base import LossTerms, Method, weighted_sum
-from dfkd_fast.methods.inner import Inner, LrScale, Variant, inners
+from dfkd_fast.methods.inner import Inner, LrScale, Variant, inners, key_of
 from dfkd_fast.optim import OptimizerSpec, reset_state, scale_lr
 from dfkd_fast.parallel.global_batch import GlobalBatch
 from dfkd_fast.training.capture import make_runner
@@ -57,7 +57,7 @@ class InnerLoop:
         if self.fresh is not None:
             reset_state(self.fresh)
         self.best_loss.fill_(torch.inf)
-        key = tuple(sorted(variant.items()))
+        key = key_of(variant)
         if not callable(lr_scale):
             self._scale(lr_scale)
         for step in range(steps):
