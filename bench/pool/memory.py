@@ -12,7 +12,7 @@ from report import Figure
 from scene import BATCH, filled_pool, runtime_on, view_of
 
 from dfkd_fast.device.runtime import Runtime
-from dfkd_fast.losses.kd import kd_kl
+from dfkd_fast.losses.distillation import kd_kl
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.pool.disk.journal import Journal
 from dfkd_fast.pool.pool import Pool

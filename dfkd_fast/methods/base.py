@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from dfkd_fast.augment import Augment
-from dfkd_fast.losses.kd import kd_kl
+from dfkd_fast.losses.distillation import kd_kl
 from dfkd_fast.methods.exchange import CollectedImages as CollectedImages
 from dfkd_fast.methods.exchange import LossTerms as LossTerms
 from dfkd_fast.methods.exchange import Needs as Needs

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.losses.batch import activation, class_balance
-from dfkd_fast.losses.label import label_ce
+from dfkd_fast.losses.generator import activation, class_balance, label_ce
 from dfkd_fast.methods.base import LossTerms, Needs, Setup
 from dfkd_fast.methods.stepwise import StepwiseConfig, StepwiseMethod
 from dfkd_fast.models.teacher import NetOutput

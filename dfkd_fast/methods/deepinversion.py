@@ -23,9 +23,8 @@ from torch.nn import functional as F
 from dfkd_fast.augment import Augment, jitter
 from dfkd_fast.config.setting import setting
 from dfkd_fast.errors import UserError
-from dfkd_fast.losses import prior
 from dfkd_fast.losses.adversarial import competition
-from dfkd_fast.losses.label import label_ce
+from dfkd_fast.losses.generator import l2, label_ce, tv_l1, tv_l2
 from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, Setup, Supports, SynthBatch
 from dfkd_fast.optim import cosine
 from dfkd_fast.rng import balanced_labels
@@ -157,9 +156,9 @@ class DeepInversion(Method):
         if adversarial:  # R_compete
             logits = gather(self.student(view)), gather(teacher.logits)
             terms["adv"] = competition(*logits, clamp=self.config.adv_clamp)
-        for name in ("tv_l1", "tv_l2", "l2"):  # R_prior
+        for name, prior in (("tv_l1", tv_l1), ("tv_l2", tv_l2), ("l2", l2)):  # R_prior
             if getattr(self.config, f"{name}_weight"):
-                terms[name] = getattr(prior, name)(whole)
+                terms[name] = prior(whole)
         return self.augment.denormalize(part(self.pixels.detach())).clamp(0, 1), terms
 
     @torch.no_grad()

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dfkd_fast.losses.batch import class_balance
-from dfkd_fast.losses.label import label_ce
+from dfkd_fast.losses.generator import class_balance, label_ce
 from dfkd_fast.methods.base import LossTerms, Setup
 from dfkd_fast.methods.stepwise import StepwiseConfig, StepwiseMethod
 from dfkd_fast.models.teacher import NetOutput

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.losses.kd import kd_kl
-from dfkd_fast.losses.label import label_ce
+from dfkd_fast.losses.distillation import kd_kl
+from dfkd_fast.losses.generator import label_ce
 from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Needs, PoolPlan, Setup, SynthBatch
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.pool.pool import PoolBatch

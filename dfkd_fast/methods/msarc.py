@@ -22,9 +22,9 @@ from dfkd_fast.generators.dcgan import DcganDecoder
 from dfkd_fast.generators.latent import LatentGenerator
 from dfkd_fast.generators.meta_init import MetaInit, Start
 from dfkd_fast.losses.adversarial import disagreement
-from dfkd_fast.losses.cam_consistency import Weighting
-from dfkd_fast.losses.kd import kd_kl
-from dfkd_fast.losses.label import label_ce
+from dfkd_fast.losses.cam import Weighting
+from dfkd_fast.losses.distillation import kd_kl
+from dfkd_fast.losses.generator import label_ce
 from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, Setup, StudentReads, SynthBatch
 from dfkd_fast.models.activation_maps import CamPair
 from dfkd_fast.models.statistics import PoolStatistics

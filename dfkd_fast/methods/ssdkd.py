@@ -20,9 +20,8 @@ from dfkd_fast.config.setting import setting
 from dfkd_fast.generators.latent import LatentGenerator
 from dfkd_fast.generators.meta_init import MetaInit, Start
 from dfkd_fast.losses.adversarial import disagreement
-from dfkd_fast.losses.kd import kd_kl
-from dfkd_fast.losses.label import label_ce
-from dfkd_fast.losses.modulation import modulation
+from dfkd_fast.losses.distillation import kd_kl
+from dfkd_fast.losses.generator import label_ce, modulation
 from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, PoolPlan, Setup, Supports, SynthBatch
 from dfkd_fast.models.statistics import PoolStatistics
 from dfkd_fast.models.teacher import NetOutput

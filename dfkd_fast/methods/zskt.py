@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dfkd_fast.config.setting import setting
 from dfkd_fast.errors import UserError
-from dfkd_fast.losses.attention import attention_transfer
+from dfkd_fast.losses.distillation import attention_transfer
 from dfkd_fast.methods.base import LossTerms, Needs, Setup, StudentReads
 from dfkd_fast.methods.stepwise import StepwiseConfig, StepwiseMethod
 from dfkd_fast.models.feature_extractor import FeatureExtractor

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.losses.cam_consistency import Weighting, cam_distance, class_maps, grad_cams
+from dfkd_fast.losses.cam import Weighting, cam_distance, class_maps, grad_cams
 from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.stages import pair_stages, stage_ends
 from dfkd_fast.models.teacher import FrozenNet, NetOutput

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.losses.adcgan import feature_distance
+from dfkd_fast.losses.gan import feature_distance
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.teacher import FrozenNet, NetOutput

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfkd_fast.losses.attention import attention_transfer
-from dfkd_fast.losses.batch import activation, class_balance
+from dfkd_fast.losses.distillation import attention_transfer
+from dfkd_fast.losses.generator import activation, class_balance
 
 
 def check(ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tensor], value: Tensor) -> None:

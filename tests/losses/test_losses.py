@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.losses.adversarial import disagreement
-from dfkd_fast.losses.kd import kd_kl
-from dfkd_fast.losses.label import label_ce
+from dfkd_fast.losses.distillation import kd_kl
+from dfkd_fast.losses.generator import label_ce
 
 
 def logits(rows: int = 5, classes: int = 7) -> tuple[Tensor, Tensor]:

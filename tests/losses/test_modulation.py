@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dfkd_fast.losses.label import label_ce
-from dfkd_fast.losses.modulation import modulation
+from dfkd_fast.losses.generator import label_ce, modulation
 
 BUFFER = torch.tensor([3, 0, 5, 0, 0, 1, 1])  # images of each class
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfkd_fast.losses.activation_map import cam_margin, gaussian_target
+from dfkd_fast.losses.cam import cam_margin, gaussian_target
 from dfkd_fast.losses.embedding import bounding, repelling, separation
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.losses.adversarial import competition
-from dfkd_fast.losses.prior import l2, tv_l1, tv_l2
+from dfkd_fast.losses.generator import l2, tv_l1, tv_l2
 
 DIRECTIONS = [(0, 1), (1, 0), (1, -1), (1, 1)]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.losses.activation_map import cam_margin
+from dfkd_fast.losses.cam import cam_margin
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.teacher import FrozenNet, frozen_alias

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dfkd_fast.augment import Augment
 from dfkd_fast.files.image_rows import ImageRows
-from dfkd_fast.losses import adcgan
+from dfkd_fast.losses import gan
 from dfkd_fast.methods.base import Inner, LossTerms, Setup, parameters_of
 from dfkd_fast.methods.hidfd.biggan import BigDiscriminator, BigGenerator
 from dfkd_fast.methods.hidfd.class_frequency import ClassFrequency
@@ -116,8 +116,8 @@ class TeacherGuidedGan(nn.Module):
         judged = self.discriminator(both)
         (real_score, fake_score), (real_class, fake_class) = judged.scores.chunk(2), judged.classes.chunk(2)
         terms = {
-            "d_gan": adcgan.discriminator_gan(real_score, fake_score, hinge=self.config.released),
-            "d_adc": adcgan.discriminator_classes(real_class, real_labels, fake_class, self.labels),
+            "d_gan": gan.discriminator_gan(real_score, fake_score, hinge=self.config.released),
+            "d_adc": gan.discriminator_classes(real_class, real_labels, fake_class, self.labels),
         }
         if judged.features is not None:
             terms |= self._integration(both, judged.features)
@@ -130,13 +130,13 @@ class TeacherGuidedGan(nn.Module):
         real, fake = (features.detach() if self.config.released else features).chunk(2)
         terms = {}
         if self.config.blend_weight:
-            blend = adcgan.feature_distance(real_target, fake) + adcgan.feature_distance(fake_target, real)
+            blend = gan.feature_distance(real_target, fake) + gan.feature_distance(fake_target, real)
             is_blended = torch.rand((), device=blend.device) > (
                 0.0 if self.config.released else self.config.blend_threshold
             )
             terms["blend"] = blend * is_blended
         if self.config.trans_weight:
-            terms["trans"] = adcgan.feature_distance(real_target, real) + adcgan.feature_distance(fake_target, fake)
+            terms["trans"] = gan.feature_distance(real_target, real) + gan.feature_distance(fake_target, fake)
         return terms
 
     def generator_step(self) -> tuple[Tensor, LossTerms]:
@@ -145,13 +145,13 @@ class TeacherGuidedGan(nn.Module):
         images = self.generator(self.latents, self.labels)
         judged = self._twin[0](images)
         terms = {
-            "g_gan": adcgan.generator_gan(judged.scores, hinge=self.config.released),
-            "g_adc": adcgan.generator_classes(judged.classes, self.labels),
+            "g_gan": gan.generator_gan(judged.scores, hinge=self.config.released),
+            "g_adc": gan.generator_classes(judged.classes, self.labels),
         }
         if self.config.reg_weight:
             logits = self.teacher(self.view(images), moments=False).logits
             weights = torch.ones_like(self.frequency.counts) if self.config.released else self.frequency.weights()
-            terms["reg"] = adcgan.smoothed_entropy(logits, weights)
+            terms["reg"] = gan.smoothed_entropy(logits, weights)
             self.frequency.update(logits)  # for the next step, as Eq. 10 has it
         return images, terms
 

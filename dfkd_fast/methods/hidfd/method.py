@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.losses.kd import kd_kl
+from dfkd_fast.losses.distillation import kd_kl
 from dfkd_fast.methods.base import LossTerms, Method, Needs, PoolPlan, Setup, StudentReads, SynthBatch
 from dfkd_fast.methods.hidfd.config import HidfdConfig
 from dfkd_fast.methods.hidfd.gan import TeacherGuidedGan

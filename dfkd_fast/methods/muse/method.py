@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from dfkd_fast.losses.kd import kd_kl
+from dfkd_fast.losses.distillation import kd_kl
 from dfkd_fast.methods.base import (
     LossTerms,
     Method,

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from dfkd_fast.errors import UserError
 from dfkd_fast.generators.noisy_embedding import NoisyEmbeddingGenerator
-from dfkd_fast.losses.activation_map import cam_margin
 from dfkd_fast.losses.adversarial import disagreement
-from dfkd_fast.losses.label import label_ce
+from dfkd_fast.losses.cam import cam_margin
+from dfkd_fast.losses.generator import label_ce
 from dfkd_fast.methods.base import Inner, LossTerms, PoolPlan, Setup, SynthBatch, augment_of, parameters_of
 from dfkd_fast.methods.muse.class_embedding import ClassEmbedding
 from dfkd_fast.methods.muse.config import MuseSConfig

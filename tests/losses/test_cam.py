@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.losses.cam_consistency import cam_distance, class_maps, grad_cams
+from dfkd_fast.losses.cam import cam_distance, class_maps, grad_cams
 from dfkd_fast.models.activation_maps import CamPair
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.feature_extractor import FeatureExtractor

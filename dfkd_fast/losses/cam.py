@@ -1,8 +1,8 @@
-"""Where a network sees a class: activation maps of student and teacher, and how far they are apart.
+"""Class activation maps: where a network sees a class, and images that show theirs all over or in the middle.
 
-The maps of SpaceshipNet (Yu et al., CVPR 2023) and MSARC (Liang et al., Scientific Reports 2024). Networks hand out
-their stage maps as values, so there are no hooks, and gradients are taken with respect to these maps alone: none of a
-weight is computed.
+The maps of student and teacher side by side are SpaceshipNet's (Yu et al., CVPR 2023) and MSARC's (Liang et al.,
+Scientific Reports 2024), the margin is MUSE's (Tran et al., 2024). Networks hand out their stage maps as values, so
+there are no hooks, and gradients are taken with respect to these maps alone: none of a weight is computed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+import dfkd_kernels
 
 Weighting = Literal["gradient", "gradient_times_map"]
 
@@ -69,3 +71,30 @@ def cam_distance(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
     height, width = (min(sizes) for sizes in zip(student_maps.shape[-2:], teacher_maps.shape[-2:], strict=True))
     pooled = [F.adaptive_avg_pool2d(maps, (height, width)) for maps in (student_maps, teacher_maps.detach())]
     return (pooled[0] - pooled[1]).square().mean()
+
+
+def cam_margin(
+    features: Tensor | None, class_weights: Tensor, labels: Tensor, peak: float, sigma: float | None = None
+) -> Tensor:
+    """max(0, target - M), mean over batch and pixels, M the activation map of each image's label. -> scalar.
+
+    MUSE (Tran et al., 2024), Eqs. 5 and 6: M[b] = sum_k class_weights[labels[b], k] features[b, k], the map of Zhou et
+    al. (CVPR 2016) before bias, normalisation and resizing; its mean plus the bias is the label's logit. The target is
+    `peak` everywhere, Full(peak), or with `sigma` a Gaussian, G(peak, sigma).
+
+    Features (B, D, h, w) after the last ReLU, class weights (K, D), labels (B,) int64.
+    """
+    assert features is not None, "a network with class weights has features"
+    target: float | Tensor = peak
+    if sigma is not None:
+        target = gaussian_target(*features.shape[2:], peak=peak, sigma=sigma, device=features.device)
+    return dfkd_kernels.cam_margin_loss(features, class_weights, labels, target)
+
+
+def gaussian_target(height: int, width: int, *, peak: float, sigma: float, device: torch.device) -> Tensor:
+    """MUSE's target G(peak, sigma): highest in the middle of the map, falling off by `sigma` cells. -> (h, w)."""
+
+    def squares(size: int) -> Tensor:
+        return (torch.arange(size, device=device) - (size - 1) / 2).square()
+
+    return peak * torch.exp(-(squares(height)[:, None] + squares(width)) / (2 * sigma**2))

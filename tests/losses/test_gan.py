@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfkd_fast.losses import adcgan
+from dfkd_fast.losses import gan
 from dfkd_fast.methods.hidfd.class_frequency import ClassFrequency
 
 BATCH, CLASSES = 6, 4
@@ -36,25 +36,25 @@ def check(found: Callable[..., Tensor], expected: Callable[..., Tensor], *inputs
 def test_gan_losses_are_equation_1() -> None:
     real, fake = randn(BATCH, seed=1), randn(BATCH, seed=2)
     check(
-        adcgan.discriminator_gan,
+        gan.discriminator_gan,
         lambda real, fake: -sum(log_sigmoid(a) for a in real) / BATCH - sum(log_sigmoid(-b) for b in fake) / BATCH,
         real,
         fake,
     )
-    check(adcgan.generator_gan, lambda fake: sum(log_sigmoid(-b) for b in fake) / BATCH, fake)
+    check(gan.generator_gan, lambda fake: sum(log_sigmoid(-b) for b in fake) / BATCH, fake)
 
 
 def test_hinge_losses() -> None:
     real, fake = randn(BATCH, seed=1), randn(BATCH, seed=2)
     check(
-        lambda real, fake: adcgan.discriminator_gan(real, fake, hinge=True),
+        lambda real, fake: gan.discriminator_gan(real, fake, hinge=True),
         lambda real, fake: (
             sum((1 - a).clamp(min=0) + (1 + b).clamp(min=0) for a, b in zip(real, fake, strict=True)) / 6
         ),
         real,
         fake,
     )
-    check(lambda fake: adcgan.generator_gan(fake, hinge=True), lambda fake: -sum(fake) / BATCH, fake)
+    check(lambda fake: gan.generator_gan(fake, hinge=True), lambda fake: -sum(fake) / BATCH, fake)
 
 
 def class_log_probability(logits: Tensor, row: int, label: int, *, is_fake: bool) -> Tensor:
@@ -81,15 +81,15 @@ def test_classes_are_equation_1() -> None:
         ]
         return sum(pairs) / BATCH
 
-    check(lambda real, fake: adcgan.discriminator_classes(real, labels, fake, others), discriminator, real, fake)
-    check(lambda fake: adcgan.generator_classes(fake, others), generator, fake)
+    check(lambda real, fake: gan.discriminator_classes(real, labels, fake, others), discriminator, real, fake)
+    check(lambda fake: gan.generator_classes(fake, others), generator, fake)
 
 
 def test_feature_distance_is_the_norm_of_equations_8_9_and_14() -> None:
     def expected(first: Tensor, second: Tensor) -> Tensor:
         return sum((first[row] - second[row]).square().sum().sqrt() for row in range(BATCH)) / BATCH
 
-    check(adcgan.feature_distance, expected, randn(BATCH, 5, seed=1), randn(BATCH, 5, seed=2))
+    check(gan.feature_distance, expected, randn(BATCH, 5, seed=1), randn(BATCH, 5, seed=2))
 
 
 def test_smoothing_is_equations_10_to_12() -> None:
@@ -103,7 +103,7 @@ def test_smoothing_is_equations_10_to_12() -> None:
             shares = [sum(torch.exp(row[c]) / torch.exp(row).sum() for row in logits) / BATCH for c in range(CLASSES)]
             return sum(p * torch.log(p) / (n / sum(counts)) for p, n in zip(shares, counts, strict=True))
 
-        check(lambda logits: adcgan.smoothed_entropy(logits, frequency.weights()), expected, logits)
+        check(lambda logits: gan.smoothed_entropy(logits, frequency.weights()), expected, logits)
         frequency.update(logits.detach())
         seen = [sum(int(row.argmax()) == c for row in logits) for c in range(CLASSES)]
         counts = [0.7 * n + 0.3 * new for n, new in zip(counts, seen, strict=True)]
@@ -119,7 +119,7 @@ def test_a_class_that_never_comes_has_a_bounded_weight() -> None:
 
 def test_entropy_of_a_class_that_underflows_has_no_gradient() -> None:
     logits = torch.tensor([[0.0, -200.0]], requires_grad=True)
-    adcgan.smoothed_entropy(logits, torch.ones(2)).backward()
+    gan.smoothed_entropy(logits, torch.ones(2)).backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
-    assert math.isfinite(adcgan.smoothed_entropy(logits, torch.ones(2)).item())
+    assert math.isfinite(gan.smoothed_entropy(logits, torch.ones(2)).item())
