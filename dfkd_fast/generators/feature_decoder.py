@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dfkd_fast.generators.decoder import Decoder, decode, make_decoder
 from dfkd_fast.generators.upsample_conv import UpsampleConv2d
+from dfkd_fast.models.unregistered import unregistered
 
 CUTS = (0, 1, 2)
 """where maps are taken: in front of the first block, behind the first, behind the second"""
@@ -23,9 +24,11 @@ class FeatureDecoder(nn.Module):
         super().__init__()
         self.decoder: Decoder = make_decoder(latent_dim, image_size, width=width, in_chans=in_chans)
         layers, starts = self.decoder.layers, self.decoder.block_starts[: len(CUTS)]
-        # in tuples: the layers belong to the decoder
-        self._parts = tuple(layers[before:start] for before, start in zip([0, *starts], starts, strict=False))
-        self._rests: tuple[nn.Sequential, ...] = tuple(layers[start:] for start in starts)  # type: ignore[misc]
+        # slices of the decoder's layers, which it registers
+        self._parts = unregistered(*(layers[a:b] for a, b in zip([0, *starts], starts, strict=False)))
+        self._rests: tuple[nn.Sequential, ...] = unregistered(
+            *(layers[start:] for start in starts)  # type: ignore[arg-type]
+        )
         self.shapes = self._shapes()
         """of one image's maps at each cut: (C, h, w)"""
 

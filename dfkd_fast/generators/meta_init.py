@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_fast.generators.latent import LatentGenerator
+from dfkd_fast.models.unregistered import unregistered
 
 Start = Literal["fomaml", "reptile", "carry", "fresh"]
 
@@ -44,7 +45,7 @@ class MetaInit(nn.Module):
         eps: float = 1e-8,
     ) -> None:
         super().__init__()
-        self._generator = (generator,)  # in a tuple: its owner registers it
+        self._generator = unregistered(generator)
         self.start, self.reptile_scale, self.betas, self.eps = start, reptile_scale, betas, eps
         self.decay = decay
         self.meta_parameters: LatentGenerator | None = None

@@ -27,6 +27,7 @@ from dfkd_fast.methods.inner import parameters_of as parameters_of
 from dfkd_fast.methods.recipe import MethodConfig as MethodConfig
 from dfkd_fast.methods.recipe import weighted_sum as weighted_sum
 from dfkd_fast.models.teacher import NetOutput
+from dfkd_fast.models.unregistered import unregistered
 from dfkd_fast.pool.pool import PoolBatch
 
 
@@ -57,7 +58,7 @@ class Method(nn.Module):
         self.config = config
         self.info, self.teacher, self.global_batch = setup.info, setup.teacher, setup.global_batch
         self.text, self.augment = setup.text, augment_of(config, setup)
-        self._student = (setup.student,)  # in a tuple: seen through, never registered, saved or trained
+        self._student = unregistered(setup.student)
 
     @property
     def student(self) -> nn.Module:

@@ -21,6 +21,7 @@ from dfkd_fast.generators.standardized import Output
 from dfkd_fast.methods.base import LossTerms, Needs, Setup
 from dfkd_fast.methods.stepwise import StepwiseConfig, StepwiseMethod
 from dfkd_fast.models.teacher import NetOutput, frozen_alias
+from dfkd_fast.models.unregistered import unregistered
 from dfkd_fast.pool.pool import PoolBatch
 
 
@@ -66,8 +67,8 @@ class Dfad(StepwiseMethod):
 
     def __init__(self, config: DfadConfig, setup: Setup) -> None:
         super().__init__(config, setup)
-        # in a tuple: seen through, never registered, saved or trained
-        self._judge = (setup.student if config.student_mode == "eval" else frozen_alias(setup.student).train(),)
+        student = setup.student if config.student_mode == "eval" else frozen_alias(setup.student).train()
+        self._judge = unregistered(student)
 
     def make_decoder(self) -> Decoder:
         latents, width, info = self.config.latent_dim, self.config.generator_width, self.info

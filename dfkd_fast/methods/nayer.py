@@ -23,6 +23,7 @@ from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, Needs
 from dfkd_fast.methods.inner import parameters_of
 from dfkd_fast.models.statistics import PoolStatistics
 from dfkd_fast.models.teacher import frozen_alias
+from dfkd_fast.models.unregistered import unregistered
 from dfkd_fast.rng import epoch_labels
 from dfkd_fast.text.label_embeddings import SOURCES
 
@@ -79,8 +80,7 @@ class Nayer(Method):
 
     def __init__(self, config: NayerConfig, setup: Setup) -> None:
         super().__init__(config, setup)
-        # eval and train mode, by `step`'s student_trains; in a tuple: never registered, saved or trained
-        self._students = (setup.student, frozen_alias(setup.student).train())
+        self._students = unregistered(setup.student, frozen_alias(setup.student).train())  # by `student_trains`
         sizes = {"noise_features": config.noise_features, "width": config.generator_width}
         sizes |= {"batch_size": config.synthesis_batch_size, "printed": config.generator_form == "printed"}
         embedding_dim, rows = setup.label_embeddings.shape[1], setup.global_batch

@@ -18,6 +18,7 @@ from dfkd_fast.losses.gan import feature_distance
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.teacher import FrozenNet, NetOutput
+from dfkd_fast.models.unregistered import unregistered
 
 _FORM = re.compile(r"shared(\d+)(?:x(\d+))?")
 _SHRINK = 2  # the projector's inner width is the teacher's over this
@@ -105,7 +106,7 @@ class ClassifierSharing(nn.Module):
 
     def __init__(self, student: nn.Module, teacher: FrozenNet, info: ModelInfo, *, projects: bool) -> None:
         super().__init__()
-        self._classifier = (teacher.classifier,)  # the teacher's: not trained, and not saved here
+        self._classifier = unregistered(teacher.classifier)
         view = info.blank(next(student.parameters()))
         with torch.no_grad():
             own, target = FeatureExtractor(student)(view).features, teacher(view, moments=False).features

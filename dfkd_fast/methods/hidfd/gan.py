@@ -22,6 +22,7 @@ from dfkd_fast.methods.hidfd.biggan import BigDiscriminator, BigGenerator
 from dfkd_fast.methods.hidfd.class_frequency import ClassFrequency
 from dfkd_fast.methods.hidfd.config import TURNS, HidfdConfig
 from dfkd_fast.models.teacher import frozen_alias
+from dfkd_fast.models.unregistered import unregistered
 
 
 class TeacherGuidedGan(nn.Module):
@@ -49,7 +50,7 @@ class TeacherGuidedGan(nn.Module):
         momentum, mean_one = config.frequency_momentum, config.reg_mean_one
         self.frequency = ClassFrequency(info.num_classes, batch_size, momentum=momentum, mean_one=mean_one)
         self.augment = Augment(info, pad=0, flip=False)
-        self._twin: tuple[nn.Module, ...] = ()  # in a tuple: seen through, never registered, saved or trained
+        self._twin: tuple[nn.Module, ...] = unregistered()
         self._rows = pixels if isinstance(pixels, ImageRows) else None
         self._places: Tensor | None = None
         for name, value in {
@@ -85,7 +86,7 @@ class TeacherGuidedGan(nn.Module):
     def shuffle(self) -> None:
         """Put the collected images in a new order."""
         if not self._twin:  # only now do the weights lie where they stay
-            self._twin = (frozen_alias(self.discriminator),)
+            self._twin = unregistered(frozen_alias(self.discriminator))
         torch.randperm(len(self.order), out=self.order)
         self.cursor.zero_()
         if self._rows is not None:

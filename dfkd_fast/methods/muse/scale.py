@@ -18,6 +18,7 @@ from dfkd_fast.methods.muse.class_embedding import ClassEmbedding
 from dfkd_fast.methods.muse.config import MuseSConfig
 from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.statistics import PoolStatistics
+from dfkd_fast.models.unregistered import unregistered
 from dfkd_fast.pool.budget import RoundPlan, data_ratio_capacity
 from dfkd_fast.rng import labels_in_turn
 from dfkd_fast.text.label_embeddings import CENTRES
@@ -37,7 +38,7 @@ class MuseScale(nn.Module):
         self.global_batch = setup.global_batch
         for network in (setup.teacher, student):
             network.check_size(self.info.image_size, "--method.image-sizes")
-        self._shared = (student, embedding)  # in a tuple: seen through, never registered, saved or trained
+        self._shared = unregistered(student, embedding)
         sizes = {"noise_features": config.noise_features, "width": config.generator_width}
         sizes |= {"batch_size": config.synthesis_batch_size}
         embedding_dim, rows = setup.label_embeddings.shape[1], setup.global_batch
