@@ -25,8 +25,8 @@ from kernels.timing import Race
 
 from dfkd_fast.device.compilation import CLOCK, compiled
 from dfkd_fast.device.runtime import Runtime, make_runtime
-from dfkd_fast.generators.noisy_embedding import NoisyEmbeddingGenerator
-from dfkd_fast.generators.upsample_conv import UpsampleConv2d
+from dfkd_fast.generators.layers import UpsampleConv2d
+from dfkd_fast.generators.noisy import NoisyEmbeddingGenerator
 
 RESULTS = Path(__file__).parent / "results"
 CASES = {"nayer, 32 px": (100, 32, 100), "muse-s, 112 px": (20, 112, 1000)}

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dfkd_fast.costs.work import RoundKind, RoundSteps, SynthesisKind, Work, probe_epochs
 from dfkd_fast.device.runtime import Runtime
-from dfkd_fast.generators.upsample_conv import UpsampleConv2d
+from dfkd_fast.generators.layers import UpsampleConv2d
 from dfkd_fast.methods.base import CollectedImages, Method, Setup, SynthBatch, weighted_sum
 from dfkd_fast.methods.inner import Inner, LrScale, Variant, images_of, inners, key_of
 from dfkd_fast.models.factory import ModelInfo, load_model

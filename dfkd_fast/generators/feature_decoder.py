@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_fast.generators.decoder import Decoder, decode, make_decoder
-from dfkd_fast.generators.upsample_conv import UpsampleConv2d
+from dfkd_fast.generators.layers import UpsampleConv2d
 from dfkd_fast.models.unregistered import unregistered
 
 CUTS = (0, 1, 2)

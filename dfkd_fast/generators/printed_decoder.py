@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.generators.pixels import at_least_float32, in_format_of
-from dfkd_fast.generators.spectral import SpectralConv2d
+from dfkd_fast.generators.layers import SpectralConv2d, at_least_float32, in_format_of
 from dfkd_fast.models.info import ModelInfo
 
 

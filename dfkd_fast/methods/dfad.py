@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.generators.decoder import Decoder, make_decoder
-from dfkd_fast.generators.standardized import Output
+from dfkd_fast.generators.decoder import Decoder, Output, make_decoder
 from dfkd_fast.methods.base import LossTerms, Needs, Setup
 from dfkd_fast.methods.stepwise import StepwiseConfig, StepwiseMethod
 from dfkd_fast.models.teacher import NetOutput, frozen_alias

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from dfkd_fast.config.setting import setting
 from dfkd_fast.errors import UserError
-from dfkd_fast.generators.attention import SoftmaxGain
-from dfkd_fast.generators.dcgan import DcganDecoder
+from dfkd_fast.generators.dcgan import DcganDecoder, SoftmaxGain
 from dfkd_fast.generators.latent import LatentGenerator
 from dfkd_fast.generators.meta_init import MetaInit, Start
 from dfkd_fast.losses.adversarial import disagreement

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dfkd_fast.augment import jitter
 from dfkd_fast.config.setting import setting
-from dfkd_fast.generators.noisy_embedding import NoisyEmbeddingGenerator
+from dfkd_fast.generators.noisy import NoisyEmbeddingGenerator
 from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.generator import label_ce
 from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, Needs, Setup, Supports, SynthBatch

@@ -21,7 +21,7 @@ from torch import Tensor
 from dfkd_fast.augment import Augment
 from dfkd_fast.config.setting import setting
 from dfkd_fast.generators.feature_decoder import CUTS, FeatureDecoder, exchange_channels
-from dfkd_fast.generators.initialization import kaiming_init
+from dfkd_fast.generators.layers import kaiming_init
 from dfkd_fast.losses.distillation import kd_kl
 from dfkd_fast.losses.generator import label_ce
 from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, PoolPlan, Setup, StudentReads, SynthBatch

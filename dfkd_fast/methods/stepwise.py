@@ -16,8 +16,7 @@ from torch import Tensor
 
 from dfkd_fast.augment import Augment
 from dfkd_fast.config.setting import setting
-from dfkd_fast.generators.decoder import Decoder, make_large_decoder
-from dfkd_fast.generators.standardized import Output, with_output
+from dfkd_fast.generators.decoder import Decoder, Output, make_large_decoder, with_output
 from dfkd_fast.losses.distillation import kd_kl
 from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, PoolPlan, Setup, SynthBatch
 from dfkd_fast.models.teacher import NetOutput

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.generators.spectral import SpectralConv2d, SpectralLinear
+from dfkd_fast.generators.layers import SpectralConv2d, SpectralLinear
 from dfkd_fast.methods.hidfd.biggan import BigDiscriminator, BigGenerator, DownBlock, UpBlock
 
 
@@ -52,6 +52,7 @@ def test_the_shape_for_cifar() -> None:
 def test_the_weight_gets_spectral_norm_1(layer: nn.Module) -> None:
     """After enough passes in training; a pass in evaluation changes nothing. As torch's own, gradient included."""
     torch.manual_seed(0)
+    layer.reset_parameters()
     inputs = torch.randn(4, 6) if isinstance(layer, SpectralLinear) else torch.randn(4, 3, 5, 5)
     for _ in range(200):
         layer(inputs)

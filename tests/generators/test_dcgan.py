@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.generators.attention import SpatialAttention
-from dfkd_fast.generators.dcgan import DcganDecoder
+from dfkd_fast.generators.dcgan import DcganDecoder, SpatialAttention
 
 
 def naive_pool(maps: Tensor) -> tuple[Tensor, Tensor]:

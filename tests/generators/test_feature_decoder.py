@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_fast.generators.feature_decoder import CUTS, FeatureDecoder, exchange_channels
-from dfkd_fast.generators.initialization import kaiming_init
+from dfkd_fast.generators.layers import kaiming_init
 
 
 def decoder(size: int = 32, width: int = 16) -> FeatureDecoder:

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from dfkd_fast.generators.decoder import make_decoder
-from dfkd_fast.generators.noisy_embedding import NoisyEmbeddingGenerator
-from dfkd_fast.generators.noisy_layer import NoisyLayer
+from dfkd_fast.generators.noisy import NoisyEmbeddingGenerator, NoisyLayer
 
 
 def nayer_parameters(image_size: int) -> int:

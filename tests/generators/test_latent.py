@@ -8,7 +8,7 @@ from torch import nn
 
 from dfkd_fast.generators.decoder import make_decoder, make_spatial_decoder
 from dfkd_fast.generators.latent import LatentGenerator
-from dfkd_fast.generators.upsample_conv import UpsampleConv2d
+from dfkd_fast.generators.layers import UpsampleConv2d
 
 
 @pytest.mark.parametrize(("image_size", "spatial", "shape"), [(32, False, (2, 256)), (96, True, (2, 256, 6, 6))])

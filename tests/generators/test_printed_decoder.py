@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.generators.noisy_embedding import NoisyEmbeddingGenerator
+from dfkd_fast.generators.noisy import NoisyEmbeddingGenerator
 from dfkd_fast.generators.printed_decoder import PrintedDecoder
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

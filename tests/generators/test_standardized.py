@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfkd_fast.generators.decoder import make_large_decoder
-from dfkd_fast.generators.standardized import StandardizedDecoder, with_output
+from dfkd_fast.generators.decoder import StandardizedDecoder, make_large_decoder, with_output
 
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from dfkd_fast.device.runtime import has_fast_bf16
 from dfkd_fast.generators.decoder import make_decoder
-from dfkd_fast.generators.upsample_conv import UpsampleConv2d
+from dfkd_fast.generators.layers import UpsampleConv2d
 
 
 def plain(maps: Tensor, weight: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from dfkd_fast.catalog import presets
 from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.errors import UserError
-from dfkd_fast.generators.attention import SpatialAttention
+from dfkd_fast.generators.dcgan import SpatialAttention
 from dfkd_fast.methods.base import Setup, weighted_sum
 from dfkd_fast.methods.msarc import Msarc, MsarcConfig
 from dfkd_fast.models.feature_extractor import FeatureExtractor

@@ -21,8 +21,8 @@ from torch import Tensor
 from dfkd_fast.augment import Augment
 from dfkd_fast.config.setting import setting
 from dfkd_fast.errors import UserError
-from dfkd_fast.generators.initialization import dcgan_init
 from dfkd_fast.generators.latent import LatentGenerator
+from dfkd_fast.generators.layers import dcgan_init
 from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.contrastive import instance_discrimination
 from dfkd_fast.losses.generator import label_ce

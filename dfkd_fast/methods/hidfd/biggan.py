@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.generators.pixels import at_least_float32, in_format_of
-from dfkd_fast.generators.spectral import SpectralConv2d, SpectralLinear
+from dfkd_fast.generators.layers import SpectralConv2d, SpectralLinear, at_least_float32, in_format_of
 
 # By number of doublings: channels of each map of the generator, in units of the width; the discriminator's blocks, in
 # units, with those that halve the map. Up to three doublings CIFAR's, then BigGAN's for 64, 128 and 256 pixels.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.generators.noisy_embedding import NoisyEmbeddingGenerator
+from dfkd_fast.generators.noisy import NoisyEmbeddingGenerator
 from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.cam import cam_margin
 from dfkd_fast.losses.generator import label_ce
