@@ -49,6 +49,8 @@ BENCH_profile    := $(BIN)/python bench/profile_steps.py
 BENCH_digits     := $(BIN)/python bench/methods/digits.py
 BENCH_ablations  := $(BIN)/python bench/methods/digits.py --ablations
 BENCH_precision  := $(BIN)/python bench/methods/digits.py --precision fp32
+# Every method's digits-quick preset, seed 0. Half an hour on one core.
+BENCH_quick      := $(BIN)/python bench/methods/digits.py --quick
 # Kill a writer of a pool 200 times at random moments: nothing that it confirmed may be lost.
 BENCH_kill       := $(PYTEST) tests/pool/test_kill.py --kills 200
 # 10,000 steps of a tiny run: neither the time of a step nor memory may grow.

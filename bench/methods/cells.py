@@ -22,6 +22,7 @@ from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.training.records.run_record import active_backends
 
 PRESET = "digits"
+QUICK = "digits-quick"
 PRESET_PRECISION = "bf16"
 """the precision of the presets (`auto`) on a CPU with AVX512-BF16 or AMX, and on a GPU"""
 THREADS = 1
@@ -75,12 +76,14 @@ class Cell:
     seed: int
     precision: str = ""
     """of synthesis and student; the teacher is the preset's, trained in bf16. Empty: as the preset has it"""
+    preset: str = PRESET
 
     @property
     def title(self) -> str:
         """The method as tables call it, with its variant and, where it is not the preset's, its precision."""
         where = f"in {self.precision}" if self.precision else ""
-        return " ".join(filter(None, (TITLES[self.method], self.variant, where)))
+        what = "" if self.preset == PRESET else f"({self.preset})"
+        return " ".join(filter(None, (TITLES[self.method], self.variant, where, what)))
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -94,12 +97,12 @@ class Cell:
     def arguments(self) -> tuple[str, ...]:
         """The run's command line, behind `dfkd-fast`."""
         seed, threads = str(self.seed), str(THREADS)
-        return ("train", self.method, "--preset", PRESET, *self.flags, "--seed", seed, "--threads", threads)
+        return ("train", self.method, "--preset", self.preset, *self.flags, "--seed", seed, "--threads", threads)
 
     def resolved(self) -> TrainConfig[Any]:
         """Every setting, as the preset has them now."""
         flags = ("--seed", str(self.seed), "--threads", str(THREADS))
-        return load_config(default_config(self.method), preset=PRESET, flags=[*self.flags, *flags])
+        return load_config(default_config(self.method), preset=self.preset, flags=[*self.flags, *flags])
 
 
 @dataclass(frozen=True)
@@ -149,9 +152,9 @@ class Recipe:
         return "-".join(filter(None, (cell.method, variant, cell.precision, f"s{cell.seed}", self.run_hash)))
 
 
-def method_cells(methods: list[str], seeds: list[int], precision: str = "") -> list[Cell]:
+def method_cells(methods: list[str], seeds: list[int], precision: str = "", preset: str = PRESET) -> list[Cell]:
     """Every method as its preset has it, or in another precision; a seed of all before the next seed."""
-    return [Cell(method, "", seed, precision) for seed in seeds for method in methods]
+    return [Cell(method, "", seed, precision, preset) for seed in seeds for method in methods]
 
 
 def ablation_cells(methods: list[str], seeds: list[int]) -> list[Cell]:

@@ -2,10 +2,10 @@
 
 Runs `dfkd-fast train METHOD --preset digits --seed S --threads 1` for each method and seed; with --ablations each
 variant that leaves a part of a method out, with --precision each method in another precision, for a table that compares
-it with the presets'. Each run has a folder in the cache, named by a hash of everything that its numbers depend on: a
-finished run is never made again, one that was stopped (Ctrl-C, a crash) goes on where it stopped. Every finished run
-adds a line to the results file, from which the table is made; where seeds are missing it says how many there are, or
-"not measured".
+it with the presets', with --quick each method's digits-quick preset, with seed 0 alone. Each run has a folder in the
+cache, named by a hash of everything that its numbers depend on: a finished run is never made again, one that was
+stopped (Ctrl-C, a crash) goes on where it stopped. Every finished run adds a line to the results file, from which the
+table is made; where seeds are missing it says how many there are, or "not measured".
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import argparse
 import signal
 from pathlib import Path
 
-from cells import ABLATIONS, Cell, Recipe, ablation_cells, method_cells
+from cells import ABLATIONS, QUICK, Cell, Recipe, ablation_cells, method_cells
 from precision import precision_table
+from quick import QuickRunner, quick_table
 from runs import Runner, read_lines
 from table import table, write_between
 
@@ -29,8 +30,8 @@ def main() -> int:
     """Make the runs that are missing, then the table; the exit status is 1 where a run is missing still."""
     options = _options()
     methods = [name for name in METHODS if name in options.methods]
-    cells = _cells(methods, options.seeds, options)
-    runner = Runner(options.cache, options.results, jobs=options.jobs)
+    cells = _cells(methods, options.seeds or (SEEDS[:1] if options.quick else SEEDS), options)
+    runner = (QuickRunner if options.quick else Runner)(options.cache, options.results, jobs=options.jobs)
     if options.list:
         for recipe in map(Recipe.of, cells):
             state = "finished" if runner.finished(recipe) else "missing"
@@ -49,6 +50,8 @@ def main() -> int:
 def _cells(methods: list[str], seeds: list[int], options: argparse.Namespace) -> list[Cell]:
     if options.ablations:
         return ablation_cells(methods, seeds)
+    if options.quick:
+        return method_cells(methods, seeds, preset=QUICK)
     return method_cells(methods, seeds, options.precision or "")
 
 
@@ -57,16 +60,19 @@ def _table(options: argparse.Namespace) -> tuple[str, str]:
     methods, lines = list(METHODS), read_lines(options.results)
     if options.precision:
         return "precision", precision_table(methods, SEEDS, lines, options.precision)
+    if options.quick:
+        return "quick", quick_table(methods, SEEDS, lines)
     return "ablations" if options.ablations else "digits", table(_cells(methods, SEEDS, options), lines)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
-    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, metavar="SEED")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="without it 0 1 2, with --quick 0")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--ablations", action="store_true", help=f"the variants of {', '.join(ABLATIONS)}")
     what.add_argument("--precision", choices=("fp32", "fp16"), help="every method in this precision, against bf16")
+    what.add_argument("--quick", action="store_true", help="every method's digits-quick preset, against digits")
     parser.add_argument("--jobs", type=int, default=1, help="runs beside each other; each takes one thread")
     parser.add_argument("--list", action="store_true", help="only say which runs there are, finished or missing")
     parser.add_argument("--table-only", action="store_true", help="make no run, only the table")

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -40,6 +41,8 @@ class Runner:
     def __init__(self, cache: Path, results: Path, *, jobs: int) -> None:
         self.cache, self.results, self.jobs = cache, results, jobs
         self._processes: set[subprocess.Popen[bytes]] = set()
+        self._spent: dict[Path, float] = {}
+        """processor seconds of runs that were made in one go with nothing beside them"""
         self._writing = threading.Lock()
         self._stopped = threading.Event()
 
@@ -54,6 +57,10 @@ class Runner:
         """Whether the cache has the run."""
         record = self.cache / recipe.folder_name / "run.json"
         return record.exists() and bool(read_run_record(record)["complete"])
+
+    def added(self, recipe: Recipe) -> dict[str, Any]:
+        """What a line has beside."""
+        return {}
 
     def _cell(self, cell: Cell) -> bool:
         if self._stopped.is_set():
@@ -78,7 +85,7 @@ class Runner:
             write_config(recipe.config, file)
             arguments = ["train", cell.method, "--config", str(file), "--run-dir", str(folder)]
         print(f"{cell.title}, seed {cell.seed}: {'goes on' if there else 'starts'} in {folder}", flush=True)
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        environment, before = os.environ | {"OMP_NUM_THREADS": "1"}, _children_seconds()
         with folder.with_suffix(".log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "dfkd_fast", *arguments],
@@ -92,6 +99,8 @@ class Runner:
             process.send_signal(signal.SIGINT)
         status = process.wait()
         self._processes.discard(process)
+        if self.jobs == 1 and not there:
+            self._spent[folder] = _children_seconds() - before
         if status and not self._stopped.is_set():
             print(f"{cell.title}, seed {cell.seed}: failed with {status}, see {folder}.log", flush=True)
         return status == 0
@@ -101,7 +110,8 @@ class Runner:
         with self._writing:
             if any(line["run_hash"] == recipe.run_hash for line in read_lines(self.results)):
                 return
-            line = _line(recipe, read_run_record(folder / "run.json"), self.jobs)
+            line = _line(recipe, read_run_record(folder / "run.json"), self.jobs) | self.added(recipe)
+            line["processor_seconds"] = self._spent.get(folder)
             self.results.parent.mkdir(parents=True, exist_ok=True)
             with self.results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -167,6 +177,11 @@ def _sole(path: Path) -> Iterator[bool]:
             yield False
         else:
             yield True
+
+
+def _children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _processor() -> str:

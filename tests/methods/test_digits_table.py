@@ -24,7 +24,7 @@ from dfkd_fast.training.checkpoints.checkpoint import save_network
 
 ROOT = Path(__file__).parent.parent.parent
 BENCH = ROOT / "bench" / "methods"
-PARTS = ("cells", "runs", "table", "precision", "digits")
+PARTS = ("cells", "runs", "table", "precision", "quick", "digits")
 
 
 @pytest.fixture
@@ -218,6 +218,37 @@ def test_precision_table(bench: dict[str, ModuleType]) -> None:
     assert (
         "within two standard errors (1.15 points); their mean is +5.50 points, with a standard error of 0.41." in text
     )
+
+
+def test_quick_table(bench: dict[str, ModuleType]) -> None:
+    """Against the digits preset over the same seeds, and only over those."""
+    cells = bench["cells"]
+    quick = {"time_share": 0.3, "student_steps": 400}
+    lines = [
+        line_of(bench, cell, top1)
+        for cell, top1 in zip(cells.method_cells(["fast"], [0, 1, 2]), (1, 0.98, 0), strict=True)
+    ]
+    found = zip(cells.method_cells(["fast"], [0, 1], preset=cells.QUICK), (0.99, 0.97), strict=True)
+    lines += [line_of(bench, cell, top1) | quick for cell, top1 in found]
+    lines += [line_of(bench, cell, 0.9) | quick for cell in cells.method_cells(["muse"], [0], preset=cells.QUICK)]
+    text = bench["quick"].quick_table(["fast", "muse", "cmi"], [0, 1, 2], lines)
+    assert "| Fast-5 | 98.00 % (97.00 to 99.00) | 99.00 % | 0.990 | 30 % | 1,600 | 300 + 400 |" in text
+    assert "| MUSE | 90.00 % (seed 0) | not measured |  | 30 % | 1,600 | 300 + 400 |" in text
+    assert "| CMI | not measured |" in text
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_quick_preset_is_the_digits_preset_cut_down(bench: dict[str, ModuleType], method: str) -> None:
+    """The same teacher, networks and losses: only counts are smaller, and answers are kept where the method allows."""
+    cells = bench["cells"]
+    quick, whole = (
+        dict(flatten(cells.Cell(method, "", 0, preset=name).resolved())) for name in (cells.QUICK, "digits")
+    )
+    changed = {key for key in whole if quick[key] != whole[key]}
+    counts = {"epochs", "warmup_epochs", "warmup_rounds", "rounds", "synthesis_steps", "full_images", "student_steps"}
+    assert "method.epochs" in changed
+    assert changed <= {f"method.{count}" for count in {*counts, "student_lr_steps"}} | {"cache_teacher_logits"}
+    assert quick["cache_teacher_logits"] in (0, 8)
 
 
 def test_the_page_has_a_row_for_each_method(bench: dict[str, ModuleType]) -> None:
