@@ -26,9 +26,9 @@ WITHIN = 0.15
 def foretell(arguments: list[str]) -> dict[str, Any]:
     """What `--dry-run` projects, and where."""
     from dfkd_fast.benchmark.dry_run import dry_run
-    from dfkd_fast.benchmark.machine import machine_record
     from dfkd_fast.cli.train import read_arguments
     from dfkd_fast.training.assemble import runtime_of
+    from dfkd_fast.training.records.run_record import machine_record
 
     config, _ = read_arguments(arguments)
     return {**dry_run(config).record(), "machine": machine_record(runtime_of(config))}

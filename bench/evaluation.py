@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dfkd_fast.benchmark.machine import machine_record
 from dfkd_fast.data.splits import load_test_split
 from dfkd_fast.data.stream import Decoding, ImageStream
 from dfkd_fast.device.runtime import make_runtime
+from dfkd_fast.training.records.run_record import machine_record
 
 RESULTS = Path(__file__).resolve().parent / "results" / "evaluation-cpu.jsonl"
 CHOICES = ("dali", "pil")

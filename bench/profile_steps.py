@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from dfkd_fast.benchmark.machine import machine_record
 from dfkd_fast.benchmark.methods import read_target
 from dfkd_fast.benchmark.step_profiler import StepProfiler
 from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.device.runtime import Runtime, make_runtime
+from dfkd_fast.training.records.run_record import machine_record
 
 RESULTS = Path(__file__).resolve().parent / "results"
 GROUPS = {

@@ -183,8 +183,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=BENCH / "results" / "ranks-cpu.jsonl")
     parser.add_argument("cases", nargs="*", default=list(CASES))
     options = parser.parse_args()
-    from dfkd_fast.benchmark.machine import machine_record
     from dfkd_fast.device.runtime import make_runtime
+    from dfkd_fast.training.records.run_record import machine_record
 
     where = machine_record(make_runtime(device="cpu", precision=options.precision, channels_last=True, threads=1))
     options.results.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ ELSEWHERE = {
     "pool/disk/journal.py": "segments of images: appended, synced by `flush`, found by checksum",
     "pool/disk/verify.py": "gives a segment its full length again",
     "files/locks.py": "the lock's owner, which nothing depends on",
-    "benchmark/plot.py": "draws into memory",
+    "benchmark/methods.py": "draws into memory",
     "cli/main.py": "opens the null device for reading and writing",
     "cli/pool.py": "renames what was exported into a hidden folder, synced",
     "data/decoder_dali.py": "writes an image into memory",

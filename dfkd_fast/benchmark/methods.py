@@ -10,6 +10,8 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from dfkd_fast.benchmark.projection import Projection, project
@@ -23,6 +25,7 @@ from dfkd_fast.costs.flops import StepFlops, count_step_flops
 from dfkd_fast.costs.work import Work, recipe_work
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError, unknown
+from dfkd_fast.files.write import write_file
 from dfkd_fast.methods.base import Method
 from dfkd_fast.models.factory import ModelInfo
 
@@ -171,3 +174,34 @@ def _record(
         "published_hours": target.published_hours,
         "published_source": target.source,
     }
+
+
+BARS = (
+    ("arithmetic floor", "#9a9a9a", lambda row: row["ours"]["floor_hours"]),
+    ("ours", "#1b7f5c", lambda row: row["ours"]["hours"]),
+    ("baseline (released style)", "#c98a1b", lambda row: row["baseline_hours"]),
+    ("published", "#8f3b3b", lambda row: row["published_hours"]),
+)
+
+
+def plot(records: Sequence[dict[str, Any]], file: Path) -> None:
+    """Draw one group of bars for each preset, on a logarithmic axis. Raises UserError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError('bench methods --plot: needs matplotlib; pip install "dfkd-fast[bench]"') from None
+    figure = Figure(figsize=(8, 1.2 + 0.8 * len(records)), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (label, colour, hours) in enumerate(BARS):
+        places = [index + 0.2 * (number - 1.5) for index in range(len(records))]
+        values = [hours(row) or 0 for row in records]
+        axes.barh(places, values, height=0.18, color=colour, label=label)
+    axes.set_yticks(range(len(records)), [f"{row['method']}/{row['preset']}" for row in records])
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    unit, device = records[0]["unit"], records[0]["device"]
+    axes.set_xlabel(f"{unit} on {device} (published: GPU-hours on its own card)")
+    figure.legend(loc="outside upper center", ncols=len(BARS), fontsize="small")
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    write_file(file, content.getvalue())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfkd_fast.benchmark.step_timer import Clock, Quantiles, StepTimer, TimingWindow
+from dfkd_fast.benchmark.step_timer import Quantiles, StepTimer, TimedLoop, TimingWindow
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.costs.work import RoundKind, SynthesisKind, Work, probe_epochs, student_epoch
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.methods.base import CollectedImages, LossTerms, Method, PoolPlan, SynthBatch
-from dfkd_fast.methods.inner import Inner, LrScale, Variant, inners, key_of
+from dfkd_fast.methods.base import CollectedImages, Method, PoolPlan, SynthBatch
+from dfkd_fast.methods.inner import inners
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.teacher import FrozenNet
-from dfkd_fast.parallel.global_batch import GlobalBatch
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.text.label_embeddings import CENTRES
 from dfkd_fast.training.assemble import check_pool_use, load_method, make_method, make_student
-from dfkd_fast.training.capture import StepRunner
-from dfkd_fast.training.inner import InnerLoop, ignore
+from dfkd_fast.training.inner import ignore
 from dfkd_fast.training.logit_cache import make_cache
 from dfkd_fast.training.pools import make_pools
 from dfkd_fast.training.student import StudentTrainer
@@ -199,63 +197,6 @@ class StepProfiler:
             return
         assert isinstance(self.trainer, StudentTrainer), "a method with a pool"
         self.trainer.store(batch)
-
-
-class TimedLoop(InnerLoop):
-    """Takes few of the steps that it is asked for: one of each kind in a round, or as many as a window times."""
-
-    def __init__(self, place: int, inner: Inner, runtime: Runtime, global_batch: GlobalBatch) -> None:
-        super().__init__(inner, runtime, global_batch)
-        self.place = place
-        self.window: TimingWindow | None = None
-        """times each kind of step that is not among `found`"""
-        self.found: dict[SynthesisKind, Quantiles] = {}
-        self.warmup_seconds = 0.0
-        """of the windows"""
-        self.clock: Clock | None = None
-        """adds up `step_seconds`; waits for the device around each step"""
-        self.step_seconds = 0.0
-        self.run_step = self._clocked(self.run_step)
-        self._stepped: set[SynthesisKind] = set()
-        self._is_warmup = True
-
-    def begin_round(self, kind: RoundKind) -> None:
-        """Before a round of a kind."""
-        self._is_warmup, self._stepped = kind.warmup, set()
-
-    def run(self, steps: int, lr_scale: LrScale, variant: Variant) -> Any:
-        kind = SynthesisKind(self.place, key_of(variant), self._is_warmup)
-        if kind in self._stepped:
-            return self.best
-        self._stepped.add(kind)
-        if self.window is None or kind in self.found:
-            return super().run(1, lr_scale, variant)
-        watch = StepTimer(self.window, self.runtime)
-        self.on_step = watch.on_step
-        watch.start()
-        made = super().run(self.window.total, _within(lr_scale, steps), variant)
-        self.on_step = ignore
-        self.found[kind] = watch.spread()
-        self.warmup_seconds += watch.warmup_seconds
-        return made
-
-    def _clocked(self, run_step: StepRunner) -> StepRunner:
-        def clocked(variant: Hashable, *inputs: Any) -> LossTerms:
-            if self.clock is None:
-                return run_step(variant, *inputs)
-            self.runtime.synchronize()
-            start = self.clock()
-            terms = run_step(variant, *inputs)
-            self.runtime.synchronize()
-            self.step_seconds += self.clock() - start
-            return terms
-
-        return clocked
-
-
-def _within(lr_scale: LrScale, steps: int) -> LrScale:
-    """The same for more than so many steps: a method's schedule may have no value behind its last."""
-    return (lambda step: lr_scale(min(step, steps - 1))) if callable(lr_scale) else lr_scale
 
 
 def assemble(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime) -> tuple[Method, FrozenNet, nn.Module]:

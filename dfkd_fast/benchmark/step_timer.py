@@ -1,14 +1,20 @@
-"""Steps under a clock: which are timed, how often the clock is looked at, and what was seen."""
+"""Steps under a clock: which are timed, how often it is looked at, what was seen; and the engine that does so."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any
 
+from dfkd_fast.costs.work import RoundKind, SynthesisKind
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.methods.base import LossTerms
+from dfkd_fast.methods.inner import Inner, LrScale, Variant, key_of
+from dfkd_fast.parallel.global_batch import GlobalBatch
+from dfkd_fast.training.capture import StepRunner
+from dfkd_fast.training.inner import InnerLoop, ignore
 
 Clock = Callable[[], float]
 
@@ -82,3 +88,60 @@ class StepTimer:
     def spread(self) -> Quantiles:
         """Of all samples."""
         return Quantiles(statistics.median(self.samples), min(self.samples), max(self.samples))
+
+
+class TimedLoop(InnerLoop):
+    """Takes few of the steps that it is asked for: one of each kind in a round, or as many as a window times."""
+
+    def __init__(self, place: int, inner: Inner, runtime: Runtime, global_batch: GlobalBatch) -> None:
+        super().__init__(inner, runtime, global_batch)
+        self.place = place
+        self.window: TimingWindow | None = None
+        """times each kind of step that is not among `found`"""
+        self.found: dict[SynthesisKind, Quantiles] = {}
+        self.warmup_seconds = 0.0
+        """of the windows"""
+        self.clock: Clock | None = None
+        """adds up `step_seconds`; waits for the device around each step"""
+        self.step_seconds = 0.0
+        self.run_step = self._clocked(self.run_step)
+        self._stepped: set[SynthesisKind] = set()
+        self._is_warmup = True
+
+    def begin_round(self, kind: RoundKind) -> None:
+        """Before a round of a kind."""
+        self._is_warmup, self._stepped = kind.warmup, set()
+
+    def run(self, steps: int, lr_scale: LrScale, variant: Variant) -> Any:
+        kind = SynthesisKind(self.place, key_of(variant), self._is_warmup)
+        if kind in self._stepped:
+            return self.best
+        self._stepped.add(kind)
+        if self.window is None or kind in self.found:
+            return super().run(1, lr_scale, variant)
+        watch = StepTimer(self.window, self.runtime)
+        self.on_step = watch.on_step
+        watch.start()
+        made = super().run(self.window.total, _within(lr_scale, steps), variant)
+        self.on_step = ignore
+        self.found[kind] = watch.spread()
+        self.warmup_seconds += watch.warmup_seconds
+        return made
+
+    def _clocked(self, run_step: StepRunner) -> StepRunner:
+        def clocked(variant: Hashable, *inputs: Any) -> LossTerms:
+            if self.clock is None:
+                return run_step(variant, *inputs)
+            self.runtime.synchronize()
+            start = self.clock()
+            terms = run_step(variant, *inputs)
+            self.runtime.synchronize()
+            self.step_seconds += self.clock() - start
+            return terms
+
+        return clocked
+
+
+def _within(lr_scale: LrScale, steps: int) -> LrScale:
+    """The same for more than so many steps: a method's schedule may have no value behind its last."""
+    return (lambda step: lr_scale(min(step, steps - 1))) if callable(lr_scale) else lr_scale

@@ -72,11 +72,11 @@ def _leading(arguments: Sequence[str]) -> list[str]:
 def bench_methods(names: Sequence[str], options: BenchOptions, rival: Rival | None) -> None:
     """Measure presets, print a table, append their lines and draw the picture."""
     from dfkd_fast.benchmark import methods
-    from dfkd_fast.benchmark.machine import machine_record
-    from dfkd_fast.benchmark.plot import plot
+    from dfkd_fast.benchmark.methods import plot
     from dfkd_fast.benchmark.step_timer import TimingWindow
     from dfkd_fast.costs.peak import matmul_rate
     from dfkd_fast.device.runtime import make_runtime
+    from dfkd_fast.training.records.run_record import machine_record
 
     targets = [methods.read_target(name) for name in names or methods.TARGETS]
     runtime = make_runtime(

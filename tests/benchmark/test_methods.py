@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dfkd_fast.benchmark import methods
-from dfkd_fast.benchmark.plot import plot
+from dfkd_fast.benchmark.methods import plot
 from dfkd_fast.benchmark.step_timer import TimingWindow
 from dfkd_fast.catalog import METHODS, presets
 from dfkd_fast.cli.main import main

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import dfkd_fast
 from dfkd_fast.cli.main import main
 from dfkd_fast.config.sources import default_config
 from dfkd_fast.errors import UserError
@@ -163,7 +164,7 @@ def test_a_disk_without_room_for_the_lock_leaves_no_folder(
 def test_a_checkout_is_asked_for_its_commit_and_runs_no_program_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = tmp_path / "dfkd_fast" / "training"
+    package = tmp_path / "dfkd_fast"
     package.mkdir(parents=True)
     (tmp_path / "pyproject.toml").write_text("")
     monitor = tmp_path / "monitor.sh"
@@ -176,7 +177,7 @@ def test_a_checkout_is_asked_for_its_commit_and_runs_no_program_of_its_own(
     hook = tmp_path / ".git/hooks/post-index-change"
     hook.write_text(monitor.read_text())
     hook.chmod(0o755)
-    monkeypatch.setattr(run_record, "__file__", str(package / "run_record.py"))
+    monkeypatch.setattr(dfkd_fast, "__file__", str(package / "__init__.py"))
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     (tmp_path / "ran").unlink(missing_ok=True)
     assert (run_record.git_sha() or "").startswith(head)
@@ -189,7 +190,7 @@ def test_a_repository_around_the_installed_package_is_not_its_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    installed = tmp_path / ".venv/lib/site-packages/dfkd_fast/loops"
+    installed = tmp_path / ".venv/lib/site-packages/dfkd_fast"
     installed.mkdir(parents=True)
-    monkeypatch.setattr(run_record, "__file__", str(installed / "run_record.py"))
+    monkeypatch.setattr(dfkd_fast, "__file__", str(installed / "__init__.py"))
     assert run_record.git_sha() is None

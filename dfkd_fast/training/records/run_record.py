@@ -1,10 +1,12 @@
-"""run.json: what a run was, what it cost and what came out."""
+"""run.json: what a run was, what it cost and what came out; and on which machine, for those who measure."""
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from importlib import metadata
@@ -129,7 +131,7 @@ def git_sha() -> str | None:
     Only that checkout is asked, never a repository that the package happens to be installed below, and none of a
     repository's own programs is run: no file-system monitor, no hooks.
     """
-    root = Path(__file__).resolve().parents[2]
+    root = Path(dfkd_fast.__file__).resolve().parents[1]
     if not ((root / ".git").exists() and (root / "pyproject.toml").is_file() and (root / "dfkd_fast").is_dir()):
         return None
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
@@ -141,3 +143,19 @@ def git_sha() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip()
+
+
+def machine_record(runtime: Runtime) -> dict[str, Any]:
+    """Device, processor, threads, precision, versions, commit and date, as JSON."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else []
+    return {
+        "device": runtime.describe(),
+        "processor": names[0] if names else None,
+        "threads": torch.get_num_threads(),
+        "precision": runtime.precision,
+        "channels_last": runtime.channels_last,
+        "versions": versions(),
+        "git_sha": git_sha(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
