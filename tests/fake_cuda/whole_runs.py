@@ -1,4 +1,4 @@
-"""A method's whole run on the fake card: `loops.train.train` itself, with few steps, and without what reads values."""
+"""A method's whole run on the fake card: `training.train.train` itself, few steps, without what reads values."""
 
 from __future__ import annotations
 
