@@ -34,6 +34,9 @@ BENCH_kernels    := $(PYTEST) -c bench/kernels/pytest.ini bench/kernels
 BENCH_pool       := $(RUN) bench/pool/run.py
 # Our steps against the released codes' style on one thread, interleaved. About ten minutes on an idle core.
 BENCH_steps      := $(RUN) bench/steps/run.py
+# Frozen networks with the statistics loss against hooks, torch.compile and the network without it, 49 networks; stopped,
+# it goes on where it was. Compiling them takes hours, and is a pass of its own: bench/frozen/run.py --compile.
+BENCH_frozen     := $(RUN) bench/frozen/run.py
 # Two data-parallel processes against two independent ones, one core each. Wall time: nothing else may run. Ten minutes.
 BENCH_ranks      := $(RUN) bench/ranks.py
 # Hours of each method's recipe: ours, the baseline's, the published, the floor; draws a chart, too.
