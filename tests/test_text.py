@@ -25,8 +25,7 @@ from dfkd_fast.models.torchvision_cpu import ensure_importable, imagenet_categor
 from dfkd_fast.text.class_names import first_synonym, read_class_names, spoken_names, with_synonyms
 from dfkd_fast.text.encoders import cache_folder, encode
 from dfkd_fast.text.label_embeddings import CENTRES, PROMPTS, label_embeddings, origin, prompted
-from dfkd_fast.training.assemble import load_method
-from dfkd_fast.training.class_vectors import class_vectors
+from dfkd_fast.training.assemble import class_vectors, load_method
 
 NAMES = ("ice_cream", "T-shirt", "cat")
 

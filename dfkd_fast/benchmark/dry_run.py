@@ -16,8 +16,9 @@ from dfkd_fast.costs.work import recipe_work
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.pool.build import check_pool
-from dfkd_fast.training.assemble import check_teacher, load_method, runtime_of, stated_values
+from dfkd_fast.training.assemble import load_method, runtime_of, stated_values
 from dfkd_fast.training.evaluate import evaluation_images
+from dfkd_fast.training.judge import check_teacher
 
 
 def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) -> Projection:

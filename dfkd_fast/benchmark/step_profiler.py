@@ -22,12 +22,11 @@ from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.teacher import FrozenNet
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.text.label_embeddings import CENTRES
-from dfkd_fast.training.assemble import check_pool_use, load_method, make_method, make_student
+from dfkd_fast.training.assemble import load_method, make_method, make_student
 from dfkd_fast.training.inner import ignore
 from dfkd_fast.training.logit_cache import make_cache
-from dfkd_fast.training.pools import make_pools
-from dfkd_fast.training.student import StudentTrainer
-from dfkd_fast.training.trainers import make_trainer
+from dfkd_fast.training.pools import check_pool_use, make_pools
+from dfkd_fast.training.student import StudentTrainer, make_trainer
 
 
 @dataclass(kw_only=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dfkd_fast.catalog import FACTS, METHODS, MODELS
+from dfkd_fast.catalog import METHODS, MODELS
 from dfkd_fast.config.own_networks import own_network
 from dfkd_fast.config.train import NetworkInput, TrainConfig
 from dfkd_fast.data.class_order import stated_order
@@ -25,12 +25,11 @@ from dfkd_fast.models.teacher import FrozenNet, frozen_alias
 from dfkd_fast.parallel.global_batch import MicroBatches
 from dfkd_fast.parallel.sync_norm import convert_sync_batchnorm
 from dfkd_fast.rng import seed_phase
-from dfkd_fast.training.class_vectors import class_vectors
-from dfkd_fast.training.evaluate import check_fit, in_stated_order, stated_channels
-from dfkd_fast.training.failures import is_out_of_memory
+from dfkd_fast.text.class_names import read_class_names, spoken_names, with_synonyms
+from dfkd_fast.text.label_embeddings import ENCODED, label_embeddings, origin
+from dfkd_fast.training.evaluate import in_stated_order, stated_channels
 from dfkd_fast.training.ranks import check_global_batch, check_micro_batches, share_of_rank
 from dfkd_fast.training.teachers.cache import cached_teacher
-from dfkd_kernels.freeze.norms import is_frozen_batchnorm
 
 
 def runtime_of(config: TrainConfig) -> Runtime:
@@ -107,82 +106,6 @@ def stated_values(stated: NetworkInput) -> dict[str, Any]:
     }
 
 
-def check_teacher(
-    teacher: nn.Module, info: ModelInfo, method: type[Method], config: TrainConfig, test: LabelledImages | None
-) -> None:
-    """Raise UserError where teacher, data and method do not fit, before anything is written."""
-    bn_weight = getattr(config.method, "bn_weight", None)
-    matches = method.needs.batchnorm if bn_weight is None else bn_weight != 0
-    if matches and not any(map(_has_statistics, teacher.modules())):
-        flag = "" if bn_weight is None else "give --method.bn-weight 0, "
-        others = [name for name, facts in FACTS.items() if facts.batchnorm == "no"]
-        without = f", or a method that needs none: {one_of(others)}" if others else ""
-        raise UserError(
-            f"--teacher {config.teacher}: {config.method_name} matches BatchNorm statistics and this network has none; "
-            f"{flag}choose a teacher with BatchNorm{without}"
-        )
-    if test is not None:
-        check_fit(test, info, "--data")
-
-
-def check_frozen(teacher: FrozenNet, runtime: Runtime) -> None:
-    """Raise UserError where the teacher as the run computes it fails on an image, or passes no gradient back to it."""
-    cuda = [runtime.device] if runtime.device.type == "cuda" else []
-    view = teacher.info.blank(torch.zeros((), device=runtime.device, dtype=runtime.master_dtype))
-    view = view.expand(2, -1, -1, -1).clone().requires_grad_()
-    with torch.random.fork_rng(devices=cuda):  # a vision transformer draws where it looks
-        try:
-            with runtime.autocast():
-                logits = teacher(view).logits
-            logits.float().sum().backward()
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"--teacher {teacher.info.name}: passes no gradient back to its images, which methods learn by "
-                f"({reason}); choose another network"
-            ) from error
-
-
-def _has_statistics(module: nn.Module) -> bool:
-    """Whether a frozen network hands out batch moments of this layer."""
-    counts = isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) or is_frozen_batchnorm(module)
-    return counts and getattr(module, "running_mean", None) is not None
-
-
-def check_pool_use(config: TrainConfig, method: Method, world_size: int = 1) -> None:
-    """Raise UserError where the student would start on an empty pool, or a pool cannot hold what the recipe makes.
-
-    `method` has one rank's share of the recipe, and `--pool.capacity` counts the images of all of `world_size`.
-    """
-    warmup = config.method.warmup_epochs
-    for plan in method.pools() if method.loop == "alternating" else ():
-        if not ((plan.fill_images and warmup) or any(plan.rounds(epoch) for epoch in range(warmup + 1))):
-            raise UserError(
-                f"--method.warmup-epochs {warmup}: no synthesis round before the student's first step; "
-                "give at least one"
-            )
-        policy = config.pool.policy or plan.policy
-        if plan.fill_images:
-            _check_filled_pool(config, policy, plan.capacity * world_size)
-        least = {"append": plan.capacity, "ring": plan.synthesis_batch_size, "cap": 1}[policy] * world_size
-        if config.pool.capacity is not None and config.pool.capacity < least:
-            other = " (or --pool.policy ring)" if policy == "append" else ""
-            raise UserError(
-                f"--pool.capacity {config.pool.capacity}: choose {least} or more for --pool.policy {policy}{other}"
-            )
-
-
-def _check_filled_pool(config: TrainConfig, policy: str, capacity: int) -> None:
-    """Such a pool is filled to its capacity over what was there before: it can be neither larger nor smaller."""
-    why = f"{config.method_name} fills its pool once, at the end of the warm-up, to exactly its size"
-    if policy != "ring":
-        raise UserError(f"--pool.policy {policy}: {why}; choose ring")
-    if config.pool.capacity not in (None, capacity):
-        raise UserError(f"--pool.capacity {config.pool.capacity}: {why}; choose {capacity}, or leave it out")
-
-
 def make_student(config: TrainConfig, info: ModelInfo, runtime: Runtime) -> nn.Module:
     """A freshly initialised student for the teacher's classes, size and channels; the same on every rank."""
     seed_phase(config.seed, 0, 0, "student")
@@ -226,3 +149,45 @@ def make_method(
     check_global_batch(method, config.method_name)
     check_micro_batches(method, config.method_name, parts, runtime)
     return method
+
+
+def class_vectors(
+    config: TrainConfig, method: type[Method], num_classes: int, class_names: Sequence[str]
+) -> tuple[Tensor, str]:
+    """Embeddings (K, D) for `--text`, and where they are from; (K, 0) for a method that does not ask.
+
+    Names are those of `--class-names`, else `class_names`, what the teacher's outputs are called (`ModelInfo`; empty:
+    not known). Real images are not asked. Raises UserError for a source that the method does not
+    take, and for vectors that are not to be had.
+    """
+    source = origin(config.text)
+    if not method.needs.text:
+        if config.text != type(config).text:
+            raise UserError(f"--text {config.text}: {config.method_name} takes no class vectors; leave it out")
+        return torch.empty(num_classes, 0), source
+    if source not in method.needs.text:
+        raise UserError(f"--text {config.text}: {config.method_name} takes {one_of(method.needs.text)}")
+    _check_used(config, source)
+    names = None
+    if config.class_names is not None:
+        names = read_class_names(config.class_names, num_classes)
+    elif class_names:
+        names = spoken_names(class_names, config.teacher_data)
+        if names is not None and config.prompt == "released" and source in ENCODED:
+            names = with_synonyms(names, flag="--prompt released")
+    embeddings = label_embeddings(config.text, num_classes, names=names, prompt=config.prompt, model=config.text_model)
+    return embeddings, source
+
+
+def _check_used(config: TrainConfig, source: str) -> None:
+    """Raise UserError for a setting that vectors of this source do not hear of: it would change nothing, silently."""
+    if source in ENCODED:
+        return
+    model = "" if source == "class-index" else config.text_model
+    settings = {"--prompt": config.prompt, "--text-model": model, "--class-names": config.class_names}
+    for flag, value in settings.items():
+        if value not in ("", None, type(config).prompt):
+            raise UserError(
+                f"{flag} {value}: has no effect with --text {config.text}; leave it out, or choose --text "
+                f"{one_of(ENCODED)}"
+            )

@@ -1,4 +1,4 @@
-"""Evaluation on real test images. Its figures are reported; they never choose a model."""
+"""Evaluation on real test images of the network that a run saves. Its figures never choose a model."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.device.switches import named_operator
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.pictures import Channels
+from dfkd_fast.methods.base import Method
+from dfkd_fast.methods.exchange import DeployedHead
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.text.class_names import first_synonym, spoken_names
 from dfkd_kernels import gather_augment
@@ -227,3 +229,15 @@ def _summarised(top: Tensor, images: LabelledImages) -> Evaluation:
         per_class=tuple((correct.double() / counts).tolist()),
         predictions=top[:, 0].clone(),
     )
+
+
+def deployed(method: Method, student: nn.Module) -> nn.Module:
+    """That network, as it is now."""
+    head = method.student_head()
+    return head.deploy(student) if isinstance(head, DeployedHead) else student
+
+
+def deployed_name(method: Method, student: str) -> str:
+    """What `load_model` calls it, where the student's own name is `student`."""
+    head = method.student_head()
+    return head.deployed_name(student) if isinstance(head, DeployedHead) else student

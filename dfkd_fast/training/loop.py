@@ -27,8 +27,7 @@ from dfkd_fast.training.checkpoints.state_tensors import (
     optimizer_tensors,
     part_tensors,
 )
-from dfkd_fast.training.collapse import CollapseWatch
-from dfkd_fast.training.failures import check_finite, explained
+from dfkd_fast.training.failures import CollapseWatch, check_finite, explained
 from dfkd_fast.training.inner import OnStep, bind
 from dfkd_fast.training.interrupt import StopSignals
 from dfkd_fast.training.student import StudentSteps

@@ -1,11 +1,12 @@
-"""The pools of a run: one for each size of image that the method makes."""
+"""The pools of a run, one for each size of image that the method makes, and whether they suit the recipe."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from dfkd_fast.config.train import PoolConfig
+from dfkd_fast.config.train import PoolConfig, TrainConfig
 from dfkd_fast.device.runtime import Runtime
+from dfkd_fast.errors import UserError
 from dfkd_fast.methods.base import Method
 from dfkd_fast.pool.build import make_pool
 from dfkd_fast.pool.multi import MultiPool
@@ -42,3 +43,35 @@ def make_pools(
         )
         lines.append(line)
     return MultiPool(pools), lines
+
+
+def check_pool_use(config: TrainConfig, method: Method, world_size: int = 1) -> None:
+    """Raise UserError where the student would start on an empty pool, or a pool cannot hold what the recipe makes.
+
+    `method` has one rank's share of the recipe, and `--pool.capacity` counts the images of all of `world_size`.
+    """
+    warmup = config.method.warmup_epochs
+    for plan in method.pools() if method.loop == "alternating" else ():
+        if not ((plan.fill_images and warmup) or any(plan.rounds(epoch) for epoch in range(warmup + 1))):
+            raise UserError(
+                f"--method.warmup-epochs {warmup}: no synthesis round before the student's first step; "
+                "give at least one"
+            )
+        policy = config.pool.policy or plan.policy
+        if plan.fill_images:
+            _check_filled_pool(config, policy, plan.capacity * world_size)
+        least = {"append": plan.capacity, "ring": plan.synthesis_batch_size, "cap": 1}[policy] * world_size
+        if config.pool.capacity is not None and config.pool.capacity < least:
+            other = " (or --pool.policy ring)" if policy == "append" else ""
+            raise UserError(
+                f"--pool.capacity {config.pool.capacity}: choose {least} or more for --pool.policy {policy}{other}"
+            )
+
+
+def _check_filled_pool(config: TrainConfig, policy: str, capacity: int) -> None:
+    """Such a pool is filled to its capacity over what was there before: it can be neither larger nor smaller."""
+    why = f"{config.method_name} fills its pool once, at the end of the warm-up, to exactly its size"
+    if policy != "ring":
+        raise UserError(f"--pool.policy {policy}: {why}; choose ring")
+    if config.pool.capacity not in (None, capacity):
+        raise UserError(f"--pool.capacity {config.pool.capacity}: {why}; choose {capacity}, or leave it out")

@@ -22,9 +22,8 @@ from dfkd_fast.training.alternating import AlternatingLoop
 from dfkd_fast.training.checkpoints.checkpoint import PHASES, Checkpoint, save_network
 from dfkd_fast.training.checkpoints.identity import Identity
 from dfkd_fast.training.checkpoints.keeping import Keeper
-from dfkd_fast.training.collapse import CollapseWatch
-from dfkd_fast.training.deployed import deployed, deployed_name
-from dfkd_fast.training.evaluate import agreement, evaluate
+from dfkd_fast.training.evaluate import agreement, deployed, deployed_name, evaluate
+from dfkd_fast.training.failures import CollapseWatch
 from dfkd_fast.training.interrupt import StopSignals
 from dfkd_fast.training.judge import Verdict
 from dfkd_fast.training.logit_cache import LogitCache
@@ -35,7 +34,7 @@ from dfkd_fast.training.real_images.collected import Collected
 from dfkd_fast.training.records.run_costs import run_costs
 from dfkd_fast.training.records.run_record import write_run_record
 from dfkd_fast.training.stepwise import StepwiseLoop
-from dfkd_fast.training.trainers import make_trainer
+from dfkd_fast.training.student import make_trainer
 
 LOOPS: dict[str, type[Loop]] = {"alternating": AlternatingLoop, "stepwise": StepwiseLoop}
 

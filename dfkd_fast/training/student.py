@@ -1,4 +1,4 @@
-"""Student steps: the student learns from the teacher, on images of the pool or on what a subclass brings."""
+"""Student steps: the student learns from the teacher, on images of the pool, or on those that each step makes anew."""
 
 from __future__ import annotations
 
@@ -210,3 +210,36 @@ def student_lr(config: MethodConfig, epoch: int) -> float:
         return config.student_lr * 0.1 ** sum(distilled >= step for step in config.student_lr_steps)
     progress = (distilled - ramp) / (config.epochs - config.warmup_epochs - ramp)
     return config.student_lr_min + (config.student_lr - config.student_lr_min) * cosine(progress)
+
+
+def make_trainer(
+    student: nn.Module,
+    *,
+    method: Method,
+    teacher: FrozenNet,
+    pool: MultiPool,
+    runtime: Runtime,
+    cache: LogitCache | None = None,
+) -> StudentSteps:
+    """What trains the student: on batches of the pool, or on what the method makes in each step."""
+    if method.loop == "stepwise":
+        return FreshTrainer(student, method=method, teacher=teacher, runtime=runtime)
+    return StudentTrainer(student, method=method, teacher=teacher, pool=pool, runtime=runtime, cache=cache)
+
+
+class FreshTrainer(StudentSteps):
+    """Student steps on images that `Method.student_view` makes: generation, teacher and student are captured as one."""
+
+    def __init__(self, student: nn.Module, *, method: Method, teacher: FrozenNet, runtime: Runtime) -> None:
+        super().__init__(student, method=method, teacher=teacher, runtime=runtime)
+        slots = torch.arange(self.batch_size, device=runtime.device)
+        none = torch.empty(0, device=runtime.device)
+        self._batch = PoolBatch(none, torch.full_like(slots, -1), slots, {})
+
+    def inputs(self, count: int) -> Iterator[tuple[Any, ...]]:
+        """Nothing: a step brings its own images."""
+        for _ in range(count):
+            yield ()
+
+    def batches(self, *inputs: Any) -> dict[int, PoolBatch]:
+        return {self.method.info.image_size: self._batch}

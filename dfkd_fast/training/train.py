@@ -10,24 +10,15 @@ from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.models.teacher import FrozenNet, lower_dtype
 from dfkd_fast.pool.build import check_pool
-from dfkd_fast.training.assemble import (
-    check_frozen,
-    check_pool_use,
-    check_teacher,
-    load_method,
-    load_teacher,
-    make_method,
-    make_student,
-    runtime_of,
-)
+from dfkd_fast.training.assemble import class_vectors, load_method, load_teacher, make_method, make_student, runtime_of
 from dfkd_fast.training.checkpoints.checkpoint import disk_error
 from dfkd_fast.training.checkpoints.identity import Likeness, content_identity
 from dfkd_fast.training.checkpoints.sources import check_sources
-from dfkd_fast.training.class_vectors import class_vectors
 from dfkd_fast.training.evaluate import evaluation_images
 from dfkd_fast.training.interrupt import resumable, stop_signals
-from dfkd_fast.training.judge import judge_teacher
+from dfkd_fast.training.judge import check_frozen, check_teacher, judge_teacher
 from dfkd_fast.training.logit_cache import make_cache
+from dfkd_fast.training.pools import check_pool_use
 from dfkd_fast.training.ranks import Resumed, checkpoint_to_resume, share_of_rank
 from dfkd_fast.training.real_images.collected import check_collected, load_collected, rank_part
 from dfkd_fast.training.records.run_folder import (

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.methods.stepwise import StepwiseConfig, StepwiseMethod
 from dfkd_fast.models.teacher import FrozenNet
-from dfkd_fast.training.trainers import FreshTrainer
+from dfkd_fast.training.student import FreshTrainer
 
 SMALL: dict[str, Any] = {
     "epochs": 5,

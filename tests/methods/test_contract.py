@@ -35,13 +35,14 @@ from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, SynthBatch, 
 from dfkd_fast.methods.inner import Variant, inners
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.teacher import FrozenNet
-from dfkd_fast.training.assemble import check_teacher, load_method, make_method, make_student
-from dfkd_fast.training.deployed import deployed
+from dfkd_fast.training.assemble import load_method, make_method, make_student
+from dfkd_fast.training.evaluate import deployed
 from dfkd_fast.training.inner import InnerLoop, OnStep, ignore
+from dfkd_fast.training.judge import check_teacher
 from dfkd_fast.training.pools import make_pools
 from dfkd_fast.training.real_images.collected import load_collected, rank_part
+from dfkd_fast.training.student import make_trainer
 from dfkd_fast.training.train import train
-from dfkd_fast.training.trainers import make_trainer
 
 ROOT = Path(__file__).parent.parent.parent
 every_method = pytest.mark.parametrize("name", METHODS)

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from dfkd_fast.errors import UserError
 from dfkd_fast.methods.dfad import Dfad, DfadConfig
-from dfkd_fast.training.student import student_lr
-from dfkd_fast.training.trainers import FreshTrainer
+from dfkd_fast.training.student import FreshTrainer, student_lr
 
 CONFIG = DfadConfig(**SMALL, student_lr_steps=())
 

@@ -41,7 +41,7 @@ from dfkd_fast.pool.pool import Pool, PoolBatch
 from dfkd_fast.sampling import EpochShuffle
 from dfkd_fast.training.assemble import load_method, make_student
 from dfkd_fast.training.checkpoints.checkpoint import load_network
-from dfkd_fast.training.deployed import deployed, deployed_name
+from dfkd_fast.training.evaluate import deployed, deployed_name
 from dfkd_fast.training.inner import bind
 from dfkd_fast.training.real_images.collected import load_collected
 from dfkd_fast.training.student import student_lr

@@ -24,9 +24,9 @@ from dfkd_fast.models.statistics import PoolStatistics
 from dfkd_fast.models.teacher import FrozenNet, frozen_alias
 from dfkd_fast.models.torchvision_cpu import ensure_importable
 from dfkd_fast.text.label_embeddings import label_embeddings
-from dfkd_fast.training.assemble import check_teacher, load_method
+from dfkd_fast.training.assemble import load_method
 from dfkd_fast.training.checkpoints.checkpoint import save_network
-from dfkd_fast.training.judge import judge_teacher
+from dfkd_fast.training.judge import check_teacher, judge_teacher
 from dfkd_fast.training.train import train
 
 WITHOUT = [name for name in METHODS if FACTS[name].batchnorm == "or --bn-weight 0"]

@@ -19,7 +19,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.zskt import Zskt, ZsktConfig
 from dfkd_fast.models.teacher import FrozenNet, frozen_alias
-from dfkd_fast.training.trainers import FreshTrainer
+from dfkd_fast.training.student import FreshTrainer
 
 CONFIG = ZsktConfig(**SMALL)
 ATTENTIVE = replace(CONFIG, attention_weight=250.0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from dfkd_fast.config.sources import default_config, label_text, load_config
 from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.training.collapse import CollapseWatch
+from dfkd_fast.training.failures import CollapseWatch
 
 INFO = ModelInfo(name="x", num_classes=10, image_size=8, mean=(0.5,) * 3, std=(0.25,) * 3)
 

@@ -20,8 +20,8 @@ from dfkd_fast.models.factory import load_model
 from dfkd_fast.training.checkpoints.checkpoint import save_network
 from dfkd_fast.training.inner import InnerLoop
 from dfkd_fast.training.stepwise import StepwiseLoop, Stopwatch
+from dfkd_fast.training.student import FreshTrainer
 from dfkd_fast.training.train import train
-from dfkd_fast.training.trainers import FreshTrainer
 
 FLAGS = [
     *(

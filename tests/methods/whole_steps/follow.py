@@ -29,8 +29,7 @@ from dfkd_fast.models.teacher import FrozenNet, frozen_alias
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.pool.pool import Pool, PoolBatch
 from dfkd_fast.text.label_embeddings import label_embeddings
-from dfkd_fast.training.student import StudentSteps
-from dfkd_fast.training.trainers import make_trainer
+from dfkd_fast.training.student import StudentSteps, make_trainer
 
 _DRAWS = {"rand", "randn", "randn_like", "randint", "randperm", "normal_", "random_"}
 
