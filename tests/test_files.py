@@ -26,7 +26,6 @@ ELSEWHERE = {
     "cli/pool.py": "renames what was exported into a hidden folder, synced",
     "data/decoder_dali.py": "writes an image into memory",
     "reporting/visualize.py": "draws into memory",
-    "kernels/dfkd_kernels/bn_moments/tune.py": "rewrites a source file, for a developer",
 }
 """what writes beside `files/write.py`, and why it may"""
 

@@ -6,17 +6,15 @@ One JSON line per kernel, specialisation and architecture: registers a thread, s
 a table beside what else FILE holds. Exit status 1 if a kernel does not compile, spills, does not fit, or takes more
 than --check FILE says (the committed table is bench/results/launches.json; with another Triton than that of its rows
 nothing is compared, which is said).
-The kernels say themselves which specialisations matter: `aot_cases`, and with --corners `aot_corners`, which are not
+Which specialisations matter is said in tests/kernels/aot_cases: `cases`, and with --corners `corners`, which are not
 measured. --every N takes one case in N of each kernel, at least one.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
-import pkgutil
 import re
 import subprocess
 import sys
@@ -35,8 +33,9 @@ from triton.backends.driver import DriverBase
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 
-import dfkd_kernels
-from dfkd_kernels.registration import AotCase
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests/kernels"))
+import aot_cases
+from aot_cases import AotCase
 
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """bytes that one program may have, by architecture; the compiler does not check"""
@@ -81,13 +80,6 @@ class Target(DriverBase):
 
     def clear_cache(self, cache: Any) -> None:
         raise NotImplementedError("there is no GPU to time on")
-
-
-def find_cases(kind: str = "aot_cases") -> Iterator[AotCase]:
-    """All cases of all modules of the package that launch Triton kernels."""
-    for module in pkgutil.walk_packages(dfkd_kernels.__path__, "dfkd_kernels."):
-        if module.name.rpartition(".")[2] in ("triton", "launch"):
-            yield from getattr(importlib.import_module(module.name), kind, list)()
 
 
 def sample(cases: Iterable[AotCase], every: int) -> list[AotCase]:
@@ -171,7 +163,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="of each kernel one case in so many")
     options = parser.parse_args()
     table = read_table(options.check) if options.check else None
-    cases = sample(find_cases("aot_corners" if options.corners else "aot_cases"), options.every)
+    cases = sample(aot_cases.find("corners" if options.corners else "cases"), options.every)
     rows, bad, compiled = [], 0, 0
     for case in cases:
         for arch in options.arch:

@@ -13,7 +13,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "../dispatch.h"
-#include "sum_tree.h"
+#include "priority.h"
 
 namespace dfkd::cpu {
 namespace {

@@ -1,4 +1,4 @@
-// The priority tree on the device: the same tree as cpu/sum_tree.h. No result depends on the order of threads: rows
+// The priority tree on the device: the same tree as cpu/priority.h. No result depends on the order of threads: rows
 // that share a leaf meet in an integer maximum, rows that share a node write the same value.
 #include <cfloat>
 #include <cmath>

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backend import backends, use
-    from .bn_moments.moments import Moments
-    from .bn_moments.ops import batch_moments, bn_act_moments
+    from .bn_act_moments.ops import batch_moments, bn_act_moments
+    from .bn_act_moments.reference import Moments
     from .bn_stat_loss.ops import bn_stat_loss
     from .cam_margin.ops import cam_margin_loss
     from .freeze.convolution import FrozenConv2d
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from .freeze.teacher import FrozenTeacher
     from .gather_augment.ops import gather_augment
     from .kd_kl.ops import kd_kl, kd_kl_priority
-    from .priority.sampler import PrioritySampler
+    from .priority.ops import PrioritySampler
 
 _HOME = {
     "FrozenConv2d": ".freeze.convolution",
     "FrozenTeacher": ".freeze.teacher",
-    "Moments": ".bn_moments.moments",
-    "PrioritySampler": ".priority.sampler",
+    "Moments": ".bn_act_moments.reference",
+    "PrioritySampler": ".priority.ops",
     "StatBatchNorm2d": ".freeze.norms",
     "backends": ".backend",
-    "batch_moments": ".bn_moments.ops",
-    "bn_act_moments": ".bn_moments.ops",
+    "batch_moments": ".bn_act_moments.ops",
+    "bn_act_moments": ".bn_act_moments.ops",
     "bn_stat_loss": ".bn_stat_loss.ops",
     "cam_margin_loss": ".cam_margin.ops",
     "freeze_teacher": ".freeze.freeze",

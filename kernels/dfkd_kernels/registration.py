@@ -8,7 +8,7 @@ wraps them in an autograd.Function, which torch.compile traces too.
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -92,14 +92,3 @@ def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
         return backward(ctx, *grads)
 
     return wrapper
-
-
-class AotCase(NamedTuple):
-    """One specialisation of a Triton kernel that must compile for every supported GPU."""
-
-    name: str
-    kernel: Any
-    args: tuple[Any, ...]
-    """what a launch passes, a pointer given as its torch.dtype"""
-    options: dict[str, Any]
-    """constexpr arguments, num_warps and so on"""

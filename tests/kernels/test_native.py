@@ -87,7 +87,7 @@ def test_every_instruction_set(capability):
     """The operators' tests again on the code for narrower processors, which torch's own variable selects."""
     if capability == "avx512" and torch.backends.cpu.get_cpu_capability() != "AVX512":
         pytest.skip("this processor has no AVX-512, and torch does not check what the variable asks for")
-    files = [f"tests/kernels/test_{op}.py" for op in ("bn_moments", "cam_margin", "kd_kl")]
+    files = [f"tests/kernels/test_{op}.py" for op in ("bn_act_moments", "cam_margin", "kd_kl")]
     chosen = "native and (every_chain or values)"
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", chosen, *files]

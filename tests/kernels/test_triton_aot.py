@@ -7,17 +7,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import pkgutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import aot_cases
 import numpy
 import pytest
 import triton
-
-import dfkd_kernels
 
 TOOL = Path(__file__).parents[2] / "bench/kernels/triton_resources.py"
 TABLE = TOOL.parents[1] / "results/launches.json"
@@ -52,7 +50,7 @@ def table() -> list[dict]:
 
 
 def test_four_programs_of_the_forward_kernel_share_a_multiprocessor():
-    """What `tilings.py` counts on: 65,536 registers, 64 a thread, 8 warps. With a residual, sm_80 took 75."""
+    """What `TILINGS` count on: 65,536 registers, 64 a thread, 8 warps. With a residual, sm_80 took 75."""
     forward = ("bn_relu_forward", "bn_add_relu6_forward", "moments_forward")
     rows = [row for row in table() if row["kernel"].startswith(forward) and "_nhwc_200x" in row["kernel"]]
     assert {row["arch"] for row in rows} == {"sm_80", "sm_90", "sm_100"}
@@ -61,7 +59,7 @@ def test_four_programs_of_the_forward_kernel_share_a_multiprocessor():
 
 
 def test_the_table_has_every_case_and_every_kernel_and_dtype():
-    names = [case.name for case in cases("aot_cases")]
+    names = [case.name for case in aot_cases.find("cases")]
     assert len(names) == len(set(names))
     for arch in (80, 90, 100):
         assert sorted(row["kernel"] for row in table() if row["arch"] == f"sm_{arch}") == sorted(names), REMAKE
@@ -99,20 +97,11 @@ def test_all_corners_compile(arch):
     assert result.returncode == 0, result.stderr
 
 
-def cases(kind: str) -> list:
-    """What all modules of the package that launch kernels say of them."""
-    found = []
-    for module in pkgutil.walk_packages(dfkd_kernels.__path__, "dfkd_kernels."):
-        if module.name.rpartition(".")[2] in ("triton", "launch"):
-            found += getattr(importlib.import_module(module.name), kind, list)()
-    return found
-
-
 def test_every_integer_of_every_kernel_is_1_in_some_corner():
     """Triton makes a constant of an integer argument that is 1, which not every expression survives."""
-    corners = cases("aot_corners")
+    corners = list(aot_cases.find("corners"))
     assert len({case.name for case in corners}) == len(corners)
-    for case in cases("aot_cases"):
+    for case in aot_cases.find("cases"):
         for place, value in enumerate(case.args):
             if type(value) is int:
                 same = [corner.args[place] for corner in corners if corner.kernel is case.kernel]
@@ -207,10 +196,9 @@ def test_growth_and_what_does_not_compile_are_errors(tmp_path):
     lower.write_text(json.dumps({"triton": {**known, "triton": triton.__version__, "kernels": kernels}}))
     broken = "\n".join(
         (
-            "from dfkd_kernels.bn_stat_loss import triton as stat",
-            "good = list(stat.aot_cases())",
+            "good = list(few.cases())",
             "bad = good[0]._replace(name='wrong', options={**good[0].options, 'BLOCK': 1000})",
-            "tool.find_cases = lambda kind: [*good, bad]",
+            "tool.aot_cases.find = lambda kind: [*good, bad]",
         )
     )
     result = verdict(broken, "--arch", "90", "--check", str(lower))
@@ -227,7 +215,7 @@ def verdict(patch: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         (
             f"import sys; sys.argv = ['tool', *{arguments!r}]; sys.path.insert(0, {str(TOOL.parent)!r})",
             "import triton_resources as tool",
-            "from dfkd_kernels.bn_stat_loss.triton import aot_cases; tool.find_cases = lambda kind: aot_cases()",
+            "from aot_cases import bn_stat_loss as few; tool.aot_cases.find = lambda kind: few.cases()",
             patch,
             "sys.exit(tool.main())",
         )

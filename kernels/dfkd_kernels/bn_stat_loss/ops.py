@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..backend import pick
-from ..bn_moments.moments import Moments
+from ..bn_act_moments.reference import Moments
 from ..checks import check_float, check_same_device
 from ..registration import Operator, launcher, once_differentiable
 from . import reference
-from .distributed import summed_over
 from .reference import KINDS
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def bn_stat_loss(
     like = moments[0].sum
     targets = _constants(targets, like.dtype)
     if group is not None:
-        moments = summed_over(group, moments, [mean for mean, _ in targets])
+        moments = _summed_over(group, moments, [mean for mean, _ in targets])
     weights_L = None if weights is None else torch.as_tensor(weights, dtype=like.dtype, device=like.device).detach()
     if ema is not None:
         # filled on the device: a number that is copied there would wait for it, and could not be captured
@@ -86,6 +86,43 @@ def _constants(statistics: Statistics, dtype: torch.dtype) -> Statistics:
 def _columns(statistics: Statistics) -> tuple[list[Tensor], list[Tensor]]:
     """All means and all variances."""
     return [mean for mean, _ in statistics], [var for _, var in statistics]
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """all_reduce(SUM) of a value that every rank then uses in the same way: each rank's part has the sum's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor, group: ProcessGroup) -> Tensor:
+        total = packed.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def _summed_over(group: ProcessGroup, moments: Sequence[Moments], shifts: Sequence[Tensor]) -> list[Moments]:
+    """Moments of the joined batch, about `shifts` (equal on all ranks), with one all_reduce for all layers."""
+    moved = [_about(layer, shift) for layer, shift in zip(moments, shifts, strict=True)]
+    packed = torch.cat([torch.cat([layer.sum, layer.sum_sq, layer.count.reshape(1)]) for layer in moved])
+    total: Tensor = _SumOverRanks.apply(packed, group)
+    parts = total.split([2 * layer.sum.numel() + 1 for layer in moved])
+    joined = []
+    for part, layer in zip(parts, moved, strict=True):
+        channels = layer.sum.numel()
+        sums, sums_sq, count = part.split([channels, channels, 1])
+        joined.append(Moments(sums, sums_sq, layer.shift, count.detach()[0]))
+    return joined
+
+
+def _about(layer: Moments, shift: Tensor) -> Moments:
+    """The same moments about another shift; ranks may have shifted by different samples."""
+    move = layer.shift - shift
+    total = layer.sum + layer.count * move
+    return Moments(
+        total, layer.sum_sq + move * (2 * layer.sum + layer.count * move), shift.to(layer.sum.dtype), layer.count
+    )
 
 
 class BnStatLoss(torch.autograd.Function):

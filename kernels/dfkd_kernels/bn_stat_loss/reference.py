@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..bn_moments.moments import Moments
+from ..bn_act_moments.reference import Moments
 
 L2, L2_SQUARED = 0, 1
 KINDS = {"l2": L2, "l2_squared": L2_SQUARED}

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..registration import AotCase
-from .reference import KINDS, L2_SQUARED
+from .reference import L2_SQUARED
 
 BLOCK = 1024
 _L2_SQUARED = tl.constexpr(L2_SQUARED)
@@ -139,24 +138,3 @@ def _offsets(sizes: tuple[int, ...], device: torch.device) -> Tensor:
     for size in sizes:
         starts.append(starts[-1] + size)
     return torch.tensor(starts, dtype=torch.int32, device=device)
-
-
-def aot_cases() -> Iterator[AotCase]:
-    """Both kinds, bare and with every option; the pointers are float32 whatever the network's dtype."""
-    float32 = torch.float32
-    args = (float32, float32, torch.int32, float32, float32, float32, float32, 26560)
-    for kind, code in KINDS.items():
-        for options in (False, True):
-            flags = dict.fromkeys(("UNBIASED", "HAS_EMA", "HAS_WEIGHTS"), options)
-            name = f"bn_stat_loss_{kind}_{'all' if options else 'plain'}"
-            yield AotCase(name, bn_stat_loss_kernel, args, {"KIND": code, **flags, "BLOCK": BLOCK, "num_warps": 4})
-
-
-def aot_corners() -> Iterator[AotCase]:
-    """A network with one channel in all, each option alone."""
-    float32 = torch.float32
-    args = (float32, float32, torch.int32, float32, float32, float32, float32, 1)
-    names = ("UNBIASED", "HAS_EMA", "HAS_WEIGHTS")
-    for chosen in names:
-        options = {"KIND": KINDS["l2"], **{name: name == chosen for name in names}, "BLOCK": BLOCK, "num_warps": 4}
-        yield AotCase(f"bn_stat_loss_one_channel_{chosen.lower()}", bn_stat_loss_kernel, args, options)

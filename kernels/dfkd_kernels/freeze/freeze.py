@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..bn_moments.reference import accumulation_dtype
+from ..bn_act_moments.reference import accumulation_dtype
 from .convolution import FrozenConv2d
 from .norms import StatBatchNorm2d, WatchedBatchNorm, is_frozen_batchnorm, parts_of_batchnorm_act
 from .probe import fixed_draws, make_probe

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backend import pick
-from ..bn_moments.moments import Moments
-from ..bn_moments.ops import batch_moments, bn_act_folded, bn_act_moments_folded
-from ..bn_moments.reference import NONE, RELU, RELU6, accumulation_dtype
+from ..bn_act_moments.ops import batch_moments, bn_act_folded, bn_act_moments_folded
+from ..bn_act_moments.reference import NONE, RELU, RELU6, Moments, accumulation_dtype
 from .derived import DerivedLayer, has_hooks
 
 

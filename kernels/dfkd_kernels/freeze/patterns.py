@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ..bn_moments.reference import RELU, RELU6
+from ..bn_act_moments.reference import RELU, RELU6
 
 Modules = Mapping[str, nn.Module]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..bn_moments.moments import Moments
+from ..bn_act_moments.reference import Moments
 from .answers import logits_of
 from .norms import StatBatchNorm2d, WatchedBatchNorm
 from .rewrite import INPUT

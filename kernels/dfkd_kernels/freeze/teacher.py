@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..bn_moments.moments import Moments
+from ..bn_act_moments.reference import Moments
 from ..checks import check_float, check_same_device
 from .norms import StatBatchNorm2d, WatchedBatchNorm
 from .rewrite import INPUT, Plan

@@ -1,13 +1,8 @@
 """Triton kernel of `gather_augment`: one read of the pool's bytes, one write of the batch."""
 
-from collections.abc import Iterator
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from ..registration import AotCase
 
 BLOCK = 1024
 
@@ -72,31 +67,3 @@ def gather_augment(
         CHANNELS_LAST=not out.is_contiguous(),
         BLOCK=BLOCK,
     )
-
-
-def aot_cases() -> Iterator[AotCase]:
-    """Every dtype and layout at the field's image sizes."""
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        for channels_last in (True, False):
-            for size in (32, 112):
-                layout = "nhwc" if channels_last else "nchw"
-                name = f"gather_augment_{str(dtype)[6:]}_{layout}_{size}"
-                args = (torch.uint8, torch.int64, torch.int64, torch.bool, torch.float32, dtype, 50_000, 4)
-                shape = {"HEIGHT": size, "WIDTH": size, "NUM_CHANNELS": 3}
-                yield AotCase(name, gather_kernel, args, {**shape, "CHANNELS_LAST": channels_last, "BLOCK": BLOCK})
-
-
-def aot_corners() -> Iterator[AotCase]:
-    """One image, a padding of 1 and of 0, one and four channels, sizes that nothing divides."""
-    pointers = (torch.uint8, torch.int64, torch.int64, torch.bool, torch.float32, torch.bfloat16)
-    for images, pad, size, channels in (
-        (1, 1, 32, 3),
-        (50_000, 0, 32, 3),
-        (1, 0, 28, 1),
-        (5, 16, 224, 3),
-        (5, 1, 7, 4),
-    ):
-        for channels_last in (True, False):
-            name = f"gather_augment_{images}_{pad}_{size}x{channels}_{channels_last:d}"
-            shape = {"HEIGHT": size, "WIDTH": size, "NUM_CHANNELS": channels, "CHANNELS_LAST": channels_last}
-            yield AotCase(name, gather_kernel, (*pointers, images, pad), {**shape, "BLOCK": BLOCK})

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backend import native_ops, pick
 from ..checks import check_float, check_range, check_same_device, check_vector
-from ..priority.sampler import PrioritySampler
+from ..priority.ops import PrioritySampler
 from ..registration import Operator, once_differentiable
 from . import reference
 

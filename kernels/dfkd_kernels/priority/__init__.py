@@ -1,1 +1,1 @@
-"""Exact sampling by priority for any capacity; public name: `sampler.PrioritySampler`."""
+"""Exact sampling by priority for any capacity; public name: `ops.PrioritySampler`."""

@@ -1,6 +1,6 @@
-"""Offline tuner: time the Triton launches on this machine's GPU and rewrite `tilings.py`.
+"""Offline tuner: time `bn_act_moments` on this machine's GPU and rewrite the table of tilings in its `launch.py`.
 
-python -m dfkd_kernels.bn_moments.tune [--dry-run]
+    python bench/kernels/tune.py [--dry-run]
 
 For each direction and layout it takes the tiling with the least geometric mean of the times over `SHAPES` and dtypes.
 The table is committed: a launch never measures, and all GPUs share one table, because the sums' last bits depend on it.
@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 import triton
 
-from . import launch, tilings
-from .reference import RELU
-from .tilings import TILINGS, Tiling
+from dfkd_kernels.bn_act_moments import launch
+from dfkd_kernels.bn_act_moments.launch import TILINGS, Tiling
+from dfkd_kernels.bn_act_moments.reference import RELU
 
 SHAPES = ((200, 64, 56, 56), (200, 256, 28, 28), (200, 512, 14, 14), (200, 2048, 4, 4), (256, 64, 32, 32))
 """layers of ResNet-34 and ResNet-50 at 112 px, and of a CIFAR network"""
@@ -66,12 +66,13 @@ def best_tiling(direction: str, nhwc: bool, timer: Timer) -> Tiling:
 
 
 def rewritten(source: str, table: dict[tuple[str, str], Tiling], measured_on: str) -> str:
-    """The text of `tilings.py` with this table and this origin."""
-    head, _, rest = source.partition("Measured on:")
-    _, _, rest = rest.partition('\n"""')
-    body, _, _ = rest.partition("TILINGS = {")
+    """The text of `launch.py` with this table and this origin."""
+    head, _, rest = source.partition("TILINGS = {\n")
+    _, _, rest = rest.partition("\n}\n")
+    notes, _, rest = rest.partition("Measured on:")
+    _, _, tail = rest.partition('\n"""')
     rows = "".join(f"    {quoted(key)}: {tiling},\n" for key, tiling in table.items())
-    return f'{head}Measured on: {measured_on}.\n"""{body}TILINGS = {{\n    # (direction, layout)\n{rows}}}\n'
+    return f'{head}TILINGS = {{\n    # (direction, layout)\n{rows}}}\n{notes}Measured on: {measured_on}.\n"""{tail}'
 
 
 def quoted(key: tuple[str, str]) -> str:
@@ -90,7 +91,7 @@ def main() -> int:
         (direction, layout): best_tiling(direction, layout == "channels-last", time_on_gpu)
         for direction, layout in TILINGS
     }
-    path = Path(tilings.__file__)
+    path = Path(launch.__file__)
     card = torch.cuda.get_device_name(torch.cuda.current_device())
     origin = f"{card}, torch {torch.__version__}, triton {triton.__version__}"
     text = rewritten(path.read_text(), table, origin)

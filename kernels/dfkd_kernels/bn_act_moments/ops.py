@@ -1,4 +1,4 @@
-"""torch.library operators behind `bn_act_moments` and `batch_moments`, and their autograd functions.
+"""`bn_act_moments` and `batch_moments`: checks, dispatch, autograd, and the torch.library operators behind them.
 
 The last argument of every operator is the backend that runs it, "triton" or "native"; the reference needs no operator.
 Schemas and meanings: NATIVE.md.
@@ -11,8 +11,100 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backend import pick
+from ..checks import check_activation, check_channels, check_residual
+from ..layout import dense, laid_out_like
 from ..registration import Operator, launcher, once_differentiable
-from .layout import laid_out_like
+from . import reference
+from .reference import Moments, accumulation_dtype, activation_code
+
+
+def bn_act_moments(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    residual: Tensor | None = None,
+    act: str | None = "relu",
+) -> tuple[Tensor, Moments]:
+    """Eval BatchNorm, an optional residual, an activation and the batch moments of x, in one pass over x.
+
+    Args:
+        x: BatchNorm's input, (N, C, *), contiguous or channels-last (other layouts are copied), floating.
+        running_mean, running_var: (C,), the layer's statistics; running_mean is also the moments' shift.
+        weight, bias: (C,) or None, the affine parameters. These four are constants: no gradient reaches them.
+        eps: BatchNorm's epsilon, 0 or more.
+        residual: added before the activation, of x's shape and dtype.
+        act: "relu", "relu6" or None.
+
+    Returns:
+        y of x's shape, dtype and layout, and the `Moments` of x (not of y); both differentiable with respect to x.
+
+    Raises:
+        ValueError: a wrong shape, dtype, device, epsilon or activation, named; an empty batch.
+    """
+    check_activation(x)
+    check_channels(x, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
+    check_residual(x, residual)
+    if not eps >= 0:
+        raise ValueError(f"eps: {eps}, expected 0 or more")
+    dtype = accumulation_dtype(x.dtype)
+    shift = running_mean.detach().to(dtype).contiguous()
+    scale = torch.rsqrt(running_var.detach().to(dtype) + eps)
+    if weight is not None:
+        scale = scale * weight.detach().to(dtype)
+    offset = torch.zeros_like(shift) if bias is None else bias.detach().to(dtype).contiguous()
+    return bn_act_moments_folded(x, shift, scale, offset, residual, activation_code(act))
+
+
+def bn_act_moments_folded(
+    x: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, act: int
+) -> tuple[Tensor, Moments]:
+    """act((x - shift) * scale + bias [+ residual]) from checked arguments, vectors in the accumulation dtype."""
+    backend = pick("bn_act_moments", x.device.type, x.dtype)
+    if backend == "reference":
+        return reference.bn_act_moments(x, shift, scale, bias, residual, act)
+    x = dense(x)
+    residual = None if residual is None else laid_out_like(residual, x)
+    y, total, total_sq, count = BnActMoments.apply(x, residual, shift, scale, bias, act, backend)
+    return y, Moments(total, total_sq, shift, count)
+
+
+def bn_act_folded(x: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, act: int) -> Tensor:
+    """`bn_act_moments_folded` without the moments, whose last sum it spares."""
+    backend = pick("bn_act_moments", x.device.type, x.dtype)
+    if backend == "reference":
+        return reference.bn_act_moments(x, shift, scale, bias, residual, act)[0]
+    x = dense(x)
+    residual = None if residual is None else laid_out_like(residual, x)
+    y: Tensor = BnAct.apply(x, residual, shift, scale, bias, act, backend)
+    return y
+
+
+def batch_moments(x: Tensor, shift: Tensor | None = None) -> Moments:
+    """Batch moments of x (N, C, *) per channel, in one read of x.
+
+    Args:
+        x: contiguous or channels-last (other layouts are copied), a floating dtype.
+        shift: (C,), a constant near the mean, such as running_mean; None: one value of each channel.
+
+    Raises:
+        ValueError: a wrong shape, dtype or device, named; an empty batch.
+    """
+    check_activation(x)
+    if shift is None:
+        shift = x.detach().flatten(2)[0, :, 0] if x.dim() > 2 else x.detach()[0]
+    else:
+        check_channels(x, shift=shift)
+    shift = shift.detach().to(accumulation_dtype(x.dtype)).contiguous()
+    backend = pick("bn_act_moments", x.device.type, x.dtype)
+    if backend == "reference":
+        return reference.batch_moments(x, shift)
+    total, total_sq, count = BatchMoments.apply(dense(x), shift, backend)
+    return Moments(total, total_sq, shift, count)
 
 
 def _stats_like(x: Tensor) -> Tensor:
@@ -35,8 +127,8 @@ forward = Operator(
     _fake_forward,
 )
 plain_forward = Operator(
-    "bn_act_forward(Tensor x, Tensor shift, Tensor scale, Tensor bias, Tensor? residual, int act, str backend)"
-    " -> Tensor",
+    "bn_act_moments_plain_forward(Tensor x, Tensor shift, Tensor scale, Tensor bias, Tensor? residual, int act,"
+    " str backend) -> Tensor",
     launcher(f"{__package__}.launch", "plain_forward", native="bn_act_moments_forward", result=0),
     lambda x, *_: torch.empty_like(x),
 )
@@ -63,17 +155,10 @@ class BnActMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        residual: Tensor | None,
-        shift: Tensor,
-        scale: Tensor,
-        bias: Tensor,
-        act: int,
-        backend: str,
+        ctx: Any, x: Tensor, residual: Tensor | None, shift: Tensor, scale: Tensor, bias: Tensor, act: int, backend: str
     ) -> tuple[Tensor, ...]:
         y, stats = forward(x, shift, scale, bias, residual, act, backend)
-        _remember(ctx, x, residual, shift, scale, bias, y, act, backend)
+        _remember(ctx, x, (shift, scale, bias), residual, y, act, backend)
         return y, *_split(ctx, stats)
 
     @staticmethod
@@ -91,17 +176,10 @@ class BnAct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        residual: Tensor | None,
-        shift: Tensor,
-        scale: Tensor,
-        bias: Tensor,
-        act: int,
-        backend: str,
+        ctx: Any, x: Tensor, residual: Tensor | None, shift: Tensor, scale: Tensor, bias: Tensor, act: int, backend: str
     ) -> Tensor:
         y: Tensor = plain_forward(x, shift, scale, bias, residual, act, backend)
-        _remember(ctx, x, residual, shift, scale, bias, y, act, backend)
+        _remember(ctx, x, (shift, scale, bias), residual, y, act, backend)
         return y
 
     @staticmethod
@@ -128,20 +206,12 @@ class BatchMoments(torch.autograd.Function):
 
 
 def _remember(
-    ctx: Any,
-    x: Tensor,
-    residual: Tensor | None,
-    shift: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    y: Tensor,
-    act: int,
-    backend: str,
+    ctx: Any, x: Tensor, vectors: tuple[Tensor, ...], residual: Tensor | None, y: Tensor, act: int, backend: str
 ) -> None:
     """What the backward pass of y reads."""
     # without a residual the sign of the activation's input is recomputed from x; else y, which the next layer reads
     # anyway, tells it
-    ctx.save_for_backward(x, shift, scale, bias, y if residual is not None and act else None)
+    ctx.save_for_backward(x, *vectors, y if residual is not None and act else None)
     ctx.act, ctx.backend = act, backend
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from operator_contract import BACKENDS, check_capturable, check_compiles, check_repeatable, needs_gpu, running_on
 
 from dfkd_kernels import batch_moments, bn_act_moments, bn_stat_loss
-from dfkd_kernels.bn_moments import launch, operators, reference
+from dfkd_kernels.bn_act_moments import launch, ops, reference
 
 SHAPE = (3, 19, 7, 5)
 
@@ -62,10 +62,11 @@ def test_operators_keep_torch_library_rules(backend, nhwc):
     vectors = (layer.mean, layer.var, layer.bias)
     with running_on(backend, "bn_act_moments"):
         calls = (
-            (operators.forward, (x, *vectors, residual, reference.RELU, backend)),
-            (operators.backward, (dy, x, *vectors, dy, layer.dsum, None, reference.RELU, True, backend)),
-            (operators.batch_forward, (x, layer.mean, backend)),
-            (operators.batch_backward, (x, layer.mean, None, layer.dsum_sq, backend)),
+            (ops.forward, (x, *vectors, residual, reference.RELU, backend)),
+            (ops.plain_forward, (x, *vectors, residual, reference.RELU, backend)),
+            (ops.backward, (dy, x, *vectors, dy, layer.dsum, None, reference.RELU, True, backend)),
+            (ops.batch_forward, (x, layer.mean, backend)),
+            (ops.batch_backward, (x, layer.mean, None, layer.dsum_sq, backend)),
         )
         for operator, args in calls:
             torch.library.opcheck(operator.overload, args)

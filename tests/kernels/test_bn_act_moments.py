@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from operator_contract import BACKENDS, DEVICE, running_on
 
 from dfkd_kernels import batch_moments, bn_act_moments
-from dfkd_kernels.bn_moments.ops import activation_code, bn_act_folded, bn_act_moments_folded
+from dfkd_kernels.bn_act_moments.ops import bn_act_folded, bn_act_moments_folded
+from dfkd_kernels.bn_act_moments.reference import activation_code
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # every size odd; one sample; more channels than a tile and 1x1 maps; two tiles of rows; other ranks
