@@ -18,7 +18,7 @@ from torch import nn
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.digests import crc_of_json
 from dfkd_fast.models.factory import ModelInfo, load_model
-from dfkd_fast.models.sealed import HEADER, SEAL
+from dfkd_fast.models.weights.header import HEADER, SEAL
 from dfkd_fast.optim import OptimizerSpec, reset_state, set_lr
 from dfkd_fast.training.checkpoints.checkpoint import (
     Checkpoint,

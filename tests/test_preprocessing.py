@@ -23,11 +23,10 @@ from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.info import ModelInfo
-from dfkd_fast.models.probe import suspicions
 from dfkd_fast.models.teacher import FrozenNet
 from dfkd_fast.training.checkpoints.checkpoint import load_network, save_network
 from dfkd_fast.training.evaluate import Expected
-from dfkd_fast.training.judge import accuracy_lines
+from dfkd_fast.training.judge import accuracy_lines, suspicions
 
 SHAPE = {"num_classes": 12, "image_size": 8}
 
@@ -254,7 +253,7 @@ def settle(model: nn.Module, scale: float) -> float:
     """Give BatchNorm the statistics of what it is probed with, then let its input be `scale` times as strong; returns
     what spreads the logits as a trained network's are.
     """
-    from dfkd_fast.models.probe import natural_noise
+    from dfkd_fast.training.judge import natural_noise
 
     info = ModelInfo(name="cnn", num_classes=10, image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
     for layer in model.modules():

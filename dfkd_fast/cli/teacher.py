@@ -191,7 +191,7 @@ def describe_file(file: Path, options: InfoOptions) -> Iterator[tuple[str, objec
     """What a checkpoint says of itself and what its tensors tell; its network is built where --network names it."""
     from dfkd_fast.models.factory import load_model, saved_info
     from dfkd_fast.models.info import Source, data_set_source, known_values
-    from dfkd_fast.models.weights import read_weights
+    from dfkd_fast.models.weights.read import read_weights
     from dfkd_fast.training.assemble import stated_values
 
     weights = read_weights(file, flag="teacher info")

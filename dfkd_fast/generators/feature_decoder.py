@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dfkd_fast.generators.decoder import Decoder, decode, make_decoder
 from dfkd_fast.generators.layers import UpsampleConv2d
-from dfkd_fast.models.unregistered import unregistered
+from dfkd_fast.models.teacher import unregistered
 
 CUTS = (0, 1, 2)
 """where maps are taken: in front of the first block, behind the first, behind the second"""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_fast.generators.latent import LatentGenerator
-from dfkd_fast.models.unregistered import unregistered
+from dfkd_fast.models.teacher import unregistered
 
 Start = Literal["fomaml", "reptile", "carry", "fresh"]
 

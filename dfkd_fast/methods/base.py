@@ -26,8 +26,7 @@ from dfkd_fast.methods.inner import Inner as Inner
 from dfkd_fast.methods.inner import parameters_of as parameters_of
 from dfkd_fast.methods.recipe import MethodConfig as MethodConfig
 from dfkd_fast.methods.recipe import weighted_sum as weighted_sum
-from dfkd_fast.models.teacher import NetOutput
-from dfkd_fast.models.unregistered import unregistered
+from dfkd_fast.models.teacher import NetOutput, unregistered
 from dfkd_fast.pool.pool import PoolBatch
 
 

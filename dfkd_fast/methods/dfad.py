@@ -19,8 +19,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.generators.decoder import Decoder, Output, make_decoder
 from dfkd_fast.methods.base import LossTerms, Needs, Setup
 from dfkd_fast.methods.stepwise import StepwiseConfig, StepwiseMethod
-from dfkd_fast.models.teacher import NetOutput, frozen_alias
-from dfkd_fast.models.unregistered import unregistered
+from dfkd_fast.models.teacher import NetOutput, frozen_alias, unregistered
 from dfkd_fast.pool.pool import PoolBatch
 
 

@@ -22,8 +22,7 @@ from dfkd_fast.losses.generator import label_ce
 from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, Needs, Setup, Supports, SynthBatch
 from dfkd_fast.methods.inner import parameters_of
 from dfkd_fast.models.statistics import PoolStatistics
-from dfkd_fast.models.teacher import frozen_alias
-from dfkd_fast.models.unregistered import unregistered
+from dfkd_fast.models.teacher import frozen_alias, unregistered
 from dfkd_fast.rng import epoch_labels
 from dfkd_fast.text.label_embeddings import SOURCES
 

@@ -22,8 +22,7 @@ from dfkd_fast.losses.distillation import attention_transfer
 from dfkd_fast.methods.base import LossTerms, Needs, Setup, StudentReads
 from dfkd_fast.methods.stepwise import StepwiseConfig, StepwiseMethod
 from dfkd_fast.models.feature_extractor import FeatureExtractor
-from dfkd_fast.models.stages import pair_stages, stage_ends
-from dfkd_fast.models.teacher import NetOutput
+from dfkd_fast.models.teacher import NetOutput, pair_stages, stage_ends
 from dfkd_fast.pool.pool import PoolBatch
 
 

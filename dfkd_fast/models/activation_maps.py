@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from dfkd_fast.errors import UserError
 from dfkd_fast.losses.cam import Weighting, cam_distance, class_maps, grad_cams
 from dfkd_fast.models.feature_extractor import FeatureExtractor
-from dfkd_fast.models.stages import pair_stages, stage_ends
-from dfkd_fast.models.teacher import FrozenNet, NetOutput
+from dfkd_fast.models.teacher import FrozenNet, NetOutput, pair_stages, stage_ends
 
 
 class CamPair:

@@ -14,14 +14,13 @@ from dfkd_fast.catalog import MODELS
 from dfkd_fast.config.own_networks import OwnNetwork, arguments_flag, own_network
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.models.answers import settle_answer
-from dfkd_fast.models.class_count import classes_in
-from dfkd_fast.models.filling import fill
-from dfkd_fast.models.header import read_header
 from dfkd_fast.models.info import ModelInfo, Source, data_set_source
 from dfkd_fast.models.libraries import NOBODY, Order, timm_network, torchvision_network
 from dfkd_fast.models.library_values import values_of_built
 from dfkd_fast.models.own_code import build_own
-from dfkd_fast.models.weights import Weights, check_numbers, read_weights
+from dfkd_fast.models.weights.filling import classes_in, fill
+from dfkd_fast.models.weights.header import read_header
+from dfkd_fast.models.weights.read import Weights, check_numbers, read_weights
 
 _LAST_LAYER = "the last layer in its file"
 _TRIED = 10  # classes, where the file will tell
@@ -52,7 +51,7 @@ def load_model(
     (models/info.py). `mean` has one entry for each input channel. The network is on the CPU, in float32 and training
     mode.
 
-    `weights_key` chooses where a file holds several networks (models/filling.py).
+    `weights_key` chooses where a file holds several networks (models/weights/filling.py).
 
     Raises UserError that names `flag` or `weights_flag` (`<flag>-weights`): for an unknown name, a value that is not to
     be had, weights that do not fit or cannot be read, and published weights that are missing, out of reach or made for

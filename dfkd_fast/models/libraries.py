@@ -12,9 +12,8 @@ from torch import nn
 
 from dfkd_fast.errors import UserError, one_of
 from dfkd_fast.models.info import ModelInfo, Source, resolve
-from dfkd_fast.models.library_values import timm_values
+from dfkd_fast.models.library_values import chosen_weights, described_weights, timm_values
 from dfkd_fast.models.torchvision_cpu import ensure_importable
-from dfkd_fast.models.torchvision_weights import chosen_weights, described_weights
 from dfkd_fast.models.vit import check_size, is_vit
 
 NOBODY = Source("", {})

@@ -17,8 +17,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.losses.gan import feature_distance
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.feature_extractor import FeatureExtractor
-from dfkd_fast.models.teacher import FrozenNet, NetOutput
-from dfkd_fast.models.unregistered import unregistered
+from dfkd_fast.models.teacher import FrozenNet, NetOutput, unregistered
 
 _FORM = re.compile(r"shared(\d+)(?:x(\d+))?")
 _SHRINK = 2  # the projector's inner width is the teacher's over this

@@ -1,11 +1,12 @@
-"""Frozen networks: the teacher, and the student as synthesis sees it."""
+"""Frozen networks: the teacher, and the student as synthesis sees it; and where the stages of any network end."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVarTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.models.stages import stage_ends
 from dfkd_fast.models.vit import FrozenVit, TokenWindow, check_size, is_vit
 from dfkd_kernels import Moments, freeze_teacher
 
@@ -192,3 +192,43 @@ def frozen_alias(student: nn.Module) -> nn.Module:
         for name, buffer in shared.named_buffers(recurse=False):
             own.register_buffer(name, buffer, persistent=name not in shared._non_persistent_buffers_set)
     return twin.eval()
+
+
+Names = tuple[str, ...]
+
+
+def stage_ends(model: nn.Module) -> tuple[Names, ...]:
+    """Names, for `maps`, of the map at the end of each stage, from the first on; none where no stages are found.
+
+    Stages are the network's parts that hold convolutions (`layer1`, `block2`); in a network without such parts a stage
+    ends where a convolution halves the map. Each stage has its names in order of preference: where a part ends with a
+    BatchNorm and an activation follows, a fused network only has the map that the next part reads.
+    """
+    parts = [name for name, part in model.named_children() if not isinstance(part, nn.Conv2d) and _convolutions(part)]
+    if len(parts) > 1:
+        inner = tuple((name, f"{after}:input") for name, after in pairwise(parts))
+        return (*inner, (parts[-1],))
+    convolutions = _convolutions(model)
+    return tuple((f"{name}:input",) for name, layer in convolutions[1:] if max(layer.stride) > 1)
+
+
+def pair_stages(of_teacher: Sequence[str], student: nn.Module) -> tuple[Names, Names]:
+    """The names of a teacher's stages, from the first on, and those of a student's, as many as both have."""
+    pairs = list(zip(of_teacher, (names[0] for names in stage_ends(student)), strict=False))
+    return tuple(name for name, _ in pairs), tuple(name for _, name in pairs)
+
+
+def _convolutions(module: nn.Module) -> list[tuple[str, nn.Conv2d]]:
+    return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d)]
+
+
+Modules = TypeVarTuple("Modules")
+
+
+def unregistered(*modules: *Modules) -> tuple[*Modules]:
+    """The same modules as a tuple, which nn.Module does not look into when it is set as an attribute.
+
+    The holder then calls them and gradients flow through them, but it neither registers, moves, saves nor trains them:
+    `parameters()` and `state_dict()` do not have them. Whoever else holds them does that.
+    """
+    return modules

@@ -16,8 +16,8 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.files import cache
 from dfkd_fast.files.write import make_folder, write_file
 from dfkd_fast.messages.terminal import show
-from dfkd_fast.models.sealed import HEADER, check_seal, sealed_header
 from dfkd_fast.models.torchvision_cpu import ensure_importable
+from dfkd_fast.models.weights.header import HEADER, check_seal, sealed_header
 
 DEFAULT_MODELS = {"clip": "openai/clip-vit-base-patch32", "sbert": "sentence-transformers/all-MiniLM-L6-v2"}
 """what `--text clip` and `--text sbert` take: CLIP ViT-B/32 is NAYER's and MUSE's; no paper names its SBERT"""

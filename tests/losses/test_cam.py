@@ -14,8 +14,7 @@ from dfkd_fast.losses.cam import cam_distance, class_maps, grad_cams
 from dfkd_fast.models.activation_maps import CamPair
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.feature_extractor import FeatureExtractor
-from dfkd_fast.models.stages import stage_ends
-from dfkd_fast.models.teacher import FrozenNet, frozen_alias
+from dfkd_fast.models.teacher import FrozenNet, frozen_alias, stage_ends
 
 SHAPE = {"num_classes": 4, "image_size": 16, "mean": (0.5,) * 3, "std": (0.25,) * 3}
 

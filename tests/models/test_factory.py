@@ -17,8 +17,8 @@ from dfkd_fast.catalog import MODELS
 from dfkd_fast.config.sources import default_config
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo, load_model
-from dfkd_fast.models.sealed import HEADER
 from dfkd_fast.models.torchvision_cpu import ensure_importable
+from dfkd_fast.models.weights.header import HEADER
 from dfkd_fast.training.assemble import load_teacher
 
 DIGITS: dict[str, Any] = {"num_classes": 10, "image_size": 32, "mean": (0.3, 0.3, 0.3), "std": (0.4, 0.4, 0.4)}

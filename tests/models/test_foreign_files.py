@@ -23,7 +23,7 @@ from dfkd_fast.catalog import MODELS
 from dfkd_fast.cli.main import main
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import load_model
-from dfkd_fast.models.sealed import HEADER
+from dfkd_fast.models.weights.header import HEADER
 from dfkd_fast.training.checkpoints.checkpoint import load_network
 
 SHAPE: dict[str, Any] = {"num_classes": 3, "image_size": 8, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}

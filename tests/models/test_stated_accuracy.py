@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from dfkd_fast.cli.main import main
-from dfkd_fast.models.claims import find_claim
 from dfkd_fast.models.factory import load_model
-from dfkd_fast.models.weights import read_weights
+from dfkd_fast.models.weights.contents import find_claim
+from dfkd_fast.models.weights.read import read_weights
 
 INPUT: dict[str, Any] = {"num_classes": 10, "image_size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
 FLAGS = ("--image-size", "32", "--mean", "0.5", "0.5", "0.5", "--std", "0.5", "0.5", "0.5", "--device", "cpu")

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from dfkd_fast.models.unregistered import unregistered
+from dfkd_fast.models.teacher import unregistered
 
 
 class Holder(nn.Module):

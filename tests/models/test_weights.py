@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.small import cnn
-from dfkd_fast.models.weights import difference, load_weights, read_weights
+from dfkd_fast.models.weights.read import difference, load_weights, read_weights
 
 FLAG = "--teacher-weights"
 

@@ -21,8 +21,7 @@ from dfkd_fast.methods.base import Inner, LossTerms, Setup, parameters_of
 from dfkd_fast.methods.hidfd.biggan import BigDiscriminator, BigGenerator
 from dfkd_fast.methods.hidfd.class_frequency import ClassFrequency
 from dfkd_fast.methods.hidfd.config import TURNS, HidfdConfig
-from dfkd_fast.models.teacher import frozen_alias
-from dfkd_fast.models.unregistered import unregistered
+from dfkd_fast.models.teacher import frozen_alias, unregistered
 
 
 class TeacherGuidedGan(nn.Module):

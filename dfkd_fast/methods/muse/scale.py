@@ -18,7 +18,7 @@ from dfkd_fast.methods.muse.class_embedding import ClassEmbedding
 from dfkd_fast.methods.muse.config import MuseSConfig
 from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.statistics import PoolStatistics
-from dfkd_fast.models.unregistered import unregistered
+from dfkd_fast.models.teacher import unregistered
 from dfkd_fast.pool.budget import RoundPlan, data_ratio_capacity
 from dfkd_fast.rng import labels_in_turn
 from dfkd_fast.text.label_embeddings import CENTRES

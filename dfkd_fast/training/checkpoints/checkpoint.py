@@ -23,8 +23,7 @@ from dfkd_fast.files.digests import crc_of_json, find_damage, seal
 from dfkd_fast.files.write import drop_folder, write_file, write_folder
 from dfkd_fast.messages.terminal import quoted
 from dfkd_fast.models.factory import ModelInfo, load_model
-from dfkd_fast.models.header import read_header
-from dfkd_fast.models.sealed import sealed_header
+from dfkd_fast.models.weights.header import read_header, sealed_header
 
 PHASES = ("synthesis", "distillation")
 """the phases of an epoch after which a checkpoint may be written, in order"""

@@ -13,12 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dfkd_fast.errors import UserError, one_of, unknown
-from dfkd_fast.models.claims import Claim, find_claim
-from dfkd_fast.models.entries import WHOLE, Entry, find_entries, is_averaged
-from dfkd_fast.models.file_kinds import is_safetensors, is_torch, not_weights
-from dfkd_fast.models.fitting import difference, listed
-from dfkd_fast.models.sealed import check_seal
-from dfkd_fast.models.shells import SHELLS
+from dfkd_fast.models.weights.contents import WHOLE, Claim, Entry, find_claim, find_entries, is_averaged
+from dfkd_fast.models.weights.fitting import difference, listed
+from dfkd_fast.models.weights.formats import SHELLS, is_safetensors, is_torch, not_weights
+from dfkd_fast.models.weights.header import check_seal
 
 _DAMAGED = "the file is damaged, or its training diverged: take another"
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's
