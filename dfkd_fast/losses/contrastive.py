@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def instance_discrimination(
@@ -18,8 +19,10 @@ def instance_discrimination(
     rows count -> scalar, float32 at least. Global features get no gradient. Without a filled row, the new images alone.
     """
     dtype = torch.promote_types(local_features.dtype, torch.float32)
-    logits = (local_features @ global_features.detach().mT).to(dtype) / temperature
+    # N x N numbers, of which each pass over them counts: in place, and one kernel each way
+    logits = (local_features @ global_features.detach().mT).to(dtype).div_(temperature)
     counts = torch.cat([is_filled.new_ones(num_new), is_filled])
-    losses = torch.logsumexp(logits.masked_fill(~counts, -torch.inf), dim=1) - logits.diagonal()
+    logits.add_(torch.where(counts, 0.0, -torch.inf).to(dtype))
+    losses = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="none")
     stored = torch.where(is_filled, losses[num_new:], 0).sum() / is_filled.sum().clamp(min=1)
     return losses[:num_new].mean() + stored

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from dfkd_fast.methods.cmi.instance_features import FeatureBank, ProjectionHead
 
@@ -61,3 +63,26 @@ def test_projections_have_length_one() -> None:
     assert torch.allclose(head(torch.randn(5, 6)).norm(dim=1), torch.ones(5))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert head(torch.randn(5, 6)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("needs_gradient", [True, False])
+def test_stored_features_follow_and_cost_no_gradient(needs_gradient: bool) -> None:
+    """In float64 to 1e-12 what one product over all rows gives, without the gradient of the stored rows."""
+    torch.manual_seed(0)
+    head = ProjectionHead(8, 3).double()
+    new = torch.randn(2, 8, dtype=torch.float64, requires_grad=needs_gradient)
+    stored = torch.randn(5, 16, dtype=torch.float64).chunk(2, dim=1)[0]
+    with FlopCounterMode(display=False) as ours:
+        projected = head(new, stored)
+        assert projected.shape == (7, 3)
+        weights = torch.randn(7, 3, dtype=torch.float64)
+        (projected * weights).sum().backward()
+    values = [*head.parameters(), *([new] if needs_gradient else [])]
+    found = [value.grad for value in values]
+    whole = head(torch.cat([new, stored]))
+    torch.testing.assert_close(projected, whole, rtol=1e-12, atol=1e-12)
+    expected = torch.autograd.grad((whole * weights).sum(), values)
+    torch.testing.assert_close(found, list(expected), rtol=1e-12, atol=1e-12)
+    layers = 2 * (8 * 8 + 8 * 3)
+    forward_and_weights, gradients = 2 * 7 * layers, 7 * 2 * 8 * 3 + (2 * 2 * 8 * 8 if needs_gradient else 0)
+    assert ours.get_total_flops() == forward_and_weights + gradients

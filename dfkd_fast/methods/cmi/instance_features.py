@@ -27,13 +27,21 @@ def description_width(net: FrozenNet, maps: Sequence[str]) -> int:
 
 
 class ProjectionHead(nn.Sequential):
-    """Linear - ReLU - Linear: features (B, D) -> (B, out_features) of length 1, in at least float32."""
+    """Linear - ReLU - Linear: features (B, D) -> (B, out_features) of length 1, in at least float32.
+
+    `stored` (N, D) are the rows that follow, (B + N, out_features) in all. The first layer takes the two one after the
+    other, so that no gradient with respect to stored features is computed: N x D x D multiplications that nobody reads.
+    """
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(nn.Linear(in_features, in_features), nn.ReLU(), nn.Linear(in_features, out_features))
 
-    def forward(self, features: Tensor) -> Tensor:
-        projected: Tensor = super().forward(features)
+    def forward(self, features: Tensor, stored: Tensor | None = None) -> Tensor:
+        first, *rest = self
+        hidden = first(features) if stored is None else torch.cat([first(features), first(stored)])
+        for layer in rest:
+            hidden = layer(hidden)
+        projected: Tensor = hidden
         return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1)
 
 

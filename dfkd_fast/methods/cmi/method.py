@@ -154,9 +154,9 @@ class Cmi(Method):
         stored, is_filled = self.bank.sample(self.config.num_negatives)
         stored_local, stored_global = stored.chunk(2, dim=1)
         # in this order: autocast keeps the weights it has cast, and without a graph they would get no gradient after
-        projected_local = self.head(torch.cat([local_features, stored_local]))
+        projected_local = self.head(local_features, stored_local)
         with torch.no_grad():
-            projected_global = self.head(torch.cat([global_features, stored_global]))
+            projected_global = self.head(global_features, stored_global)
         return instance_discrimination(
             projected_local,
             projected_global,
