@@ -42,7 +42,8 @@ def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) ->
     window = TimingWindow(warmup=10, steps=10, samples=5) if cuda else TimingWindow(warmup=2, steps=1, samples=7)
     method, timings = profile_steps(config, info, runtime, window)
     flops = count_step_flops(method, info, teacher=config.teacher, student=config.student)
-    projection = project(recipe_work(method, flops.round_steps), timings, flops, matmul_rate(runtime), runtime)
+    work, patience = recipe_work(method, flops.round_steps), config.method.patience
+    projection = project(work, timings, flops, matmul_rate(runtime), runtime, patience=patience)
     for line in projection.lines("GPU-hours" if cuda else "hours") if runtime.is_main else ():
         show(line)
     return projection

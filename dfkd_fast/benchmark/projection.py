@@ -53,6 +53,8 @@ class Projection:
     matmul_rate: float
     """FLOP/s of the device's matrix products in the compute dtype"""
     devices: int
+    patience: int = 0
+    """`--method.patience`; with any, rounds may take fewer steps, and all this is an upper bound"""
 
     @property
     def hours(self) -> Quantiles:
@@ -83,6 +85,7 @@ class Projection:
             "warmup_seconds": self.warmup_seconds,
             "peak_memory_bytes": self.peak_memory_bytes,
             "matmul_flops_per_second": self.matmul_rate,
+            **({"is_upper_bound": True} if self.patience else {}),
             **{phase.name: phase.record() for phase in self.phases},
         }
 
@@ -111,10 +114,14 @@ class Projection:
         yield f"  arithmetic floor {self.floor_hours:,.3g} at {self.matmul_rate / 1e12:,.3g} TFLOP/s of matrix products"
         memory = self.peak_memory_bytes / 2**30
         yield f"  {self.images:,} images in {self.rounds:,} rounds, peak memory {memory:.2f} GiB"
+        if self.patience:
+            yield f"  at most: --patience {self.patience} ends rounds that no longer improve; how many is not foretold"
         yield f"  on top: compilation (first steps took {self.warmup_seconds:.1f} s), evaluation, checkpoints"
 
 
-def project(work: Work, timings: Timings, flops: StepFlops, matmul_rate: float, runtime: Runtime) -> Projection:
+def project(
+    work: Work, timings: Timings, flops: StepFlops, matmul_rate: float, runtime: Runtime, *, patience: int = 0
+) -> Projection:
     """Scale timed steps up to `work`. Work, FLOPs and seconds are those of each rank."""
     devices = runtime.world_size
 
@@ -138,4 +145,5 @@ def project(work: Work, timings: Timings, flops: StepFlops, matmul_rate: float, 
         peak_memory_bytes=timings.peak_memory_bytes,
         matmul_rate=matmul_rate,
         devices=devices,
+        patience=patience,
     )

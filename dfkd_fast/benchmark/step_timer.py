@@ -112,6 +112,10 @@ class TimedLoop(InnerLoop):
         """Before a round of a kind."""
         self._is_warmup, self._stepped = kind.warmup, set()
 
+    def is_over(self, taken: int) -> bool:
+        """Never: what is timed are steps, and patience may take all of them."""
+        return False
+
     def run(self, steps: int, lr_scale: LrScale, variant: Variant) -> Any:
         kind = SynthesisKind(self.place, key_of(variant), self._is_warmup)
         if kind in self._stepped:

@@ -38,6 +38,10 @@ class MethodConfig:
     """generator steps in one round"""
     keep: Literal["best", "last"] = "best"
     """what a round leaves to the pool: what the step of the lowest loss made, or the last step"""
+    patience: int = setting(0, at_least=0, formerly=0)
+    """end a round after so many steps without a better image, which means of lower loss; asked for after every tenth
+    step, or every N-th of fewer, so that the device goes on; 0: all steps are taken. Changes results
+    """
     batch_size: int = setting(256, at_least=1)
     """images in one student step (global)"""
     student_steps: int = setting(400, at_least=1)

@@ -19,6 +19,7 @@ from dfkd_fast.optim import OptimizerSpec, reset_state, scale_lr
 from dfkd_fast.parallel.global_batch import GlobalBatch
 from dfkd_fast.training.capture import make_runner
 from dfkd_fast.training.failures import diverged
+from dfkd_fast.training.patience import Patience
 
 OnStep = Callable[[LossTerms, int], None]
 """called after each step with its loss terms and the number of images it saw; raises to stop the run"""
@@ -44,19 +45,22 @@ class InnerLoop:
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         self.best_loss = torch.full((), torch.inf, device=runtime.device, dtype=runtime.master_dtype)
         self.best: Any = None
+        self.patience = Patience(inner.config.patience, runtime) if inner.config.patience else None
         self._sound = torch.zeros((), dtype=torch.bool, device=runtime.device)
         self.on_step: OnStep = ignore
         self.unchecked_steps = 0
-        """steps since the last call of `taken`"""
+        """steps since the last call of `taken` or `counted`"""
         self.run_step = make_runner(self.step, runtime)
         self._forward = compiled(inner.step, runtime.compilation)
         inner.engine = self
 
     def run(self, steps: int, lr_scale: LrScale, variant: Variant) -> Any:
-        """See `Inner.run`: nothing here waits for the device."""
+        """See `Inner.run`: nothing here waits for the device, unless patience asks whether steps still pay."""
         if self.fresh is not None:
             reset_state(self.fresh)
         self.best_loss.fill_(torch.inf)
+        if self.patience is not None:
+            self.patience.begin()
         key = key_of(variant)
         if not callable(lr_scale):
             self._scale(lr_scale)
@@ -64,11 +68,17 @@ class InnerLoop:
             if callable(lr_scale):
                 self._scale(lr_scale(step))
             self.on_step(self.run_step(key, variant), self.inner.config.synthesis_batch_size)
-        self.unchecked_steps += steps
+            self.unchecked_steps += 1
+            if self.is_over(step + 1):
+                break
         finite = self.best_loss.isfinite()  # of networks that take turns, each run is one step: any of them will do
         self._sound.copy_(finite | self._sound if steps == 1 else finite)
         assert self.best is not None, "no step has been taken"
         return self.best
+
+    def is_over(self, taken: int) -> bool:
+        """Whether a run ends with so many steps."""
+        return self.patience is not None and self.patience.is_over(taken)
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -98,10 +108,15 @@ class InnerLoop:
         """Steps since the last call. Raises UserError if no step of the last run had a finite loss; waits for the
         device.
         """
-        steps, self.unchecked_steps = self.unchecked_steps, 0
+        steps = self.counted()
         if steps and not self._sound:
             raise diverged("synthesis", epoch, self.inner.config)
         self._sound.zero_()
+        return steps
+
+    def counted(self) -> int:
+        """The same, without asking."""
+        steps, self.unchecked_steps = self.unchecked_steps, 0
         return steps
 
     def _part(self, share: float, variant: Variant) -> _Made:
@@ -134,6 +149,8 @@ class InnerLoop:
         for new, best in zip(tree_leaves(made), tree_leaves(self.best), strict=True):
             torch.where(better, new, best, out=best)
         torch.where(better, loss, self.best_loss, out=self.best_loss)
+        if self.patience is not None:
+            self.patience.count(better)
 
 
 def _joined(parts: Sequence[_Made]) -> _Made:

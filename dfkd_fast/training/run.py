@@ -160,7 +160,7 @@ class Run:
             )
         teacher_top1 = self.teacher_evaluation.top1 if self.teacher_evaluation else None
         work = recipe_work(self.method, self.step_flops.round_steps, self.config.stop_after_epoch)
-        costs = run_costs(work, self.step_flops, self.loop.progress, self.runtime)
+        costs = run_costs(work, self.step_flops, self.loop.progress, self.runtime, patience=self.config.method.patience)
         record = write_run_record(
             self.folder / "run.json",
             self.config,

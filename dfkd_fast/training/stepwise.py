@@ -58,8 +58,7 @@ class StepwiseLoop(Loop):
     def _rounds(self, phase: str, epoch: int, student_steps: int, synthesis: Stopwatch) -> None:
         """All rounds of an epoch; what their generator steps take is on the stopwatch."""
         rounds, made = self.method.rounds(epoch), iter(self.method.synthesize(epoch))
-        generator_steps = rounds * self.method.config.synthesis_steps
-        phase_of = self._phase(phase, epoch, generator_steps + student_steps)
+        phase_of = self._phase(phase, epoch, rounds * self.method.config.synthesis_steps + student_steps)
         with phase_of as on_step, watched(self.engines, on_step):
             self.method.train()
             if student_steps:
@@ -75,6 +74,7 @@ class StepwiseLoop(Loop):
             if any(engine.inner.shared for engine in self.engines):
                 self.runtime.average_buffers(self.method)  # each rank's generator has seen its own images, one is saved
             images = student_steps * self.method.config.batch_size * self.runtime.shares
+            generator_steps = sum(engine.counted() for engine in self.engines)
             self.progress.counts.update(
                 generator_steps=generator_steps, student_steps=student_steps, images_synthesized=images
             )

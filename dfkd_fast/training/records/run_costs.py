@@ -9,14 +9,20 @@ from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.training.loop import Progress
 
 
-def run_costs(work: Work, flops: StepFlops, progress: Progress, runtime: Runtime) -> dict[str, float]:
+def run_costs(
+    work: Work, flops: StepFlops, progress: Progress, runtime: Runtime, *, patience: int = 0
+) -> dict[str, float]:
     """FLOPs of both phases in their plain formulation, of all ranks together, and the share of the device's rate of
     matrix products that they make up of the seconds spent.
 
-    `work` and `flops` are a rank's. Takes a fraction of a second, which does not count as the run's.
+    `work` and `flops` are a rank's. With `patience` the recipe is an upper bound: its synthesis counts in proportion to
+    the steps that were taken, as if rounds of all kinds had ended alike. Takes a fraction of a second, which does not
+    count as the run's.
     """
     rate, seconds = matmul_rate(runtime), progress.seconds
-    found = {"synthesis": flops.of_synthesis(work), "distillation": flops.of_distillation(work)}
+    planned, taken = work.synthesis_steps.total(), progress.counts["generator_steps"]
+    share = taken / planned if patience and planned else 1.0
+    found = {"synthesis": share * flops.of_synthesis(work), "distillation": flops.of_distillation(work)}
     return {
         **{f"{phase}_flops": count * runtime.world_size for phase, count in found.items()},
         **{f"{phase}_mfu": count / (seconds[phase] * rate) for phase, count in found.items() if seconds[phase]},
