@@ -294,6 +294,27 @@ def test_a_new_setting_of_one_method_stays_in_the_hashes_of_others() -> None:
     assert "method.reset_epoch" not in settled(default_config("ssdkd"))
 
 
+def test_a_renamed_setting_keeps_its_former_name_in_hashes_and_runs(tmp_path: Path) -> None:
+    """`select_iterate` was `keep`: hashes and checkpoints know it by that for good, and configs that runs have written
+    are read; who writes the old name is told the new one.
+    """
+    config = load_config(default_config("fast"), flags=["--select-iterate", "last"])
+    values = settled(config)
+    assert values["method.keep"] == "last"
+    assert "method.select_iterate" not in values
+    assert config_hash(config) == "27f5f33dbf941455"  # of the time when it was `keep`
+    run, own = tmp_path / "run.toml", tmp_path / "own.toml"
+    write_config(config, run)
+    run.write_text(run.read_text().replace("select_iterate =", "keep ="))
+    assert load_config(default_config("fast"), file=run) == config
+    own.write_text('[method]\nkeep = "last"\n')
+    with pytest.raises(UserError, match=r"\[method\] keep: unknown key; did you mean select_iterate\?$"):
+        load_config(default_config("fast"), file=own)
+    for flag in ("--keep", "--method.keep"):
+        with pytest.raises(UserError, match=f"^{flag}: unknown flag; did you mean --method.select-iterate\\?$"):
+            load_config(default_config("fast"), flags=[flag, "last"])
+
+
 def test_round_trip_keeps_every_kind_of_value(tmp_path: Path) -> None:
     config = toy(
         *("--no-flip", "--bn-weight", "1e-05", "--betas", "0.1", "0.25", "--sizes", "--rounds", "3"),

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import tyro
 
+from dfkd_fast.config.setting import former_flags
 from dfkd_fast.errors import UserError, one_of, unknown
 
 C = TypeVar("C")
@@ -101,7 +102,8 @@ def parse(
     settings = [_lengthen(setting, known, short) for setting in settings]
     for setting in settings:
         if setting.flag not in known and setting.flag not in ("--help", "-h"):
-            raise _unknown_setting(setting, known)
+            now = former_flags(default)
+            raise _unknown_setting(setting, known, now.get(setting.flag) or now.get(f"--{short}.{setting.flag[2:]}"))
         if _is_empty_name(setting, known.get(setting.flag)):
             expected = _expected(_options(known[setting.flag])[0])
             raise UserError(f'{setting.name} "": expected {expected}, or nothing at all')
@@ -215,9 +217,9 @@ def _expected(hint: Any) -> str:
     return f"a list of {plural}" if Ellipsis in items else f"{len(items)} {plural}"
 
 
-def _unknown_setting(setting: Setting, known: Iterable[str]) -> UserError:
-    """A setting that no field answers to, with the nearest one that does."""
-    nearest = nearest_flag(setting.flag, known)
+def _unknown_setting(setting: Setting, known: Iterable[str], renamed: str | None) -> UserError:
+    """A setting that no field answers to, with what it is called now, or the nearest one that does."""
+    nearest = renamed or nearest_flag(setting.flag, known)
     if setting.is_flag:
         hint = f"did you mean {nearest}?" if nearest else "--help lists them all"
         return UserError(f"{setting.name}: unknown flag; {hint}")

@@ -16,7 +16,7 @@ import tomli_w
 
 from dfkd_fast import __version__
 from dfkd_fast.config.own_networks import unplaced
-from dfkd_fast.config.setting import settings_of
+from dfkd_fast.config.setting import former_keys, settings_of
 from dfkd_fast.config.train import TrainConfig, flatten
 from dfkd_fast.files.write import write_file
 
@@ -92,6 +92,9 @@ def config_hash(config: TrainConfig[Any]) -> str:
 
 
 def _decisive(config: TrainConfig[Any], values: dict[str, str]) -> dict[str, str]:
-    """The method's name and its settings as text, less those that an older run of the same did not know."""
-    then = {key: str(stated.formerly) for key, _, stated in settings_of(config)}
-    return {"method": config.method_name, **{key: value for key, value in values.items() if then.get(key) != value}}
+    """The method's name and its settings as text, by the names that older runs know, less those that an older run of
+    the same did not know.
+    """
+    then, former = {key: str(stated.formerly) for key, _, stated in settings_of(config)}, former_keys(config)
+    known = {former.get(key, key): value for key, value in values.items() if then.get(key) != value}
+    return {"method": config.method_name, **known}

@@ -35,6 +35,8 @@ class Setting:
     """a learning rate of synthesis: what to lower where it diverges"""
     formerly: Any = _AS_EVER
     """the value of runs that are older than the setting: with it the setting is left out of a config's hash"""
+    hashed_as: str = ""
+    """the field's name in older runs, if it had another: by it a config's hash and checkpoints know it for good"""
 
     def broken_by(self, value: float) -> str:
         """The limit that a number breaks, as what to choose instead; "" for one that is allowed."""
@@ -67,6 +69,17 @@ def stated_of(config_class: type, name: str) -> Setting:
             stated: Setting = found.metadata["setting"]
             return stated
     return Setting()
+
+
+def former_keys(config: Any) -> dict[str, str]:
+    """Dotted key of each setting that had another name -> the key that older runs know it by."""
+    renamed = ((key, stated.hashed_as) for key, _, stated in settings_of(config) if stated.hashed_as)
+    return {key: f"{key.rpartition('.')[0]}.{name}".lstrip(".") for key, name in renamed}
+
+
+def former_flags(config: Any) -> dict[str, str]:
+    """The same as flags: what such a setting was called -> what it is called now."""
+    return {f"--{old.replace('_', '-')}": f"--{key.replace('_', '-')}" for key, old in former_keys(config).items()}
 
 
 def settings_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Setting]]:

@@ -14,6 +14,7 @@ from dfkd_fast.config.data_sets import data_set_of
 from dfkd_fast.config.flags import Setting, from_flags, from_toml, parse
 from dfkd_fast.config.own_networks import settled
 from dfkd_fast.config.record import FORMAT, config_hash
+from dfkd_fast.config.setting import former_flags
 from dfkd_fast.config.train import CONFIG_FILE, M, TrainConfig, check_share
 from dfkd_fast.errors import UserError, refused, unknown
 from dfkd_fast.messages.notes import note
@@ -47,6 +48,9 @@ def load_config(
     if file is not None:
         table = read_toml(file, "--config")
         settings = from_toml(_without_metadata(table, method, str(file)), str(file))
+        if "written" in table:  # by a run, perhaps an older one: by the names of then
+            now = former_flags(config)
+            settings = [_named(each, now[each.flag]) if each.flag in now else each for each in settings]
         # of what a run has written nobody need have given anything
         config = _changed(config, settings, follow=preset is not None, keeps="written" not in table)
     written = from_flags(flags)

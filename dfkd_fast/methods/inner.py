@@ -74,7 +74,7 @@ class Inner:
         self._groups, self._lasting, self._betas = groups, lasting, betas
 
     def run(self, steps: int, *, lr_scale: LrScale = 1.0, **variant: Hashable) -> Any:
-        """Take so many steps and return what the one of the lowest loss made (`keep = "last"`: the last one).
+        """Take so many steps and return what the one of the lowest loss made (`select_iterate = "last"`: the last one).
 
         The tensors are the engine's and are overwritten by the next run; without gradients.
         """

@@ -30,7 +30,7 @@ class KdConfig(MethodConfig):
     """epochs in all: one that reads the images, then the student's 200"""
     warmup_epochs: int = 1
     """first epochs, at the end of which the images are read"""
-    keep: Literal["last"] = "last"
+    select_iterate: Literal["last"] = "last"
     """without effect: no image is made"""
     batch_size: int = 128
     """images in one student step"""

@@ -36,7 +36,7 @@ class MethodConfig:
     """images made in one synthesis round (global)"""
     synthesis_steps: int = setting(10, at_least=1)
     """generator steps in one round"""
-    keep: Literal["best", "last"] = "best"
+    select_iterate: Literal["best", "last"] = setting("best", hashed_as="keep")
     """what a round leaves to the pool: what the step of the lowest loss made, or the last step"""
     patience: int = setting(0, at_least=0, formerly=0)
     """end a round after so many steps without a better image, which means of lower loss; asked for after every tenth

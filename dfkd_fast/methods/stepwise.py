@@ -40,7 +40,7 @@ class StepwiseConfig(MethodConfig):
     """student steps in one epoch (release: ep_steps)"""
     student_steps_per_round: int = setting(5, at_least=1)
     """student steps after each round of generator steps (release: kd_steps)"""
-    keep: Literal["best", "last"] = "last"
+    select_iterate: Literal["best", "last"] = "last"
     """of a round of several generator steps, whose images are shown in the image grids"""
     student_lr: float = 0.1
     """peak learning rate of the student's SGD"""

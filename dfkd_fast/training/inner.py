@@ -145,7 +145,7 @@ class InnerLoop:
         if self.best is None:
             self.best = tree_map(torch.zeros_like, made)
         # False for NaN, which therefore never enters the pool
-        better = loss < self.best_loss if self.inner.config.keep == "best" else loss.isfinite()
+        better = loss < self.best_loss if self.inner.config.select_iterate == "best" else loss.isfinite()
         for new, best in zip(tree_leaves(made), tree_leaves(self.best), strict=True):
             torch.where(better, new, best, out=best)
         torch.where(better, loss, self.best_loss, out=self.best_loss)

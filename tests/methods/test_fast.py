@@ -42,7 +42,7 @@ IMAGENET = replace(
     meta_latent_lr=5e-3,
     meta_life=2,
     spatial_latents=True,
-    keep="last",
+    select_iterate="last",
 )
 
 
@@ -79,7 +79,7 @@ def naive_round(
         loss = config.bn_weight * hooks.loss() + config.ce_weight * F.cross_entropy(logits, method.labels)
         if adversarial:
             loss = loss + config.adv_weight * masked_adversary(student(view), logits)
-        if config.keep == "last" or loss.item() < best:
+        if config.select_iterate == "last" or loss.item() < best:
             best, kept = loss.item(), images.detach().clone()
         inner.zero_grad()
         loss.backward()
@@ -272,7 +272,7 @@ def test_imagenet_preset_is_the_released_log() -> None:
     assert recipe.epochs - recipe.warmup_epochs == 400 * 10
     assert (recipe.synthesis_steps, recipe.student_steps, recipe.batch_size) == (50, 100, 100)
     assert (recipe.generator_lr, recipe.latent_lr, recipe.meta_lr, recipe.meta_latent_lr) == (2e-4, 0.01, 1e-4, 5e-3)
-    assert (recipe.start, recipe.reptile_scale, recipe.meta_life, recipe.keep) == ("reptile", 1.0, 50, "last")
+    assert (recipe.start, recipe.reptile_scale, recipe.meta_life, recipe.select_iterate) == ("reptile", 1.0, 50, "last")
     assert (recipe.ce_weight, recipe.bn_weight, recipe.adv_weight, recipe.kd_temperature) == (0.1, 0.1, 0.1, 5.0)
     assert (recipe.crop_scale, recipe.student_lr, recipe.student_lr_min) == (0.75, 0.1, 0.0)
 

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import go_on, same, tiny
 
+import dfkd_fast
+import dfkd_kernels
 from dfkd_fast.cli.main import main
 from dfkd_fast.cli.train import read_arguments
 from dfkd_fast.config.sources import load_run
@@ -163,6 +165,14 @@ def test_an_older_checkpoint_says_what_was_asked_for(tmp_path: Path, capsys: pyt
         with pytest.raises(UserError, match="--precision bf16 goes on as it was") if refused else nullcontext():
             check_identity(older, found, config)
     assert "what the run was started in was not recorded; it goes on in fp32" in capsys.readouterr().out
+
+
+def test_the_code_is_every_source_file_of_both_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: set[Path] = set()
+    monkeypatch.setattr(identity, "of_file", lambda file: read.add(file) or "0")
+    identity.code_version.__wrapped__()
+    packages = [Path(package.__file__).parent for package in (dfkd_fast, dfkd_kernels)]
+    assert {file for package in packages for file in package.rglob("*.py")} <= read
 
 
 def test_all_that_computes_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

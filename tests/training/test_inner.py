@@ -21,7 +21,7 @@ def engine(losses: list[float]) -> InnerLoop:
     def step() -> tuple[Tensor, LossTerms]:
         return torch.full((2, 3, 4, 4), float(next(steps))), {"kd": weight.sum() * 0 + next(given)}
 
-    config = MethodConfig(keep="last")
+    config = MethodConfig(select_iterate="last")
     return InnerLoop(
         Inner(config, step, lambda: [{"params": [weight], "lr": 0.0}]), make_runtime(device="cpu"), LOCAL_BATCH
     )

@@ -24,7 +24,7 @@ class HidfdConfig(MethodConfig):
     """collected images in one step of the GAN, and as many generated ones"""
     synthesis_steps: int = 100
     """steps of discriminator and generator, in turn, in one epoch: twice the collected images over the batch"""
-    keep: Literal["last"] = "last"
+    select_iterate: Literal["last"] = "last"
     """what the grids show while the GAN learns, the last step's images; the student never sees them"""
     synthetic_images: int = setting(50_000, at_least=1, shared_out=True)
     """images that the trained generator makes for the student (paper: |D_s|)"""

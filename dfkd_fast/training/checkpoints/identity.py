@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import dfkd_fast
 import dfkd_kernels
 from dfkd_fast import __version__
 from dfkd_fast.config.own_networks import unplaced
@@ -73,7 +74,7 @@ def content_identity(
 def code_version() -> tuple[tuple[str, str], ...]:
     """Name and version of what computes: this program, its source files, its compiled extension, torch."""
     sources: dict[str, str] = {}
-    for package in (Path(__file__).parent.parent, Path(dfkd_kernels.__file__).parent):
+    for package in (Path(dfkd_fast.__file__).parent, Path(dfkd_kernels.__file__).parent):
         sources |= {f"{package.name}/{file.relative_to(package)}": of_file(file) for file in package.rglob("*.py")}
     native = importlib.util.find_spec(f"{dfkd_kernels.__name__}._C")
     extension = "not built" if native is None or native.origin is None else of_file(Path(native.origin))
