@@ -15,30 +15,31 @@ namespace dfkd {
 namespace {
 
 std::tuple<Tensor, Tensor> bn_act_moments_forward(const Tensor& x, const Tensor& shift, const Tensor& scale,
-                                                  const Tensor& bias, const OptionalTensor& residual, int64_t act) {
+                                                  const Tensor& bias, const OptionalTensor& residual, int64_t act,
+                                                  double slope) {
   check_activation("x", x);
   check_channels("shift", shift, x);
   check_channels("scale", scale, x);
   check_channels("bias", bias, x);
   check_same("residual", residual, x);
-  check_range("act", act, 0, 2);
-  return cpu::bn_act_moments_forward(x, shift, scale, bias, residual, act);
+  check_range("act", act, 0, 8);
+  return cpu::bn_act_moments_forward(x, shift, scale, bias, residual, act, slope);
 }
 
 std::tuple<Tensor, Tensor> bn_act_moments_backward(const Tensor& dy, const Tensor& x, const Tensor& shift,
-                                                   const Tensor& scale, const Tensor& bias, const OptionalTensor& y,
+                                                   const Tensor& scale, const Tensor& bias, const OptionalTensor& kept,
                                                    const OptionalTensor& dsum, const OptionalTensor& dsum_sq,
-                                                   int64_t act, bool want_dresidual) {
+                                                   int64_t act, double slope, bool want_dresidual) {
   check_activation("x", x);
   check_same("dy", dy, x);
-  check_same("y", y, x);
+  check_same("kept", kept, x);
   check_channels("shift", shift, x);
   check_channels("scale", scale, x);
   check_channels("bias", bias, x);
   check_channels("dsum", dsum, x);
   check_channels("dsum_sq", dsum_sq, x);
-  check_range("act", act, 0, 2);
-  return cpu::bn_act_moments_backward(dy, x, shift, scale, bias, y, dsum, dsum_sq, act, want_dresidual);
+  check_range("act", act, 0, 8);
+  return cpu::bn_act_moments_backward(dy, x, shift, scale, bias, kept, dsum, dsum_sq, act, slope, want_dresidual);
 }
 
 Tensor batch_moments_forward(const Tensor& x, const Tensor& shift) {
@@ -183,11 +184,11 @@ void register_device_operators(torch::stable::detail::StableLibrary& m) {
 
 STABLE_TORCH_LIBRARY(dfkd_native, m) {
   m.def(
-      "bn_act_moments_forward(Tensor x, Tensor shift, Tensor scale, Tensor bias, Tensor? residual, int act)"
-      " -> (Tensor y, Tensor stats)");
+      "bn_act_moments_forward(Tensor x, Tensor shift, Tensor scale, Tensor bias, Tensor? residual, int act,"
+      " float slope) -> (Tensor y, Tensor stats)");
   m.def(
-      "bn_act_moments_backward(Tensor dy, Tensor x, Tensor shift, Tensor scale, Tensor bias, Tensor? y, Tensor? dsum,"
-      " Tensor? dsum_sq, int act, bool want_dresidual) -> (Tensor dx, Tensor dresidual)");
+      "bn_act_moments_backward(Tensor dy, Tensor x, Tensor shift, Tensor scale, Tensor bias, Tensor? kept,"
+      " Tensor? dsum, Tensor? dsum_sq, int act, float slope, bool want_dresidual) -> (Tensor dx, Tensor dresidual)");
   m.def("batch_moments_forward(Tensor x, Tensor shift) -> Tensor stats");
   m.def("batch_moments_backward(Tensor x, Tensor shift, Tensor? dsum, Tensor? dsum_sq) -> Tensor dx");
   m.def(

@@ -17,11 +17,12 @@ using TensorList = std::vector<Tensor>;
 
 namespace cpu {
 std::tuple<Tensor, Tensor> bn_act_moments_forward(const Tensor& x, const Tensor& shift, const Tensor& scale,
-                                                  const Tensor& bias, const OptionalTensor& residual, int64_t act);
+                                                  const Tensor& bias, const OptionalTensor& residual, int64_t act,
+                                                  double slope);
 std::tuple<Tensor, Tensor> bn_act_moments_backward(const Tensor& dy, const Tensor& x, const Tensor& shift,
-                                                   const Tensor& scale, const Tensor& bias, const OptionalTensor& y,
+                                                   const Tensor& scale, const Tensor& bias, const OptionalTensor& kept,
                                                    const OptionalTensor& dsum, const OptionalTensor& dsum_sq,
-                                                   int64_t act, bool want_dresidual);
+                                                   int64_t act, double slope, bool want_dresidual);
 Tensor batch_moments_forward(const Tensor& x, const Tensor& shift);
 Tensor batch_moments_backward(const Tensor& x, const Tensor& shift, const OptionalTensor& dsum,
                               const OptionalTensor& dsum_sq);

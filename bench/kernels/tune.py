@@ -43,9 +43,9 @@ def workload(direction: str, nhwc: bool, shape: tuple[int, ...], dtype: torch.dt
     x = torch.randn(shape, device="cuda", dtype=dtype).to(memory_format=layout)
     vector = torch.ones(shape[1], device="cuda")
     if direction == "forward":
-        return lambda: launch.forward(x, vector, vector, vector, None, RELU)
+        return lambda: launch.forward(x, vector, vector, vector, None, RELU, 0.0)
     dy = torch.randn_like(x)
-    return lambda: launch.backward(dy, x, vector, vector, vector, None, vector, vector, RELU, False)
+    return lambda: launch.backward(dy, x, vector, vector, vector, None, vector, vector, RELU, 0.0, False)
 
 
 def best_tiling(direction: str, nhwc: bool, timer: Timer) -> Tiling:

@@ -5,9 +5,17 @@
 
 namespace dfkd::cpu {
 
-// The activation: values are clamped to it, gradients pass strictly inside it.
-struct Range {
-  float low, high;
+// What `act` means in the schemas.
+enum class Act : int64_t { none, relu, relu6, silu, hardswish, hardsigmoid, gelu, gelu_tanh, leaky_relu };
+
+// The activation. Up to relu6 values are clamped to low and high, and gradients pass strictly between them.
+struct Activation {
+  Act act;
+  float low, high, slope;
+
+  bool clamps() const { return act <= Act::relu6; }
+  // Whether its derivative is known from its output: backward then keeps that, and else the residual.
+  bool keeps_output() const { return clamps() || act == Act::leaky_relu; }
 };
 
 // BatchNorm's constants: one value per column, or one in all for a plane.
@@ -34,10 +42,10 @@ struct ForwardIO {
 
 template <typename T>
 struct BackwardIO {
-  const T *dy, *x, *y;
+  const T *dy, *x, *kept;
   T *dx, *dresidual;
 
-  BackwardIO from(int64_t i) const { return {dy + i, x + i, y ? y + i : nullptr, dx + i, dresidual + i}; }
+  BackwardIO from(int64_t i) const { return {dy + i, x + i, kept ? kept + i : nullptr, dx + i, dresidual + i}; }
 };
 
 }  // namespace dfkd::cpu

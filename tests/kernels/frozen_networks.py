@@ -40,7 +40,7 @@ EXPECTED = {
     "vgg11_bn": (0, (512, 1, 1), False),  # its classifier has three layers
     "densenet121": (0, (1024, 1, 1), True),
     "timm:resnet18": (3, (512, 1, 1), True),
-    "timm:efficientnet_b0": (40, (1280, 1, 1), True),
+    "timm:efficientnet_b0": (7, (1280, 1, 1), True),
     "cifar:resnet18": (3, (512, 4, 4), True),
     "cifar:wrn16_1": (0, (64, 8, 8), True),
     "cifar:vgg11": (0, (512, 4, 4), True),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from bn_layer import EPS, Layer, assert_matches, assert_near
+from bn_layer import EPS, EXACT, Layer, assert_matches, assert_near
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_contract import BACKENDS, DEVICE, running_on
@@ -29,6 +29,22 @@ def backend(request):
 @pytest.mark.parametrize(("act", "residual"), CHAINS)
 def test_every_chain(backend, dtype, nhwc, act, residual):
     assert_matches(Layer(SHAPES[0], dtype, nhwc=nhwc, residual=residual), act)
+
+
+@pytest.mark.parametrize(("dtype", "nhwc"), [(torch.float32, False), (torch.bfloat16, True)], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
+@pytest.mark.parametrize("act", [act for act in EXACT if act not in (None, "relu", "relu6")])
+def test_every_other_activation(backend, act, residual, dtype, nhwc):
+    layer = Layer(SHAPES[0], dtype, nhwc=nhwc, residual=residual)
+    layer.mean += 2.0  # on both sides of every edge
+    assert_matches(layer, act)
+    # far out, where the formulas' exponentials leave float32's range
+    layer.x.data *= 100
+    y, moments = layer.run(act)
+    assert_near(y, layer.exact(act)[0], dtype)
+    assert all(gradient.isfinite().all() for gradient in layer.gradients(y, moments.sum, moments.sum_sq))
+    layer.x.data[0, 0] = torch.nan
+    assert layer.run(act)[0][0, 0].isnan().all()
 
 
 @pytest.mark.parametrize("nhwc", [False, True], ids=["nchw", "nhwc"])

@@ -62,9 +62,9 @@ def test_operators_keep_torch_library_rules(backend, nhwc):
     vectors = (layer.mean, layer.var, layer.bias)
     with running_on(backend, "bn_act_moments"):
         calls = (
-            (ops.forward, (x, *vectors, residual, reference.RELU, backend)),
-            (ops.plain_forward, (x, *vectors, residual, reference.RELU, backend)),
-            (ops.backward, (dy, x, *vectors, dy, layer.dsum, None, reference.RELU, True, backend)),
+            (ops.forward, (x, *vectors, residual, reference.LEAKY_RELU, 0.1, backend)),
+            (ops.plain_forward, (x, *vectors, residual, reference.LEAKY_RELU, 0.1, backend)),
+            (ops.backward, (dy, x, *vectors, dy, layer.dsum, None, reference.SILU, 0.0, True, backend)),
             (ops.batch_forward, (x, layer.mean, backend)),
             (ops.batch_backward, (x, layer.mean, None, layer.dsum_sq, backend)),
         )
@@ -143,7 +143,8 @@ def wrong(**changes):
         (wrong(residual=torch.zeros(2, 3, 4, 5)), r"residual: shape \(2, 3, 4, 5\), expected x's"),
         (wrong(residual=torch.zeros(2, 3, 4, 4, dtype=torch.float64)), "residual: dtype torch.float64"),
         (wrong(eps=-1e-5), "eps: -1e-05, expected 0 or more"),
-        (wrong(act="gelu"), "act 'gelu': choose 'relu', 'relu6' or None"),
+        (wrong(slope=-0.1), "slope: -0.1, expected 0 or more"),
+        (wrong(act="mish"), "act 'mish': choose 'relu', 'relu6', 'silu', .* or None"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):

@@ -42,9 +42,9 @@ def every_operator(ops, layout):
     """Outputs of all operators at sizes that are cut into many pieces of work."""
     x, dy = (random(9, 48, 33, 31, seed=seed).to(memory_format=layout) for seed in (1, 2))
     shift, scale, bias = (random(48, seed=seed) for seed in (3, 4, 5))
-    y, stats = ops.bn_act_moments_forward(x, shift, scale, bias, x, 1)
+    y, stats = ops.bn_act_moments_forward(x, shift, scale, bias, x, 1, 0.0)
     yield from (y, stats)
-    yield from ops.bn_act_moments_backward(dy, x, shift, scale, bias, y, shift, scale, 1, True)
+    yield from ops.bn_act_moments_backward(dy, x, shift, scale, bias, y, shift, scale, 1, 0.0, True)
     yield ops.batch_moments_forward(x, shift)
     yield ops.batch_moments_backward(x, shift, shift, scale)
     yield from ops.cam_margin_forward(x, random(7, 48), torch.arange(9) % 7, None, 1.0)
@@ -102,7 +102,7 @@ def test_rounds_as_torch_does(ops, dtype, power):
     """Every bit pattern, times a power of two: exact in float32, so that only load and store can be wrong."""
     x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).view(-1, 1)
     one, zero = torch.ones(1), torch.zeros(1)
-    y, _ = ops.bn_act_moments_forward(x, zero, one * 2.0**power, zero, None, 0)
+    y, _ = ops.bn_act_moments_forward(x, zero, one * 2.0**power, zero, None, 0, 0.0)
     exact = x.float() * 2.0**power
     expected = exact.to(dtype)
     assert torch.equal(y.isnan(), expected.isnan())
@@ -132,13 +132,19 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("call", "message"),
         [
-            (lambda ops, x, v: ops.bn_act_moments_forward(x[:0], v, v, v, None, 0), "x: expected a non-empty"),
-            (lambda ops, x, v: ops.bn_act_moments_forward(x.double(), v, v, v, None, 0), "x: expected float32"),
-            (lambda ops, x, v: ops.bn_act_moments_forward(x[..., ::2], v, v, v, None, 0), "x: expected a contiguous"),
-            (lambda ops, x, v: ops.bn_act_moments_forward(x, v[:2], v, v, None, 0), "shift: unexpected shape"),
-            (lambda ops, x, v: ops.bn_act_moments_forward(x, v, v.half(), v, None, 0), "scale: expected dtype Float"),
-            (lambda ops, x, v: ops.bn_act_moments_forward(x, v, v, v, x[1:], 0), "residual: shape differs"),
-            (lambda ops, x, v: ops.bn_act_moments_forward(x, v, v, v, None, 3), "act: expected 0 to 2, got 3"),
+            (lambda ops, x, v: ops.bn_act_moments_forward(x[:0], v, v, v, None, 0, 0.0), "x: expected a non-empty"),
+            (lambda ops, x, v: ops.bn_act_moments_forward(x.double(), v, v, v, None, 0, 0.0), "x: expected float32"),
+            (
+                lambda ops, x, v: ops.bn_act_moments_forward(x[..., ::2], v, v, v, None, 0, 0.0),
+                "x: expected a contiguous",
+            ),
+            (lambda ops, x, v: ops.bn_act_moments_forward(x, v[:2], v, v, None, 0, 0.0), "shift: unexpected shape"),
+            (
+                lambda ops, x, v: ops.bn_act_moments_forward(x, v, v.half(), v, None, 0, 0.0),
+                "scale: expected dtype Float",
+            ),
+            (lambda ops, x, v: ops.bn_act_moments_forward(x, v, v, v, x[1:], 0, 0.0), "residual: shape differs"),
+            (lambda ops, x, v: ops.bn_act_moments_forward(x, v, v, v, None, 9, 0.0), "act: expected 0 to 8, got 9"),
             (lambda ops, x, v: ops.batch_moments_backward(x, v, v[:1], None), "dsum: unexpected shape"),
             (lambda ops, x, v: ops.kd_kl_forward(v.view(1, 3), v.view(3, 1), 1.0), "teacher: unexpected shape"),
             (lambda ops, x, v: ops.kd_kl_forward(v.view(1, 3), v.view(1, 3), 0.0), "temperature: expected a positive"),
@@ -154,7 +160,7 @@ class TestArguments:
     def test_another_memory_layout_is_refused(self, ops):
         y = random(2, 3, 4, 5).to(memory_format=torch.channels_last)
         with pytest.raises(RuntimeError, match="residual: memory layout differs"):
-            ops.bn_act_moments_forward(self.x, self.vector, self.vector, self.vector, y, 0)
+            ops.bn_act_moments_forward(self.x, self.vector, self.vector, self.vector, y, 0, 0.0)
 
     def test_labels_outside_the_classes_give_nothing(self, ops):
         features, weights, labels = random(3, 4, 2, 2), random(5, 4), torch.tensor([-1, 5, 2**40])

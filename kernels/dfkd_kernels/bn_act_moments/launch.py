@@ -92,17 +92,19 @@ def _channel_block(channels: int) -> int:
 
 
 def forward(
-    x: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, act: int
+    x: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, act: int, slope: float
 ) -> tuple[Tensor, Tensor]:
     """(y, stats)"""
     y = torch.empty_like(x)
-    return y, _sum_partials(x, *_pass(x, shift, scale, bias, residual, y, act))
+    return y, _sum_partials(x, *_pass(x, shift, scale, bias, residual, y, act, slope))
 
 
-def plain_forward(x: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, act: int) -> Tensor:
+def plain_forward(
+    x: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, act: int, slope: float
+) -> Tensor:
     """y alone: the pass over x that gives the moments' parts, and none that adds them up"""
     y = torch.empty_like(x)
-    _pass(x, shift, scale, bias, residual, y, act)
+    _pass(x, shift, scale, bias, residual, y, act, slope)
     return y
 
 
@@ -112,7 +114,14 @@ def batch_forward(x: Tensor, shift: Tensor) -> Tensor:
 
 
 def _pass(
-    x: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, y: Tensor | None, act: int
+    x: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    y: Tensor | None,
+    act: int,
+    slope: float = 0.0,
 ) -> tuple[Tensor, Plan]:
     """Fills y; returns the moments' sums by program, and how x was cut up."""
     cut = plan(x.shape, is_channels_last(x), "forward", residual=residual is not None)
@@ -128,6 +137,7 @@ def _pass(
         bias,
         *cut.sizes,
         ACT=act,
+        SLOPE=slope,
         HAS_Y=y is not None,
         HAS_RESIDUAL=residual is not None,
         **cut.options,
@@ -151,20 +161,21 @@ def backward(
     shift: Tensor,
     scale: Tensor,
     bias: Tensor,
-    y: Tensor | None,
+    kept: Tensor | None,
     dsum: Tensor | None,
     dsum_sq: Tensor | None,
     act: int,
+    slope: float,
     want_dresidual: bool,
 ) -> tuple[Tensor, Tensor]:
     """(dx, dresidual)"""
     dresidual = torch.empty_like(x) if want_dresidual else x.new_empty(0)
-    return _scatter(dy, x, shift, scale, bias, y, dsum, dsum_sq, act, dresidual), dresidual
+    return _scatter(dy, x, shift, scale, bias, kept, dsum, dsum_sq, act, slope, dresidual), dresidual
 
 
 def batch_backward(x: Tensor, shift: Tensor, dsum: Tensor | None, dsum_sq: Tensor | None) -> Tensor:
     """dx"""
-    return _scatter(None, x, shift, shift, shift, None, dsum, dsum_sq, NONE, x.new_empty(0))
+    return _scatter(None, x, shift, shift, shift, None, dsum, dsum_sq, NONE, 0.0, x.new_empty(0))
 
 
 def _scatter(
@@ -173,10 +184,11 @@ def _scatter(
     shift: Tensor,
     scale: Tensor,
     bias: Tensor,
-    y: Tensor | None,
+    kept: Tensor | None,
     dsum: Tensor | None,
     dsum_sq: Tensor | None,
     act: int,
+    slope: float,
     dresidual: Tensor,
 ) -> Tensor:
     has_dsum = dsum is not None or dsum_sq is not None
@@ -188,7 +200,7 @@ def _scatter(
     backward_kernel[cut.grid](
         x if dy is None else dy,
         x,
-        x if y is None else y,
+        x if kept is None else kept,
         dx,
         dresidual,
         shift,
@@ -198,9 +210,10 @@ def _scatter(
         dsum_sq if has_dsum else shift,
         *cut.sizes,
         ACT=act,
+        SLOPE=slope,
         HAS_DY=dy is not None,
         HAS_DSUM=has_dsum,
-        MASK_BY_Y=y is not None,
+        HAS_KEPT=kept is not None,
         WANT_DRESIDUAL=dresidual.numel() > 0,
         **cut.options,
     )

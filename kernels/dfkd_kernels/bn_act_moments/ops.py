@@ -29,6 +29,7 @@ def bn_act_moments(
     *,
     residual: Tensor | None = None,
     act: str | None = "relu",
+    slope: float = 0.01,
 ) -> tuple[Tensor, Moments]:
     """Eval BatchNorm, an optional residual, an activation and the batch moments of x, in one pass over x.
 
@@ -38,49 +39,54 @@ def bn_act_moments(
         weight, bias: (C,) or None, the affine parameters. These four are constants: no gradient reaches them.
         eps: BatchNorm's epsilon, 0 or more.
         residual: added before the activation, of x's shape and dtype.
-        act: "relu", "relu6" or None.
+        act: "relu", "relu6", "silu", "hardswish", "hardsigmoid", "gelu", "gelu_tanh", "leaky_relu" or None.
+        slope: of leaky_relu below 0, itself 0 or more.
 
     Returns:
         y of x's shape, dtype and layout, and the `Moments` of x (not of y); both differentiable with respect to x.
 
     Raises:
-        ValueError: a wrong shape, dtype, device, epsilon or activation, named; an empty batch.
+        ValueError: a wrong shape, dtype, device, epsilon, slope or activation, named; an empty batch.
     """
     check_activation(x)
     check_channels(x, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
     check_residual(x, residual)
     if not eps >= 0:
         raise ValueError(f"eps: {eps}, expected 0 or more")
+    if not slope >= 0:
+        raise ValueError(f"slope: {slope}, expected 0 or more")
     dtype = accumulation_dtype(x.dtype)
     shift = running_mean.detach().to(dtype).contiguous()
     scale = torch.rsqrt(running_var.detach().to(dtype) + eps)
     if weight is not None:
         scale = scale * weight.detach().to(dtype)
     offset = torch.zeros_like(shift) if bias is None else bias.detach().to(dtype).contiguous()
-    return bn_act_moments_folded(x, shift, scale, offset, residual, activation_code(act))
+    return bn_act_moments_folded(x, shift, scale, offset, residual, activation_code(act), slope)
 
 
 def bn_act_moments_folded(
-    x: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, act: int
+    x: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, act: int, slope: float = 0.0
 ) -> tuple[Tensor, Moments]:
     """act((x - shift) * scale + bias [+ residual]) from checked arguments, vectors in the accumulation dtype."""
     backend = pick("bn_act_moments", x.device.type, x.dtype)
     if backend == "reference":
-        return reference.bn_act_moments(x, shift, scale, bias, residual, act)
+        return reference.bn_act_moments(x, shift, scale, bias, residual, act, slope)
     x = dense(x)
     residual = None if residual is None else laid_out_like(residual, x)
-    y, total, total_sq, count = BnActMoments.apply(x, residual, shift, scale, bias, act, backend)
+    y, total, total_sq, count = BnActMoments.apply(x, residual, shift, scale, bias, act, slope, backend)
     return y, Moments(total, total_sq, shift, count)
 
 
-def bn_act_folded(x: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, act: int) -> Tensor:
+def bn_act_folded(
+    x: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, act: int, slope: float = 0.0
+) -> Tensor:
     """`bn_act_moments_folded` without the moments, whose last sum it spares."""
     backend = pick("bn_act_moments", x.device.type, x.dtype)
     if backend == "reference":
-        return reference.bn_act_moments(x, shift, scale, bias, residual, act)[0]
+        return reference.bn_act_moments(x, shift, scale, bias, residual, act, slope)[0]
     x = dense(x)
     residual = None if residual is None else laid_out_like(residual, x)
-    y: Tensor = BnAct.apply(x, residual, shift, scale, bias, act, backend)
+    y: Tensor = BnAct.apply(x, residual, shift, scale, bias, act, slope, backend)
     return y
 
 
@@ -121,20 +127,20 @@ def _fake_backward(dy: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 forward = Operator(
-    "bn_act_moments_forward(Tensor x, Tensor shift, Tensor scale, Tensor bias, Tensor? residual, int act, str backend)"
-    " -> (Tensor, Tensor)",
+    "bn_act_moments_forward(Tensor x, Tensor shift, Tensor scale, Tensor bias, Tensor? residual, int act, float slope,"
+    " str backend) -> (Tensor, Tensor)",
     launcher(f"{__package__}.launch", "forward", native="bn_act_moments_forward"),
     _fake_forward,
 )
 plain_forward = Operator(
     "bn_act_moments_plain_forward(Tensor x, Tensor shift, Tensor scale, Tensor bias, Tensor? residual, int act,"
-    " str backend) -> Tensor",
+    " float slope, str backend) -> Tensor",
     launcher(f"{__package__}.launch", "plain_forward", native="bn_act_moments_forward", result=0),
     lambda x, *_: torch.empty_like(x),
 )
 backward = Operator(
-    "bn_act_moments_backward(Tensor dy, Tensor x, Tensor shift, Tensor scale, Tensor bias, Tensor? y, Tensor? dsum,"
-    " Tensor? dsum_sq, int act, bool want_dresidual, str backend) -> (Tensor, Tensor)",
+    "bn_act_moments_backward(Tensor dy, Tensor x, Tensor shift, Tensor scale, Tensor bias, Tensor? kept, Tensor? dsum,"
+    " Tensor? dsum_sq, int act, float slope, bool want_dresidual, str backend) -> (Tensor, Tensor)",
     launcher(f"{__package__}.launch", "backward", native="bn_act_moments_backward"),
     _fake_backward,
 )
@@ -151,14 +157,14 @@ batch_backward = Operator(
 
 
 class BnActMoments(torch.autograd.Function):
-    """(x, residual) -> (y, sum, sum_sq, count); the other tensors are constants. x and residual share one layout."""
+    """(x, residual) -> (y, sum, sum_sq, count). x and residual share one layout; the rest (shift, scale, bias, act,
+    slope, backend) are constants.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, residual: Tensor | None, shift: Tensor, scale: Tensor, bias: Tensor, act: int, backend: str
-    ) -> tuple[Tensor, ...]:
-        y, stats = forward(x, shift, scale, bias, residual, act, backend)
-        _remember(ctx, x, (shift, scale, bias), residual, y, act, backend)
+    def forward(ctx: Any, x: Tensor, residual: Tensor | None, *constants: Any) -> tuple[Tensor, ...]:
+        y, stats = forward(x, *constants[:3], residual, *constants[3:])
+        _remember(ctx, x, residual, y, *constants)
         return y, *_split(ctx, stats)
 
     @staticmethod
@@ -167,25 +173,23 @@ class BnActMoments(torch.autograd.Function):
         dy, dsum, dsum_sq = grads[0], _contiguous(grads[1]), _contiguous(grads[2])
         if dy is None:
             x, shift = ctx.saved_tensors[:2]
-            return batch_backward(x, shift, dsum, dsum_sq, ctx.backend), *[None] * 6
-        return *_gradients(ctx, dy, dsum, dsum_sq), *[None] * 5
+            return batch_backward(x, shift, dsum, dsum_sq, ctx.backend), *[None] * 7
+        return *_gradients(ctx, dy, dsum, dsum_sq), *[None] * 6
 
 
 class BnAct(torch.autograd.Function):
     """(x, residual) -> y of `BnActMoments`, where nobody asks for the moments."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, residual: Tensor | None, shift: Tensor, scale: Tensor, bias: Tensor, act: int, backend: str
-    ) -> Tensor:
-        y: Tensor = plain_forward(x, shift, scale, bias, residual, act, backend)
-        _remember(ctx, x, (shift, scale, bias), residual, y, act, backend)
+    def forward(ctx: Any, x: Tensor, residual: Tensor | None, *constants: Any) -> Tensor:
+        y: Tensor = plain_forward(x, *constants[:3], residual, *constants[3:])
+        _remember(ctx, x, residual, y, *constants)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, grads[0], None, None), *[None] * 5
+        return *_gradients(ctx, grads[0], None, None), *[None] * 6
 
 
 class BatchMoments(torch.autograd.Function):
@@ -205,24 +209,25 @@ class BatchMoments(torch.autograd.Function):
         return batch_backward(x, shift, dsum, dsum_sq, ctx.backend), None, None
 
 
-def _remember(
-    ctx: Any, x: Tensor, vectors: tuple[Tensor, ...], residual: Tensor | None, y: Tensor, act: int, backend: str
-) -> None:
+def _remember(ctx: Any, x: Tensor, residual: Tensor | None, y: Tensor, *constants: Any) -> None:
     """What the backward pass of y reads."""
-    # without a residual the sign of the activation's input is recomputed from x; else y, which the next layer reads
-    # anyway, tells it
-    ctx.save_for_backward(x, *vectors, y if residual is not None and act else None)
-    ctx.act, ctx.backend = act, backend
+    *vectors, act, ctx.slope, ctx.backend = constants
+    # without a residual the activation's input is recomputed from x; else y, which the next layer reads anyway, says
+    # what it let through, or the residual completes its input
+    kept = y if act in reference.TOLD_BY_OUTPUT else residual
+    ctx.save_for_backward(x, *vectors, kept if residual is not None and act else None)
+    ctx.act = act
 
 
 def _gradients(
     ctx: Any, dy: Tensor, dsum: Tensor | None, dsum_sq: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Of x and of the residual."""
-    x, shift, scale, bias, y = ctx.saved_tensors
+    x, shift, scale, bias, kept = ctx.saved_tensors
     dy = laid_out_like(dy, x)
     want_dresidual = ctx.needs_input_grad[1] and ctx.act != 0
-    dx, dresidual = backward(dy, x, shift, scale, bias, y, dsum, dsum_sq, ctx.act, want_dresidual, ctx.backend)
+    constants = (ctx.act, ctx.slope, want_dresidual, ctx.backend)
+    dx, dresidual = backward(dy, x, shift, scale, bias, kept, dsum, dsum_sq, *constants)
     if ctx.needs_input_grad[1] and not want_dresidual:
         dresidual = dy
     return dx, dresidual if ctx.needs_input_grad[1] else None

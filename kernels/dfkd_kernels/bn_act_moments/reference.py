@@ -8,8 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NONE, RELU, RELU6 = 0, 1, 2
-ACTIVATIONS: dict[str | None, int] = {None: NONE, "relu": RELU, "relu6": RELU6}
+NONE, RELU, RELU6, SILU, HARDSWISH, HARDSIGMOID, GELU, GELU_TANH, LEAKY_RELU = range(9)
+ACTIVATIONS: dict[str | None, int] = {
+    None: NONE,
+    "relu": RELU,
+    "relu6": RELU6,
+    "silu": SILU,
+    "hardswish": HARDSWISH,
+    "hardsigmoid": HARDSIGMOID,
+    "gelu": GELU,
+    "gelu_tanh": GELU_TANH,
+    "leaky_relu": LEAKY_RELU,
+}
+TOLD_BY_OUTPUT = (RELU, RELU6, LEAKY_RELU)
+"""activations whose derivative is known from their output"""
 
 
 class Moments(NamedTuple):
@@ -46,12 +58,22 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def activation_code(act: str | None) -> int:
     """The number by which the launchers know an activation."""
     if act not in ACTIVATIONS:
-        raise ValueError(f"act {act!r}: choose 'relu', 'relu6' or None")
+        raise ValueError(f"act {act!r}: choose {', '.join(repr(name) for name in ACTIVATIONS if name)} or None")
     return ACTIVATIONS[act]
 
 
+def activate(x: Tensor, act: int, slope: float) -> Tensor:
+    """The activation by torch's own function."""
+    if act == LEAKY_RELU:
+        return F.leaky_relu(x, slope)
+    if act in (GELU, GELU_TANH):
+        return F.gelu(x, approximate="tanh" if act == GELU_TANH else "none")
+    plain = {RELU: F.relu, RELU6: F.relu6, SILU: F.silu, HARDSWISH: F.hardswish, HARDSIGMOID: F.hardsigmoid}
+    return x if act == NONE else plain[act](x)
+
+
 def bn_act_moments(
-    x: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, act: int
+    x: Tensor, shift: Tensor, scale: Tensor, bias: Tensor, residual: Tensor | None, act: int, slope: float = 0.0
 ) -> tuple[Tensor, Moments]:
     """act((x - shift) * scale + bias [+ residual]) and the moments of x about `shift`. x (N, C, *), vectors (C,)."""
     centred = _centre(x, shift)
@@ -59,11 +81,7 @@ def bn_act_moments(
     y = centred * scale.view(per_channel) + bias.view(per_channel)
     if residual is not None:
         y = y + residual
-    if act == RELU:
-        y = F.relu(y)
-    elif act == RELU6:
-        y = F.relu6(y)
-    return y.to(x.dtype), _moments(centred, shift)
+    return activate(y, act, slope).to(x.dtype), _moments(centred, shift)
 
 
 def batch_moments(x: Tensor, shift: Tensor) -> Moments:

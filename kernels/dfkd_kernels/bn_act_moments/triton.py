@@ -9,10 +9,11 @@ fixed order. The number of programs depends on the shape alone, so the sums are 
 import triton
 import triton.language as tl
 
-from .reference import NONE, RELU6
+from .reference import GELU, GELU_TANH, HARDSIGMOID, HARDSWISH, LEAKY_RELU, NONE, RELU, RELU6, SILU
 
-_NONE = tl.constexpr(NONE)
-_RELU6 = tl.constexpr(RELU6)
+_NONE, _RELU, _RELU6 = tl.constexpr(NONE), tl.constexpr(RELU), tl.constexpr(RELU6)
+_SILU, _HARDSWISH, _HARDSIGMOID = tl.constexpr(SILU), tl.constexpr(HARDSWISH), tl.constexpr(HARDSIGMOID)
+_GELU, _GELU_TANH, _LEAKY_RELU = tl.constexpr(GELU), tl.constexpr(GELU_TANH), tl.constexpr(LEAKY_RELU)
 
 
 @triton.jit
@@ -36,12 +37,66 @@ def _tile_of(
 
 
 @triton.jit
-def _passes(value, ACT: tl.constexpr):
-    """Where the activation's derivative is 1."""
-    passes = value > 0.0
-    if ACT == _RELU6:
-        passes &= value < 6.0
-    return passes
+def _clamp(value, high: tl.constexpr):
+    """To [0, high]; NaN stays."""
+    value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(value, high, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _sigmoid_argument(value, ACT: tl.constexpr):
+    """u of silu and of gelu's tanh form, which are value * sigmoid(u)."""
+    u = value
+    if ACT == _GELU_TANH:
+        u = value * (1.5957691 + 0.07135481 * value * value)
+    return u
+
+
+@triton.jit
+def _activate(pre, ACT: tl.constexpr, SLOPE: tl.constexpr):
+    """act(pre)"""
+    y = pre
+    if ACT == _RELU:
+        y = tl.maximum(pre, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    elif ACT == _RELU6:
+        y = _clamp(pre, 6.0)
+    elif ACT == _HARDSIGMOID:
+        y = _clamp(pre + 3.0, 6.0) * (1.0 / 6.0)
+    elif ACT == _HARDSWISH:
+        y = pre * _clamp(pre + 3.0, 6.0) * (1.0 / 6.0)
+    elif ACT == _SILU or ACT == _GELU_TANH:  # noqa: SIM109 (Triton has no `in`)
+        y = pre * tl.sigmoid(_sigmoid_argument(pre, ACT))
+    elif ACT == _GELU:
+        y = pre * (0.5 + 0.5 * tl.erf(pre * 0.70710678))
+    elif ACT == _LEAKY_RELU:
+        y = tl.where(pre > 0.0, pre, pre * SLOPE)
+    return y
+
+
+@triton.jit
+def _gradient(grad, pre, ACT: tl.constexpr, SLOPE: tl.constexpr):
+    """grad * act'(pre)"""
+    if ACT == _RELU:
+        grad = tl.where(pre > 0.0, grad, 0.0)
+    elif ACT == _RELU6:
+        grad = tl.where((pre > 0.0) & (pre < 6.0), grad, 0.0)
+    elif ACT == _HARDSIGMOID:
+        grad = tl.where((pre > -3.0) & (pre < 3.0), grad * (1.0 / 6.0), 0.0)
+    elif ACT == _HARDSWISH:
+        inside = tl.where(pre < 3.0, grad * (pre * (1.0 / 3.0) + 0.5), grad)
+        grad = tl.where(pre <= -3.0, 0.0, inside)
+    elif ACT == _SILU or ACT == _GELU_TANH:  # noqa: SIM109 (Triton has no `in`)
+        s = tl.sigmoid(_sigmoid_argument(pre, ACT))
+        slope = pre * (1.0 - s)
+        if ACT == _GELU_TANH:
+            slope *= 1.5957691 + 0.21406444 * pre * pre
+        grad = grad * s * (1.0 + slope)
+    elif ACT == _GELU:
+        density = tl.exp(-0.5 * pre * pre) * 0.3989423
+        grad = grad * (0.5 + 0.5 * tl.erf(pre * 0.70710678) + pre * density)
+    elif ACT == _LEAKY_RELU:
+        grad = tl.where(pre > 0.0, grad, grad * SLOPE)
+    return grad
 
 
 @triton.jit
@@ -59,6 +114,7 @@ def forward_kernel(
     num_tiles,
     tiles_per_program,
     ACT: tl.constexpr,
+    SLOPE: tl.constexpr,
     NHWC: tl.constexpr,
     HAS_Y: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
@@ -87,10 +143,7 @@ def forward_kernel(
             y = centred * scale + bias
             if HAS_RESIDUAL:
                 y += tl.load(residual_ptr + start + offset, mask=mask, other=0.0).to(tl.float32)
-            if ACT != _NONE:
-                y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
-            if ACT == _RELU6:
-                y = tl.minimum(y, 6.0, propagate_nan=tl.PropagateNan.ALL)
+            y = _activate(y, ACT, SLOPE)
             tl.store(y_ptr + start + offset, y.to(y_ptr.dtype.element_ty), mask=mask)
     row_ptr = partials_ptr + split.to(tl.int64) * 2 * num_channels + channel
     tl.store(row_ptr, tl.sum(total, 0), mask=channel_mask)
@@ -125,7 +178,7 @@ def sum_partials_kernel(
 def backward_kernel(
     dy_ptr,  # like x, read only if HAS_DY
     x_ptr,  # (N, C, S), either layout
-    y_ptr,  # like x, read only if MASK_BY_Y
+    kept_ptr,  # like x, read only if HAS_KEPT: y where it says what passed, else the residual
     dx_ptr,  # like x
     dresidual_ptr,  # like x, written only if WANT_DRESIDUAL
     shift_ptr,  # (C,) float32, as the next four
@@ -139,10 +192,11 @@ def backward_kernel(
     num_tiles,
     tiles_per_program,
     ACT: tl.constexpr,
+    SLOPE: tl.constexpr,
     NHWC: tl.constexpr,
     HAS_DY: tl.constexpr,
     HAS_DSUM: tl.constexpr,
-    MASK_BY_Y: tl.constexpr,
+    HAS_KEPT: tl.constexpr,
     WANT_DRESIDUAL: tl.constexpr,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -150,11 +204,12 @@ def backward_kernel(
 ):
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     channel_mask = channel < num_channels
-    mask_by_x: tl.constexpr = (ACT != _NONE) and HAS_DY and not MASK_BY_Y
+    tells: tl.constexpr = HAS_KEPT and (ACT == _RELU or ACT == _RELU6 or ACT == _LEAKY_RELU)  # noqa: SIM109
+    needs_x: tl.constexpr = (ACT != _NONE) and HAS_DY and not tells
     shift = tl.load(shift_ptr + channel, mask=channel_mask, other=0.0)[None, :]
     if HAS_DY:
         scale = tl.load(scale_ptr + channel, mask=channel_mask, other=0.0)[None, :]
-    if mask_by_x:
+    if needs_x:
         bias = tl.load(bias_ptr + channel, mask=channel_mask, other=0.0)[None, :]
     if HAS_DSUM:
         dsum = tl.load(dsum_ptr + channel, mask=channel_mask, other=0.0)[None, :]
@@ -164,15 +219,19 @@ def backward_kernel(
         tile = first + step
         start, offset, mask = _tile_of(tile, channel, channel_mask, num_rows, num_channels, num_positions, NHWC, ROWS)
         dx = tl.zeros([ROWS, CHANNELS], tl.float32)
-        if HAS_DSUM or mask_by_x:
+        if HAS_DSUM or needs_x:
             centred = tl.load(x_ptr + start + offset, mask=mask, other=0.0).to(tl.float32) - shift
         if HAS_DY:
             grad = tl.load(dy_ptr + start + offset, mask=mask, other=0.0).to(tl.float32)
-            if mask_by_x:
-                grad = tl.where(_passes(centred * scale + bias, ACT), grad, 0.0)
-            if MASK_BY_Y:
-                y = tl.load(y_ptr + start + offset, mask=mask, other=0.0).to(tl.float32)
-                grad = tl.where(_passes(y, ACT), grad, 0.0)
+            if HAS_KEPT:
+                kept = tl.load(kept_ptr + start + offset, mask=mask, other=0.0).to(tl.float32)
+            if needs_x:
+                pre = centred * scale + bias
+                if HAS_KEPT:
+                    pre += kept
+                grad = _gradient(grad, pre, ACT, SLOPE)
+            elif tells:
+                grad = _gradient(grad, kept, ACT, SLOPE)
             if WANT_DRESIDUAL:
                 tl.store(dresidual_ptr + start + offset, grad.to(dresidual_ptr.dtype.element_ty), mask=mask)
             dx = grad * scale

@@ -35,7 +35,8 @@ def freeze_teacher(
     Args:
         model: any network that maps (B, C, H, W) to logits; it is copied, not changed. Of a dict or ModelOutput the
             entry `logits` is taken, of a tuple the first entry.
-        fuse: make bn -> act, bn -> add and bn -> add -> act (relu or relu6) one operator, where torch.fx can trace.
+        fuse: make bn -> act, bn -> add and bn -> add -> act one operator, where torch.fx can trace; the activations
+            are those of `bn_act_moments`.
         dtype: compute dtype; weights are stored once in it, BatchNorm's vectors in float32. None: as they are.
         channels_last: store weights and run channels-last.
         share: alias the model's tensors instead of copying them, so that steps of its optimiser show at once.
@@ -129,8 +130,9 @@ def _swap_layers(model: nn.Module, share: bool) -> list[str]:
     """Replace convolutions and BatchNorms by their frozen forms; returns a line for each that has none."""
     report: list[str] = []
     twins: dict[nn.Module, nn.Module] = {}
+    has_norms = any(getattr(module, "running_mean", None) is not None for module in model.modules())
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and has_norms:  # without, there is nothing to gain that pays for the call
             reason = FrozenConv2d.why_not(module)
             if reason:
                 report.append(f"{name}: keeps its input for backward, {reason}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..backend import pick
 from ..bn_act_moments.ops import batch_moments, bn_act_folded, bn_act_moments_folded
-from ..bn_act_moments.reference import NONE, RELU, RELU6, Moments, accumulation_dtype
+from ..bn_act_moments.reference import NONE, Moments, accumulation_dtype, activate
 from .derived import DerivedLayer, has_hooks
 
 
@@ -72,27 +72,27 @@ class StatBatchNorm2d(DerivedLayer):
         return "no running statistics" if norm.running_mean is None else ""
 
     def forward(
-        self, x: Tensor, residual: Tensor | None = None, act: int = NONE, moments: bool = True
+        self, x: Tensor, residual: Tensor | None = None, act: int = NONE, slope: float = 0.0, moments: bool = True
     ) -> Tensor | tuple[Tensor, Moments]:
         """x (B, C, H, W) -> act(bn(x) [+ residual]) of the same shape and, if asked for, the moments of x."""
         if not moments and pick("bn_act_moments", x.device.type, x.dtype) == "reference":
-            return self._plain(x, residual, act)
+            return self._plain(x, residual, act, slope)
         scale, offset = self._fold() if self.share else (self.scale, self.offset)
         shift = self.running_mean.to(scale.dtype)
         fits = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
-        fused = (x, shift, scale, offset, residual, act) if fits else (x, shift, scale, offset, None, NONE)
+        fused = (x, shift, scale, offset, residual, act, slope) if fits else (x, shift, scale, offset, None, NONE)
         found: Moments | None = None
         if moments:
             y, found = bn_act_moments_folded(*fused)
         else:
             y = bn_act_folded(*fused)
         if residual is not None and not fits:
-            y = _activate(y + residual, act)  # a broadcast sum: no fused form
+            y = activate(y + residual, act, slope)  # a broadcast sum: no fused form
         return y if found is None else (y, found)
 
-    def _plain(self, x: Tensor, residual: Tensor | None, act: int) -> Tensor:
+    def _plain(self, x: Tensor, residual: Tensor | None, act: int, slope: float) -> Tensor:
         y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        return _activate(y if residual is None else y + residual, act)
+        return activate(y if residual is None else y + residual, act, slope)
 
     def _fold(self) -> tuple[Tensor, Tensor]:
         dtype = accumulation_dtype(self.running_var.dtype)
@@ -152,9 +152,3 @@ class WatchedBatchNorm(nn.Module):
         """x (B, C, H, W) -> the layer's output and, if asked for, the moments of x."""
         y: Tensor = self.norm(x)
         return (y, batch_moments(x, self.running_mean)) if moments else y
-
-
-def _activate(y: Tensor, act: int) -> Tensor:
-    if act == RELU:
-        return F.relu(y)
-    return F.relu6(y) if act == RELU6 else y

@@ -4,23 +4,46 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ..bn_act_moments.reference import RELU, RELU6
+from ..bn_act_moments.reference import GELU, GELU_TANH, HARDSIGMOID, HARDSWISH, LEAKY_RELU, RELU, RELU6, SILU
 
 Modules = Mapping[str, nn.Module]
 
-_ACT_MODULES: dict[type, int] = {nn.ReLU: RELU, nn.ReLU6: RELU6}
+
+class Activation(NamedTuple):
+    """What can be fused behind a BatchNorm."""
+
+    code: int
+    slope: float = 0.0
+    """of leaky_relu below 0"""
+
+
+_ACT_MODULES: dict[type, int] = {
+    nn.ReLU: RELU,
+    nn.ReLU6: RELU6,
+    nn.SiLU: SILU,
+    nn.Hardswish: HARDSWISH,
+    nn.Hardsigmoid: HARDSIGMOID,
+    nn.GELU: GELU,
+    nn.LeakyReLU: LEAKY_RELU,
+}
 _ACT_FUNCTIONS: dict[Callable[..., Any], int] = {
     F.relu: RELU,
     F.relu_: RELU,
     torch.relu: RELU,
     torch.relu_: RELU,
     F.relu6: RELU6,
+    F.silu: SILU,
+    F.hardswish: HARDSWISH,
+    F.hardsigmoid: HARDSIGMOID,
+    F.gelu: GELU,
+    F.leaky_relu: LEAKY_RELU,
+    F.leaky_relu_: LEAKY_RELU,
 }
 _ACT_METHODS = {"relu": RELU, "relu_": RELU}
 
@@ -47,13 +70,36 @@ def kind(node: fx.Node, modules: Modules) -> Any:
     return node.target if node.op in ("call_function", "call_method") else None
 
 
-def activation(node: fx.Node, modules: Modules) -> int | None:
-    """The code of the activation that this node applies, or None."""
+def activation(node: fx.Node, modules: Modules) -> Activation | None:
+    """The activation that this node applies, if it is one that can be fused; else None."""
     called = kind(node, modules)
+    form: Any = "none"
+    slope: Any = 0.01  # torch's default
     if node.op == "call_module":
-        return _ACT_MODULES.get(called)
-    table: Mapping[Any, int] = _ACT_METHODS if node.op == "call_method" else _ACT_FUNCTIONS
-    return table.get(called)
+        layer, code = modules[str(node.target)], _ACT_MODULES.get(called)
+        form, slope = getattr(layer, "approximate", form), getattr(layer, "negative_slope", slope)
+    else:
+        table: Mapping[Any, int] = _ACT_METHODS if node.op == "call_method" else _ACT_FUNCTIONS
+        code = table.get(called)
+        form = node.kwargs.get("approximate", form)
+        slope = node.kwargs.get("negative_slope", node.args[1] if len(node.args) > 1 else slope)
+    if code == GELU:
+        code = {"none": GELU, "tanh": GELU_TANH}.get(form)
+    if code == LEAKY_RELU:
+        return Activation(code, slope) if isinstance(slope, int | float) and slope >= 0 else None
+    return None if code is None else Activation(code)
+
+
+def passes_through(node: fx.Node, modules: Modules) -> bool:
+    """Whether a node gives what it reads: nn.Identity, and torchvision's stochastic depth in eval mode."""
+    called = kind(node, modules)
+    if called is nn.Identity:
+        return True
+    home = getattr(called, "__module__", "") or ""
+    training = node.args[3] if len(node.args) == 4 else node.kwargs.get("training", True)
+    return (
+        getattr(called, "__name__", "") == "stochastic_depth" and home.startswith("torchvision") and training is False
+    )
 
 
 def other_summand(node: fx.Node, summand: fx.Node, modules: Modules) -> fx.Node | None:

@@ -1,4 +1,4 @@
-"""Rewrite a traced network: BatchNorms hand out moments, bn -> relu and bn -> add -> relu become one operator."""
+"""Rewrite a traced network: BatchNorms hand out moments, bn -> act and bn -> add -> act become one operator."""
 
 from __future__ import annotations
 
@@ -110,10 +110,10 @@ def trace(model: nn.Module, fuse: bool) -> tuple[fx.GraphModule, Plan]:
 
 
 def _drop_identities(graph: fx.Graph, places: dict[str, fx.Node], modules: patterns.Modules) -> None:
-    """Take out nn.Identity layers, which timm leaves between BatchNorm and activation for options that are off."""
+    """Take out what only passes a value on: options that are off leave it between BatchNorm and activation or sum."""
     for node in list(graph.nodes):
-        if patterns.kind(node, modules) is nn.Identity and isinstance(node.args[0], fx.Node):
-            source = node.args[0]
+        source = node.args[0] if node.args else None
+        if isinstance(source, fx.Node) and patterns.passes_through(node, modules):
             node.replace_all_uses_with(source)
             graph.erase_node(node)
             places.update({name: source for name, place in places.items() if place is node})
@@ -122,7 +122,8 @@ def _drop_identities(graph: fx.Graph, places: dict[str, fx.Node], modules: patte
 def _emit_moments(plan: Plan, norm: fx.Node, modules: patterns.Modules, fuse: bool) -> None:
     """Replace a BatchNorm node, with what can be fused into it, by one call whose result is (y, moments)."""
     path = str(norm.target)
-    chain, residual, act = [norm], None, None
+    chain: list[fx.Node] = [norm]
+    residual, act = None, None
     if fuse and isinstance(modules[path], StatBatchNorm2d):
         chain, residual, act, reason = _match(norm, modules)
         if reason:
@@ -130,9 +131,9 @@ def _emit_moments(plan: Plan, norm: fx.Node, modules: patterns.Modules, fuse: bo
     elif fuse:
         plan.report.append(f"{path}: not fused, {StatBatchNorm2d.why_not(modules[path].norm)}")  # type: ignore[arg-type]
     last = chain[-1]
-    kwargs: dict[str, Any] = {
-        name: value for name, value in (("residual", residual), ("act", act)) if value is not None
-    }
+    kwargs: dict[str, Any] = {} if residual is None else {"residual": residual}
+    if act is not None:
+        kwargs |= {"act": act.code, "slope": act.slope} if act.slope else {"act": act.code}
     with plan.graph.inserting_before(last):
         pair = plan.graph.call_module(path, norm.args, kwargs)
         y = plan.graph.call_function(operator.getitem, (pair, 0))
@@ -148,7 +149,9 @@ def _emit_moments(plan: Plan, norm: fx.Node, modules: patterns.Modules, fuse: bo
     plan.moments.append(moments)
 
 
-def _match(norm: fx.Node, modules: patterns.Modules) -> tuple[list[fx.Node], fx.Node | None, int | None, str]:
+def _match(
+    norm: fx.Node, modules: patterns.Modules
+) -> tuple[list[fx.Node], fx.Node | None, patterns.Activation | None, str]:
     """The longest chain bn [-> add] [-> act] that nobody else reads; its residual and activation, or why not."""
     if len(norm.users) != 1:
         return [norm], None, None, f"{len(norm.users)} operators read its output"
