@@ -67,7 +67,7 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
     answered in each step. Changes results
     """
     synthesis_micro_batches: int = setting(1, at_least=1, formerly=1)
-    """parts that a synthesis batch is computed in, one behind the other, to save memory; batch statistics are each
+    """parts that a synthesis batch is computed in, one after another, to save memory; batch statistics are each
     part's own, which changes results
     """
     train_teacher: bool = False

@@ -23,7 +23,7 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_RATIO, FREE_BYTES = 300, 2**30
 """an archive may unpack to so many times its size, or to so many bytes if that is more: images hardly compress"""
 _ENCRYPTED = 1  # of a zip member's flags
-_MOST_LINKS = 40  # followed one behind the other, as in Linux
+_MOST_LINKS = 40  # followed one after another, as in Linux
 _DEEPEST = 64  # folders within folders
 
 
@@ -115,7 +115,7 @@ def tar_members(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
     read = 0
     while rest := tar.fileobj.read(2**20):
         if rest.count(0) != len(rest):
-            raise tarfile.ReadError("more follows behind its end: tars written one behind the other; unpack them")
+            raise tarfile.ReadError("more follows behind its end: tars written one after another; unpack them")
         read += len(rest)
         if read > limit:
             raise tarfile.ReadError(_too_much(limit))

@@ -18,7 +18,7 @@ from dfkd_fast.errors import UserError
 
 
 class ImageRows:
-    """Images (N, H, W, C) uint8, one behind the other in a file that nobody writes any more."""
+    """Images (N, H, W, C) uint8, one after another in a file that nobody writes any more."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], *, of: range | None = None) -> None:
         """`of`: which of the file's rows these are, by default all. Raises OSError."""

@@ -61,7 +61,7 @@ class Order:
 def torchvision_network(order: Order) -> tuple[nn.Module, ModelInfo]:
     """A network `tv:NAME` or `tv:NAME@WEIGHTS`, at random or with its published weights.
 
-    Raises UserError where it is not to be had.
+    Raises UserError where it is unavailable.
     """
     ensure_importable()
     from torchvision import models
@@ -100,7 +100,7 @@ def torchvision_network(order: Order) -> tuple[nn.Module, ModelInfo]:
 
 
 def timm_network(order: Order) -> tuple[nn.Module, ModelInfo]:
-    """A network `timm:NAME`, at random or with its published weights. Raises UserError where it is not to be had."""
+    """A network `timm:NAME`, at random or with its published weights. Raises UserError where it is unavailable."""
     ensure_importable()
     try:
         timm: Any = importlib.import_module("timm")

@@ -62,7 +62,7 @@ class GlobalBatch:
 
 
 class MicroBatches(GlobalBatch):
-    """One process's batch in `number` equal parts, computed one behind the other (`--synthesis-micro-batches`).
+    """One process's batch in `number` equal parts, computed one after another (`--synthesis-micro-batches`).
 
     Nothing is global_batch: statistics are each part's own. Between steps the batch is whole.
     """

@@ -52,7 +52,7 @@ def label_embeddings(
     {index}), by the encoder `model`; "class-index": CLIP's of "a photo of a 7", which needs no names. "orthogonal": K
     orthonormal directions of dimension max(dim, K), the same on every machine and run, which "class-centre" also
     starts from; "one-hot": D = K; anything else: a safetensors file with one (K, D) tensor.
-    Raises UserError for what is not to be had.
+    Raises UserError for what is unavailable.
     """
     if source == "one-hot":
         return torch.eye(num_classes)

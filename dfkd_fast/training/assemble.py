@@ -158,7 +158,7 @@ def class_vectors(
 
     Names are those of `--class-names`, else `class_names`, what the teacher's outputs are called (`ModelInfo`; empty:
     not known). Real images are not asked. Raises UserError for a source that the method does not
-    take, and for vectors that are not to be had.
+    take, and for vectors that are unavailable.
     """
     source = origin(config.text)
     if not method.needs.text:
