@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from dfkd_fast.benchmark.idle import busy_line, idle_clock, load_average
 from dfkd_fast.benchmark.projection import Projection, project
 from dfkd_fast.benchmark.step_profiler import profile_steps
 from dfkd_fast.benchmark.step_timer import TimingWindow
@@ -39,13 +41,18 @@ def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) ->
     )
     if runtime.is_main:
         show(heading)
-    window = TimingWindow(warmup=10, steps=10, samples=5) if cuda else TimingWindow(warmup=2, steps=1, samples=7)
+    counts = {"warmup": 10, "steps": 10, "samples": 5} if cuda else {"warmup": 2, "steps": 1, "samples": 7}
+    load, window = load_average(), TimingWindow(**counts, clock=idle_clock(runtime))
     method, timings = profile_steps(config, info, runtime, window)
-    flops = count_step_flops(method, info, teacher=config.teacher, student=config.student)
+    counted = partial(count_step_flops, method, info, teacher=config.teacher, student=config.student)
+    flops = counted(cached_answers=config.cache_teacher_logits)
     work, patience = recipe_work(method, flops.round_steps), config.method.patience
     projection = project(work, timings, flops, matmul_rate(runtime), runtime, patience=patience)
     for line in projection.lines("GPU-hours" if cuda else "hours") if runtime.is_main else ():
         show(line)
+    warning = busy_line(runtime, load=load, slowdown=projection.slowdown)
+    if warning and runtime.is_main:
+        show(warning)
     return projection
 
 

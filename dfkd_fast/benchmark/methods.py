@@ -105,7 +105,13 @@ def measure(
     """
     config = target.config
     method, _, _ = assemble(config, target.info, runtime)
-    count = partial(count_step_flops, info=target.info, teacher=config.teacher, student=config.student)
+    count = partial(
+        count_step_flops,
+        info=target.info,
+        teacher=config.teacher,
+        student=config.student,
+        cached_answers=config.cache_teacher_logits,
+    )
     flops = count(method)
     work = recipe_work(method, flops.round_steps)
     part = replace(config, method=_cut(config.method, share))
@@ -113,7 +119,8 @@ def measure(
     scaled = partial(_scaled, cut=cut, full=method, seen=count(cut), flops=flops)
     ours = project(work, scaled(timings), flops, matmul_rate, runtime)
     timed = None if rival is None else rival(target, part, work, runtime, window)
-    theirs = None if timed is None else project(work, scaled(timed), flops, matmul_rate, runtime)
+    plain = replace(flops, done=None)  # what a rival computes in fact, nobody has counted
+    theirs = None if timed is None else project(work, scaled(timed), plain, matmul_rate, runtime)
     return _record(target, ours, theirs, share, runtime)
 
 

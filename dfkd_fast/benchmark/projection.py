@@ -26,7 +26,9 @@ class Phase:
     seconds: Quantiles
     """of one rank"""
     mfu: float
-    """share of the device's rate of matrix products that the plain formulation's FLOPs make up"""
+    """model FLOPs utilisation: share of the device's rate of matrix products that the plain formulation's FLOPs are"""
+    hfu: float | None
+    """hardware FLOPs utilisation: the same of the FLOPs that are computed in fact; None where those are not counted"""
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -37,6 +39,7 @@ class Phase:
             "seconds_least": self.seconds.least,
             "seconds_most": self.seconds.most,
             "mfu": self.mfu,
+            "hfu": self.hfu,
         }
 
 
@@ -55,6 +58,14 @@ class Projection:
     devices: int
     patience: int = 0
     """`--method.patience`; with any, rounds may take fewer steps, and all this is an upper bound"""
+    counted_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    """of all steps that were timed, by the clock that the figures are of and by the wall"""
+
+    @property
+    def slowdown(self) -> float:
+        """How much longer the timed steps took by the wall: 1 on an idle machine."""
+        return self.wall_seconds / self.counted_seconds if self.counted_seconds else 1.0
 
     @property
     def hours(self) -> Quantiles:
@@ -83,6 +94,8 @@ class Projection:
             "images": self.images,
             "rounds": self.rounds,
             "warmup_seconds": self.warmup_seconds,
+            "timed_seconds": self.counted_seconds,
+            "timed_wall_seconds": self.wall_seconds,
             "peak_memory_bytes": self.peak_memory_bytes,
             "matmul_flops_per_second": self.matmul_rate,
             **({"is_upper_bound": True} if self.patience else {}),
@@ -91,7 +104,7 @@ class Projection:
 
     def lines(self, unit: str) -> Iterator[str]:
         """A table of the phases; `unit` is what the hours are called."""
-        rows: list[Sequence[str]] = [("phase", "steps", "ms/step", "spread", "GFLOP/step", "MFU", unit)]
+        rows: list[Sequence[str]] = [("phase", "steps", "ms/step", "spread", "GFLOP/step", "MFU", "HFU", unit)]
         for phase in self.phases:
             per_step, seconds = 1e3 / max(phase.steps, 1), phase.seconds
             rows.append(
@@ -102,6 +115,7 @@ class Projection:
                     f"{per_step * seconds.least:,.1f} to {per_step * seconds.most:,.1f}",
                     f"{phase.flops / max(phase.steps, 1) / 1e9:,.1f}",
                     f"{100 * phase.mfu:.1f} %",
+                    "-" if phase.hfu is None else f"{100 * phase.hfu:.1f} %",
                     f"{seconds.median * self.devices / 3600:,.3g}",
                 )
             )
@@ -123,11 +137,15 @@ def project(
     work: Work, timings: Timings, flops: StepFlops, matmul_rate: float, runtime: Runtime, *, patience: int = 0
 ) -> Projection:
     """Scale timed steps up to `work`. Work, FLOPs and seconds are those of each rank."""
-    devices = runtime.world_size
+    devices, done = runtime.world_size, flops.done
 
-    def phase(name: str, steps: int, count: float, seconds: Quantiles) -> Phase:
-        mfu = count / (seconds.median * matmul_rate) if seconds.median else 0.0
-        return Phase(name=name, steps=steps, flops=count * devices, seconds=seconds, mfu=mfu)
+    def share(count: float, seconds: Quantiles) -> float:
+        return count / (seconds.median * matmul_rate) if seconds.median else 0.0
+
+    def phase(name: str, steps: int, count: float, in_fact: float | None, seconds: Quantiles) -> Phase:
+        hfu = None if in_fact is None else share(in_fact, seconds)
+        mfu = share(count, seconds)
+        return Phase(name=name, steps=steps, flops=count * devices, seconds=seconds, mfu=mfu, hfu=hfu)
 
     return Projection(
         phases=(
@@ -135,13 +153,22 @@ def project(
                 "synthesis",
                 work.synthesis_steps.total(),
                 flops.of_synthesis(work),
+                None if done is None else done.of_synthesis(work),
                 timings.synthesis_seconds(work),
             ),
-            phase("distillation", work.student_steps, flops.of_distillation(work), timings.student_seconds(work)),
+            phase(
+                "distillation",
+                work.student_steps,
+                flops.of_distillation(work),
+                None if done is None else done.of_distillation(work),
+                timings.student_seconds(work),
+            ),
         ),
         images=work.images * runtime.shares,
         rounds=work.rounds.total(),
         warmup_seconds=timings.warmup,
+        counted_seconds=timings.counted_seconds,
+        wall_seconds=timings.wall_seconds,
         peak_memory_bytes=timings.peak_memory_bytes,
         matmul_rate=matmul_rate,
         devices=devices,

@@ -39,7 +39,16 @@ class Timings:
     student: Quantiles = field(default_factory=Quantiles)
     warmup: float = 0.0
     """the steps that were not counted: what compilation takes is in here"""
+    counted_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    """of all samples of steps together, by the window's clock and by the wall"""
     peak_memory_bytes: int = 0
+
+    def count(self, watch: StepTimer) -> None:
+        """Add what a watch has seen beside its samples."""
+        self.warmup += watch.warmup_seconds
+        self.counted_seconds += watch.counted_seconds
+        self.wall_seconds += watch.wall_seconds
 
     def synthesis_seconds(self, work: Work) -> Quantiles:
         """Of all synthesis in `work`."""
@@ -81,7 +90,7 @@ class StepProfiler:
             for place, inner in enumerate(inners(self.method))
         ]
         self._making: RoundKind | None = None
-        self._batches: Iterator[SynthBatch] = iter(())
+        self._batches: Iterator[tuple[SynthBatch, bool]] = iter(())
 
     def measure(self, window: TimingWindow) -> Timings:
         """Time every kind of synthesis step, what a round costs beside them, and student steps."""
@@ -91,14 +100,15 @@ class StepProfiler:
             timings.round[kind] = self._measure_round(kind, window)
         for engine in self.engines:
             timings.synthesis |= engine.found
-            timings.warmup += engine.warmup_seconds
+            for watch in engine.watches:
+                timings.count(watch)
         for plan in self.plans:
             self._fill_unmade(plan)
         watch = StepTimer(window, self.runtime)
         watch.start()
         self.trainer.epoch(student_epoch(self.method), window.total, watch.on_step)
         timings.student = watch.spread()
-        timings.warmup += watch.warmup_seconds
+        timings.count(watch)
         timings.peak_memory_bytes = self.runtime.peak_memory_bytes()
         return timings
 
@@ -121,35 +131,36 @@ class StepProfiler:
         return min(self._round_cost(kind, window) for _ in range(2))
 
     def step_round(self, kind: RoundKind | None = None) -> SynthBatch:
-        """A round of a kind, by default one of the first size behind the warm-up, with one step where the recipe has
-        many: what one step costs, and what a round costs beside it. Rounds follow each other as in an epoch, which
-        begins anew at its end.
+        """A round of a kind, by default an epoch's first of the first size behind the warm-up, with one step where the
+        recipe has many: what one step costs, and what a round costs beside it. Rounds follow each other as in an epoch,
+        which begins anew at its end.
         """
         if not self.probes:
             raise UserError("a recipe without synthesis rounds has no synthesis steps to take; choose another method")
-        kind = kind or min(self.probes, key=lambda each: each.warmup)
-        return next(batch for batch in self._begun(kind) if batch.images.shape[-1] == kind.image_size)
+        kind = kind or min(self.probes, key=lambda each: (each.warmup, each.later))
+        return next(batch for batch, of_kind in self._begun(kind) if of_kind)
 
-    def _begun(self, kind: RoundKind) -> Iterator[SynthBatch]:
-        """The batches that follow, to the first of a kind and beyond it."""
+    def _begun(self, kind: RoundKind) -> Iterator[tuple[SynthBatch, bool]]:
+        """The batches that follow, to the first of a kind and beyond it; with each whether it is of the kind."""
         for engine in self.engines:
             engine.begin_round(kind)
         if kind != self._making:
             self._making, self._batches = kind, self._epochs(kind)
         return self._batches
 
-    def _epochs(self, kind: RoundKind) -> Iterator[SynthBatch]:
+    def _epochs(self, kind: RoundKind) -> Iterator[tuple[SynthBatch, bool]]:
         """What an epoch makes to its last round of a kind, of all sizes, again and again; not what fills the pool."""
         size, epoch = kind.image_size, self.probes[kind]
-        rounds = next(plan.rounds(epoch) for plan in self.plans if plan.image_size == size)
+        rounds = next(plan.rounds(epoch) for plan in self.plans if plan.image_size == size) if kind.later else 1
         while True:
-            left = rounds
+            made = 0
             for batch in self.method.synthesize(epoch):
-                left -= batch.images.shape[-1] == size
-                yield batch
-                if not left:
+                is_size = batch.images.shape[-1] == size
+                made += is_size
+                yield batch, is_size and (made > 1) == kind.later
+                if made == rounds:
                     break
-            assert not left, f"{left} of {rounds} rounds of {kind} are missing in epoch {epoch}"
+            assert made == rounds, f"{made} of {rounds} rounds of {kind} came in epoch {epoch}"
 
     def student_step(self) -> None:
         """An epoch of one student step."""
@@ -176,13 +187,13 @@ class StepProfiler:
         batches = self._begun(kind)
         for engine in self.engines:
             engine.clock = window.clock
-        made = None
-        while made is None or made.images.shape[-1] != kind.image_size:
+        of_kind = False
+        while not of_kind:
             for engine in self.engines:
                 engine.step_seconds = 0.0
             self.runtime.synchronize()
             start = window.clock()
-            made = next(batches)
+            made, of_kind = next(batches)
         self._add(made)
         self.runtime.synchronize()
         seconds = window.clock() - start

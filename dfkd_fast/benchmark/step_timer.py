@@ -66,10 +66,12 @@ class StepTimer:
     def __init__(self, window: TimingWindow, runtime: Runtime) -> None:
         self.window, self.runtime = window, runtime
         self.count, self.samples, self.warmup_seconds = 0, list[float](), 0.0
+        self.counted_seconds = self.wall_seconds = 0.0
+        """of all samples together, by the window's clock and by the wall"""
 
     def start(self) -> None:
         self.runtime.synchronize()
-        self._last = self.window.clock()
+        self._last, self._wall = self.window.clock(), time.perf_counter()
 
     def on_step(self, terms: LossTerms, images: int) -> None:
         """To be called after each step."""
@@ -78,12 +80,14 @@ class StepTimer:
         if counted < 0 or counted % self.window.steps:
             return
         self.runtime.synchronize()
-        now = self.window.clock()
+        now, wall = self.window.clock(), time.perf_counter()
         if counted:
             self.samples.append((now - self._last) / self.window.steps)
+            self.counted_seconds += now - self._last
+            self.wall_seconds += wall - self._wall
         else:
             self.warmup_seconds += now - self._last
-        self._last = now
+        self._last, self._wall = now, wall
 
     def spread(self) -> Quantiles:
         """Of all samples."""
@@ -99,7 +103,7 @@ class TimedLoop(InnerLoop):
         self.window: TimingWindow | None = None
         """times each kind of step that is not among `found`"""
         self.found: dict[SynthesisKind, Quantiles] = {}
-        self.warmup_seconds = 0.0
+        self.watches: list[StepTimer] = []
         """of the windows"""
         self.clock: Clock | None = None
         """adds up `step_seconds`; waits for the device around each step"""
@@ -129,7 +133,7 @@ class TimedLoop(InnerLoop):
         made = super().run(self.window.total, _within(lr_scale, steps), variant)
         self.on_step = ignore
         self.found[kind] = watch.spread()
-        self.warmup_seconds += watch.warmup_seconds
+        self.watches.append(watch)
         return made
 
     def _clocked(self, run_step: StepRunner) -> StepRunner:

@@ -3,15 +3,17 @@
 Counted by torch.utils.flop_counter while a step runs on the CPU: convolutions and matrix products, a multiplication
 and an addition as two, forward and backward. Frozen networks get no weight gradients, since no method needs them;
 nearest upsampling and the convolution behind it count unfolded. Divided by a device's rate of matrix products this
-gives the arithmetic floor of a recipe, and by the time that was taken as well, its MFU (model FLOP utilisation).
+gives the arithmetic floor of a recipe, and by the time that was taken as well, its MFU (model FLOPs utilisation).
+`done` counts what is multiplied in fact: HFU (hardware FLOPs utilisation). A library's own algorithm, such as
+Winograd's, may multiply less still; that nobody counts.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -49,24 +51,32 @@ class StepFlops:
     student: float
     round_steps: RoundSteps
     """how many steps of each kind a round has"""
+    answers: Mapping[int, float] = field(default_factory=dict)
+    """image size -> answers of the teacher to a round's images that are kept beside them"""
+    done: StepFlops | None = None
+    """as it is computed: upsampling folded into the convolution behind it, kept answers not asked for in each step"""
 
     def of_synthesis(self, work: Work) -> float:
-        """Of all synthesis steps of `work`."""
-        return sum(self.synthesis[kind] * steps for kind, steps in work.synthesis_steps.items())
+        """Of all synthesis of `work`."""
+        answers = sum(self.answers.get(kind.image_size, 0.0) * rounds for kind, rounds in work.rounds.items())
+        return answers + sum(self.synthesis[kind] * steps for kind, steps in work.synthesis_steps.items())
 
     def of_distillation(self, work: Work) -> float:
         """Of all student steps of `work`."""
         return self.student * work.student_steps
 
 
-def count_step_flops(method: Method, info: ModelInfo, *, teacher: str, student: str) -> StepFlops:
+def count_step_flops(
+    method: Method, info: ModelInfo, *, teacher: str, student: str, cached_answers: int = 0
+) -> StepFlops:
     """Count a synthesis step of each kind and a student step on a few images, and scale up to the method's batches.
 
-    `info` is the teacher's; `teacher` and `student` name networks for `load_model`, whose weights do not matter. Runs
-    on the CPU and leaves `method` and the random state as they are; takes up to some seconds for 224 pixels.
+    `info` is the teacher's; `teacher` and `student` name networks for `load_model`, whose weights do not matter.
+    `cached_answers`: how many the teacher gives to each image when it is made, in place of one in each student step; 0:
+    it answers in each. Runs on the CPU and leaves `method` and the random state as they are; takes up to some seconds
+    for 224 pixels.
     """
-    plans, ranks = method.pools(), method.global_batch.size  # each rank has its part of the batch
-    batches = [images * len(plans) for images in _BATCHES]
+    batches = [images * len(method.pools()) for images in _BATCHES]
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         learner = _network(student, info)
         frozen = FrozenNet(_network(teacher, info), info, _RUNTIME)
@@ -74,16 +84,26 @@ def count_step_flops(method: Method, info: ModelInfo, *, teacher: str, student: 
         collected = CollectedImages.noise(info) if method.needs.real_images else None
         setup = Setup(frozen, frozen_alias(learner), info, embeddings, method.text, collected)
         few, more = (_count(method, setup, learner, batch) for batch in batches)
+        folded = _count(method, setup, learner, batches[0], unfold=False)
+    done = _scaled_up(method, folded, more.folded(few, folded), cached_answers)
+    return replace(_scaled_up(method, few, more), done=done)
+
+
+def _scaled_up(method: Method, few: _Count, more: _Count, cached_answers: int = 0) -> StepFlops:
+    """From counts with two sizes of batch to the method's own."""
+    plans, ranks = method.pools(), method.global_batch.size  # each rank has its part of the batch
     made = [inner.config.synthesis_batch_size // ranks for inner in inners(method)]
+    rows = {plan.image_size: plan.batch_size // ranks for plan in plans}
+    rounds = {plan.image_size: plan.synthesis_batch_size // ranks for plan in plans}
+    student = sum(_extrapolate(few.student[size], more.student[size], count) for size, count in rows.items())
+    answers = sum(few.answer[size] * count for size, count in rows.items()) if cached_answers else 0.0
     return StepFlops(
         synthesis={
             kind: _extrapolate(few.synthesis[kind], more.synthesis[kind], made[kind.inner]) for kind in few.synthesis
         },
-        student=sum(
-            _extrapolate(few.student[plan.image_size], more.student[plan.image_size], plan.batch_size // ranks)
-            for plan in plans
-        ),
+        student=student - answers,
         round_steps=few.round_steps,
+        answers={size: cached_answers * few.answer[size] * count for size, count in rounds.items()},
     )
 
 
@@ -100,7 +120,23 @@ class _Count(NamedTuple):
     synthesis: dict[SynthesisKind, tuple[int, float]]
     student: dict[int, tuple[int, float]]
     """by image size"""
+    answer: dict[int, float]
+    """of the teacher's answer to one image in a student step, by image size"""
     round_steps: dict[RoundKind, Counter[SynthesisKind]]
+
+    def folded(self, few: _Count, folded: _Count) -> _Count:
+        """This count with upsampling folded, which saves in proportion to the batch: so much, says another batch."""
+
+        def less(counted: tuple[int, float], plain: tuple[int, float], fewer: tuple[int, float]) -> tuple[int, float]:
+            return counted[0], counted[1] - (plain[1] - fewer[1]) * counted[0] / plain[0]
+
+        synthesis = {
+            kind: less(counted, few.synthesis[kind], folded.synthesis[kind]) for kind, counted in self.synthesis.items()
+        }
+        student = {
+            size: less(counted, few.student[size], folded.student[size]) for size, counted in self.student.items()
+        }
+        return self._replace(synthesis=synthesis, student=student)
 
 
 def _extrapolate(few: tuple[int, float], more: tuple[int, float], batch: int) -> float:
@@ -108,12 +144,13 @@ def _extrapolate(few: tuple[int, float], more: tuple[int, float], batch: int) ->
     return few[1] + slope * (batch - few[0])
 
 
-def _count(method: Method, setup: Setup, student: nn.Module, batch: int) -> _Count:
+def _count(method: Method, setup: Setup, student: nn.Module, batch: int, *, unfold: bool = True) -> _Count:
     """The FLOPs of a method like `method`, with batches of `batch` images of all sizes together."""
     small = type(method)(replace(method.config, synthesis_batch_size=batch, batch_size=batch), setup)
     small.train()
-    _unfold(small)
-    count = _Count({}, {}, {})
+    if unfold:
+        _unfold(small)
+    count = _Count({}, {}, {}, {})
     engines = [_Counter(place, inner, count) for place, inner in enumerate(inners(small))]
     maps = small.student_reads().student
     seen: Callable[[Tensor], Any] = student if maps is None else FeatureExtractor(student, maps=maps)
@@ -126,7 +163,9 @@ def _count(method: Method, setup: Setup, student: nn.Module, batch: int) -> _Cou
             made = _probe(small, engines, kind, epoch, count)
         if made is None:  # no rounds: what fills the pool
             made = next(iter(small.synthesize(config.warmup_epochs - 1)))
-        count.student[plan.image_size] = (len(made.images), _count_student(small, setup, seen, made))
+        step, answer = _count_student(small, setup, seen, made)
+        count.student[plan.image_size] = (len(made.images), step)
+        count.answer[plan.image_size] = answer / len(made.images)
     return count
 
 
@@ -134,10 +173,13 @@ def _probe(method: Method, engines: list[_Counter], kind: RoundKind, epoch: int,
     """Count the steps of one round of a kind, in an epoch that has one, and return what it makes."""
     for engine in engines:
         engine.warmup = kind.warmup
+    is_first = True
     for made in method.synthesize(epoch):
         count.round_steps[kind] = sum((engine.taken() for engine in engines), Counter())
         if made.images.shape[-1] == kind.image_size:
-            return made
+            if is_first != kind.later:
+                return made
+            is_first = False
     raise AssertionError(f"no round of {kind} in epoch {epoch}")
 
 
@@ -175,17 +217,21 @@ class _Counter:
         return steps
 
 
-def _count_student(method: Method, setup: Setup, student: Callable[[Tensor], Any], made: SynthBatch) -> float:
+def _count_student(
+    method: Method, setup: Setup, student: Callable[[Tensor], Any], made: SynthBatch
+) -> tuple[float, float]:
+    """A student step, and the teacher's part of it."""
     batch = PoolBatch(made.images, made.labels, torch.arange(len(made.images)), made.extras)
     with FlopCounterMode(display=False) as counter:
         with torch.no_grad():
             view = method.student_view(batch)
-        reads = method.student_reads()
+        reads, before = method.student_reads(), counter.get_total_flops()
         teacher = setup.teacher.answer(view, maps=reads.teacher, gradients=reads.teacher_gradients)
+        answer_flops = counter.get_total_flops() - before
         out = student(view)
         answer = out if isinstance(out, NetOutput) else NetOutput(out)
         weighted_sum(method.student_loss(batch, teacher, answer), method.config).backward()
-    return counter.get_total_flops()
+    return counter.get_total_flops(), answer_flops
 
 
 def _unfold(method: nn.Module) -> None:

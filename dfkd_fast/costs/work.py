@@ -23,14 +23,16 @@ class SynthesisKind(NamedTuple):
 
 
 class RoundKind(NamedTuple):
-    """Synthesis rounds that cost the same. An epoch's first stands for all, also where the others' student is in train
-    mode (NAYER): that takes as many FLOPs and nearly the same time.
+    """Synthesis rounds that cost the same: an epoch's first, or those behind it, of which the second stands for all.
+    NAYER's student, say, is in train mode from the second on.
     """
 
     image_size: int
     """side of the images that they leave, in pixels"""
     warmup: bool
     """in an epoch of the warm-up"""
+    later: bool = False
+    """not the first of its size in its epoch"""
 
 
 RoundSteps = Mapping[RoundKind, Mapping[SynthesisKind, int]]
@@ -57,10 +59,12 @@ def recipe_work(method: Method, round_steps: RoundSteps, epochs: int | None = No
     work, config, plans = Work(), method.config, method.pools()
     for epoch in range(config.epochs if epochs is None else min(epochs, config.epochs)):
         for plan in plans:
-            rounds, kind = plan.rounds(epoch), RoundKind(plan.image_size, epoch < config.warmup_epochs)
-            for steps, count in round_steps[kind].items() if rounds else ():
-                work.synthesis_steps[steps] += rounds * count
-            work.rounds[kind] += rounds
+            rounds = plan.rounds(epoch)
+            for later, part in ((False, min(rounds, 1)), (True, max(rounds - 1, 0))):
+                kind = RoundKind(plan.image_size, epoch < config.warmup_epochs, later)
+                for steps, count in round_steps[kind].items() if part else ():
+                    work.synthesis_steps[steps] += part * count
+                work.rounds[kind] += part
             if plan.capacity:
                 filled = plan.fill_images if epoch + 1 == config.warmup_epochs else 0
                 work.images += rounds * plan.synthesis_batch_size + filled
@@ -78,9 +82,10 @@ def probe_epochs(plan: PoolPlan, *, epochs: int, warmup_epochs: int) -> Iterator
     """
     after = [*range(warmup_epochs + 1, epochs), *range(warmup_epochs, min(warmup_epochs + 1, epochs))]
     for warmup, candidates in ((True, range(min(warmup_epochs, epochs))), (False, after)):
-        found = next((epoch for epoch in candidates if plan.rounds(epoch)), None)
-        if found is not None:
-            yield RoundKind(plan.image_size, warmup), found
+        for later in (False, True):
+            found = next((epoch for epoch in candidates if plan.rounds(epoch) > later), None)
+            if found is not None:
+                yield RoundKind(plan.image_size, warmup, later), found
 
 
 def student_epoch(method: Method) -> int:

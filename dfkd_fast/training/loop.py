@@ -39,6 +39,10 @@ class Progress:
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """wall seconds by phase: synthesis, distillation, evaluation; and compile, what was spent on making them fast"""
+    processor_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """processor time, by phase, of the thread that runs the steps, compilation included; without what an older run, of
+    before it was measured, had taken
+    """
     counts: Counter[str] = field(default_factory=Counter)
     """images_synthesized by all ranks; generator_steps and student_steps, which all take together"""
     last_evaluation: dict[str, float] = field(default_factory=dict)
@@ -46,13 +50,19 @@ class Progress:
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
-        return {"seconds": dict(self.seconds), "counts": dict(self.counts), "last_evaluation": self.last_evaluation}
+        return {
+            "seconds": dict(self.seconds),
+            "processor_seconds": dict(self.processor_seconds),
+            "counts": dict(self.counts),
+            "last_evaluation": self.last_evaluation,
+        }
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Progress:
         """The inverse of `record`."""
         return cls(
             seconds=defaultdict(float, record["seconds"]),
+            processor_seconds=defaultdict(float, record.get("processor_seconds", {})),
             counts=Counter(record["counts"]),
             last_evaluation=record["last_evaluation"],
         )
@@ -124,9 +134,10 @@ class Loop:
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
-        start, prepared = time.perf_counter(), CLOCK.seconds
+        start, prepared, processor = time.perf_counter(), CLOCK.seconds, time.thread_time()
         yield
         self.runtime.synchronize()
+        self.progress.processor_seconds[name] += time.thread_time() - processor
         preparing = CLOCK.seconds - prepared
         self.progress.seconds["compile"] += preparing
         self.progress.seconds[name] += time.perf_counter() - start - preparing

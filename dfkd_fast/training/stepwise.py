@@ -47,10 +47,13 @@ class StepwiseLoop(Loop):
         steps = 0 if is_warmup else self.method.config.steps_per_epoch
         synthesis = Stopwatch(self.runtime)
         self._rounds(phase, epoch, steps, synthesis)
-        spent = self.progress.seconds
-        made = synthesis.seconds()
-        spent[phase] -= made
-        spent["synthesis"] += made
+        spent = self.progress
+        for seconds, made in (
+            (spent.seconds, synthesis.seconds()),
+            (spent.processor_seconds, synthesis.processor_seconds),
+        ):
+            seconds[phase] -= made
+            seconds["synthesis"] += made
         if not is_warmup:
             self._evaluation(epoch)
         self._boundary(epoch, phase)
@@ -85,14 +88,17 @@ class Stopwatch:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
+        self.processor_seconds = 0.0
+        """processor time that this thread spends in the blocks"""
         self._laps: list[tuple[Any, Any]] = []
         self._prepared = 0.0
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Count what the block takes."""
-        start, prepared = self._now(), CLOCK.seconds
+        start, prepared, processor = self._now(), CLOCK.seconds, time.thread_time()
         yield
+        self.processor_seconds += time.thread_time() - processor
         self._laps.append((start, self._now()))
         self._prepared += CLOCK.seconds - prepared
 

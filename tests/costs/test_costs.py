@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -66,8 +67,8 @@ def kind_of(*, warmup: bool, **variant: bool) -> SynthesisKind:
 
 
 WARM = kind_of(warmup=True, adversarial=False, student_trains=False)
-WHOLE = kind_of(warmup=False, adversarial=True, student_trains=False)
-"""NAYER's steps"""
+WHOLE, LATER = (kind_of(warmup=False, adversarial=True, student_trains=trains) for trains in (False, True))
+"""NAYER's steps: in the warm-up, in an epoch's first round behind it, and in the others"""
 
 
 def macs(model: nn.Module, image: torch.Tensor) -> list[int]:
@@ -87,14 +88,17 @@ def macs(model: nn.Module, image: torch.Tensor) -> list[int]:
 
 def test_work_of_nayer_is_the_papers(make) -> None:
     work = work_of(make("nayer", epochs=320, synthesis_batch_size=400))
-    assert work.synthesis_steps == {WARM: 8000, WHOLE: 24000}
+    assert work.synthesis_steps == {WARM: 8000, WHOLE: 12000, LATER: 12000}
     assert (work.images, work.student_steps, work.student_epochs) == (320_000, 120_000, 300)
 
 
 def test_work_of_a_part_of_the_epochs(make) -> None:
     method = make("nayer", epochs=320, synthesis_batch_size=400)
     part = work_of(method, epochs=21)
-    assert part.rounds == {RoundKind(16, True): 200, RoundKind(16, False): 2}
+    first, later = (
+        {(kind.warmup): n for kind, n in part.rounds.items() if kind.later == late} for late in (False, True)
+    )
+    assert (first, later) == ({True: 20, False: 1}, {True: 180, False: 1})
     assert part.student_steps == 400
 
 
@@ -118,7 +122,7 @@ def test_work_counts_the_stages_of_a_round(make) -> None:
     work = work_of(make("deepinversion", epochs=2, warmup_epochs=1, warmup_rounds=3, rounds=1, synthesis_steps=10))
     stages = [kind_of(warmup=True, adversarial=False, low_res=low_res) for low_res in (True, False)]
     assert [work.synthesis_steps[stage] for stage in stages] == [6, 24]
-    assert work.rounds == {RoundKind(16, True): 3, RoundKind(16, False): 1}
+    assert work.rounds == {RoundKind(16, True): 1, RoundKind(16, True, later=True): 2, RoundKind(16, False): 1}
 
 
 def test_student_step_is_two_forwards_and_a_backward(make) -> None:
@@ -128,6 +132,23 @@ def test_student_step_is_two_forwards_and_a_backward(make) -> None:
     image = torch.randn(24, 3, 16, 16)
     teacher, student = macs(network("cnn"), image), macs(network("cnn_s"), image)
     assert found.student == 2 * (sum(teacher) + 3 * sum(student) - student[0])
+
+
+def test_what_is_computed_in_fact_is_counted_beside(make) -> None:
+    """Upsampling is folded into the convolutions behind it, with four ninths of the FLOPs; kept answers are asked for
+    once for each image and not in each step.
+    """
+    method = make("nayer", synthesis_batch_size=24, batch_size=30, noise_features=20)
+    count = partial(count_step_flops, method, INFO, teacher="cnn", student="cnn_s")
+    flops, cached = count(), count(cached_answers=3)
+    teacher = sum(macs(network("cnn"), torch.randn(1, 3, 16, 16)))
+    upsampled = 24 * (64 * 8 * 8 * 9 + 256 * 8 * 4 * 9)
+    assert flops.synthesis[WARM] - flops.done.synthesis[WARM] == pytest.approx(2 * 3 * upsampled * 5 / 9)
+    assert flops.done.student == flops.student == cached.student
+    assert cached.student - cached.done.student == 2 * 30 * teacher
+    work = Work()
+    work.rounds[RoundKind(16, True)] = 5
+    assert (cached.of_synthesis(work), cached.done.of_synthesis(work)) == (0, 2 * 3 * 5 * 24 * teacher)
 
 
 def test_student_step_without_a_pool_makes_its_images(make) -> None:

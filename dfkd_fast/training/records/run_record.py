@@ -41,7 +41,8 @@ def write_run_record(
     collected: int,
     costs: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Write run.json and return it. Seconds are wall time by phase; what was not evaluated is null, not 0.
+    """Write run.json and return it. Seconds are wall time by phase, `processor_seconds` those that the thread which
+    runs the steps computed: far less where the machine had other work, or a device. Not evaluated is null, not 0.
     `published_weights`: which the teacher has (`ModelInfo.published`). `collected`: how many real images took part.
     `costs`: what `run_costs` found.
     """
@@ -66,6 +67,7 @@ def write_run_record(
         "agreement": last.get("agreement"),
         "gpu_hours": _gpu_hours(seconds, runtime),
         **{f"{part}_seconds": seconds[part] for part in ("synthesis", "distillation", "evaluation", "compile")},
+        **{f"{part}_processor_seconds": progress.processor_seconds[part] for part in ("synthesis", "distillation")},
         "images_synthesized": counts["images_synthesized"],
         "generator_steps": counts["generator_steps"],
         "student_steps": counts["student_steps"],
