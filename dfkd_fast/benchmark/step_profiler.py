@@ -44,12 +44,6 @@ class Timings:
     """of all samples of steps together, by the window's clock and by the wall"""
     peak_memory_bytes: int = 0
 
-    def count(self, watch: StepTimer) -> None:
-        """Add what a watch has seen beside its samples."""
-        self.warmup += watch.warmup_seconds
-        self.counted_seconds += watch.counted_seconds
-        self.wall_seconds += watch.wall_seconds
-
     def synthesis_seconds(self, work: Work) -> Quantiles:
         """Of all synthesis in `work`."""
         rounds = sum(self.round[kind] * count for kind, count in work.rounds.items())
@@ -100,15 +94,16 @@ class StepProfiler:
             timings.round[kind] = self._measure_round(kind, window)
         for engine in self.engines:
             timings.synthesis |= engine.found
-            for watch in engine.watches:
-                timings.count(watch)
         for plan in self.plans:
             self._fill_unmade(plan)
         watch = StepTimer(window, self.runtime)
         watch.start()
         self.trainer.epoch(student_epoch(self.method), window.total, watch.on_step)
         timings.student = watch.spread()
-        timings.count(watch)
+        watches = [watch, *(each for engine in self.engines for each in engine.watches)]
+        timings.warmup = sum(each.warmup_seconds for each in watches)
+        timings.counted_seconds = sum(each.counted_seconds for each in watches)
+        timings.wall_seconds = sum(each.wall_seconds for each in watches)
         timings.peak_memory_bytes = self.runtime.peak_memory_bytes()
         return timings
 
@@ -132,8 +127,7 @@ class StepProfiler:
 
     def step_round(self, kind: RoundKind | None = None) -> SynthBatch:
         """A round of a kind, by default an epoch's first of the first size behind the warm-up, with one step where the
-        recipe has many: what one step costs, and what a round costs beside it. Rounds follow each other as in an epoch,
-        which begins anew at its end.
+        recipe has many. Rounds follow each other as in an epoch, which begins anew at its end.
         """
         if not self.probes:
             raise UserError("a recipe without synthesis rounds has no synthesis steps to take; choose another method")

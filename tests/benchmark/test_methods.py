@@ -16,6 +16,7 @@ from dfkd_fast.benchmark.step_timer import TimingWindow
 from dfkd_fast.catalog import METHODS, presets
 from dfkd_fast.cli.main import main
 from dfkd_fast.device.runtime import Runtime, make_runtime
+from dfkd_fast.training.records.run_record import processor
 
 BENCH = Path(__file__).parents[2] / "bench"
 sys.path.append(str(BENCH))
@@ -148,3 +149,18 @@ def test_mistakes_are_one_line(capsys) -> None:
     ):
         assert main(["bench", *arguments]) == 2
         assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel name\t: AMD EPYC\nflags\t: avx2 avx512f avx512_bf16\n",
+         "AMD EPYC (Zen 5, AVX512-BF16)"),
+        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel name\t: A\nflags\t: avx512f amx_bf16\n\nmodel name\t: B",
+         "A (AMX-BF16)"),
+        ("model name\t: Neoverse\n", "Neoverse"),
+        ("processor\t: 0\n", None),
+    ],
+)  # fmt: skip
+def test_a_processor_is_told_with_its_family(cpuinfo: str, name: str | None) -> None:
+    assert processor(cpuinfo) == name

@@ -27,6 +27,9 @@ from dfkd_fast.training.loop import Progress
 from dfkd_kernels.backend import OPS, pick
 
 FORMAT = 1  # of run.json
+AMD_FAMILIES = {"23": "Zen to Zen 2", "25": "Zen 3 or 4", "26": "Zen 5"}
+EXTENSIONS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX512", "avx2": "AVX2"}
+"""flags of a processor that decide how fast it multiplies matrices, the best first"""
 
 
 def write_run_record(
@@ -150,10 +153,9 @@ def git_sha() -> str | None:
 def machine_record(runtime: Runtime) -> dict[str, Any]:
     """Device, processor, threads, precision, versions, commit and date, as JSON."""
     info = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else []
     return {
         "device": runtime.describe(),
-        "processor": names[0] if names else None,
+        "processor": processor(info.read_text()) if info.exists() else None,
         "threads": torch.get_num_threads(),
         "precision": runtime.precision,
         "channels_last": runtime.channels_last,
@@ -161,3 +163,17 @@ def machine_record(runtime: Runtime) -> dict[str, Any]:
         "git_sha": git_sha(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def processor(cpuinfo: str) -> str | None:
+    """The first processor of a /proc/cpuinfo, with its family and its best extension, as far as they are known: "AMD
+    EPYC (Zen 5, AVX512-BF16)". A model's name alone may not say which of three generations it is.
+    """
+    found = dict(re.findall(r"^([\w ]+?)\s*:\s*(.+)$", cpuinfo.split("\n\n")[0], re.MULTILINE))
+    if "model name" not in found:
+        return None
+    flags = found.get("flags", "").split()
+    family = AMD_FAMILIES.get(found.get("cpu family", "")) if found.get("vendor_id") == "AuthenticAMD" else None
+    extension = next((name for flag, name in EXTENSIONS.items() if flag in flags), None)
+    about = ", ".join(part for part in (family, extension) if part)
+    return f"{found['model name']} ({about})" if about else found["model name"]
