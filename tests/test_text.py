@@ -85,6 +85,17 @@ def test_made_up_vectors() -> None:
     assert label_embeddings("orthogonal", 20, dim=16).shape == (20, 20)
 
 
+def test_many_made_up_vectors_are_told_with_their_size(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("dfkd_fast.text.label_embeddings.MANY_CLASSES", 6)
+    for source, more in (("one-hot", ""), ("orthogonal", "while they are made")):
+        label_embeddings(source, 7)
+        out = "".join(capsys.readouterr())
+        assert f"--text {source}: 7 vectors of 7 numbers" in out
+        assert more in out
+    label_embeddings("one-hot", 6)
+    assert not "".join(capsys.readouterr())
+
+
 @pytest.mark.parametrize(
     ("prompt", "expected"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from dfkd_fast.methods.inner import inners
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.teacher import FrozenNet
 from dfkd_fast.rng import seed_phase
-from dfkd_fast.text.label_embeddings import CENTRES
+from dfkd_fast.text.label_embeddings import CENTRES, ENCODED_WIDTH, MADE_UP
 from dfkd_fast.training.assemble import load_method, make_method, make_student
 from dfkd_fast.training.inner import ignore
 from dfkd_fast.training.logit_cache import make_cache
@@ -206,12 +206,12 @@ class StepProfiler:
 def assemble(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime) -> tuple[Method, FrozenNet, nn.Module]:
     """A run's method, teacher and student, on random weights: they change no time.
 
-    Class vectors are made up, of about the width that an encoder's have, and so are collected images: none is needed.
+    An encoder's class vectors are made up, of CLIP's width, and so are collected images: none is needed.
     """
     method_class = load_method(config.method_name)
-    if method_class.needs.text and config.text not in (CENTRES, "one-hot"):
-        config = replace(config, text="orthogonal")
     seed_phase(config.seed, 0, 0, "rehearsal")
+    is_encoded = bool(method_class.needs.text) and config.text not in (CENTRES, *MADE_UP)
+    vectors = torch.randn(info.num_classes, ENCODED_WIDTH) if is_encoded else None
     model, _ = load_model(
         config.teacher, num_classes=info.num_classes, image_size=info.image_size, mean=info.mean, std=info.std
     )
@@ -220,7 +220,7 @@ def assemble(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime) -> tup
     calibrate_batchnorm(student, info)
     teacher = FrozenNet(model, info, runtime, precision=config.teacher_precision)
     collected = CollectedImages.noise(info) if method_class.needs.real_images else None
-    return make_method(config, method_class, teacher, student, runtime, collected), teacher, student
+    return make_method(config, method_class, teacher, student, runtime, collected, vectors=vectors), teacher, student
 
 
 @torch.no_grad()

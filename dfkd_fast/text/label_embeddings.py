@@ -31,6 +31,10 @@ ENCODED = ("clip", "sbert")
 """sources that need the classes' names"""
 MADE_UP = ("orthogonal", "one-hot")
 """sources that need no text"""
+ENCODED_WIDTH = 512
+"""numbers in a class vector of CLIP's text encoder, of which made-up ones have at least as many"""
+MANY_CLASSES = 4096
+"""from where on vectors of as many numbers as there are classes are a burden"""
 SOURCES = (*ENCODED, "class-index", *MADE_UP, "file")
 """where class vectors can come from; `file` stands for a .safetensors file, which is named itself"""
 CENTRES = "class-centre"
@@ -44,7 +48,7 @@ def label_embeddings(
     names: Sequence[str] | None = None,
     prompt: str = "P2",
     model: str = "",
-    dim: int = 512,
+    dim: int = ENCODED_WIDTH,
 ) -> Tensor:
     """Embeddings (K, D) float32 for `--text SOURCE`.
 
@@ -54,6 +58,8 @@ def label_embeddings(
     starts from; "one-hot": D = K; anything else: a safetensors file with one (K, D) tensor.
     Raises UserError for what is unavailable.
     """
+    if num_classes > MANY_CLASSES and source in (*MADE_UP, CENTRES):
+        _say_how_large(source, num_classes)
     if source == "one-hot":
         return torch.eye(num_classes)
     if source in ("orthogonal", CENTRES):
@@ -67,6 +73,18 @@ def label_embeddings(
     if source in SOURCES:
         return encode(source, prompted(num_classes, names, prompt, flag=f"--text {source}"), model=model)
     return _read(Path(source), num_classes)
+
+
+def _say_how_large(source: str, num_classes: int) -> None:
+    """One line on made-up vectors that take memory with the square of the classes, orthogonal ones time with its cube:
+    a QR decomposition in float64, four matrices of that size at once.
+    """
+    size = f"{4e-9 * num_classes**2:.1f} GB"
+    first = "" if source == "one-hot" else f", {32e-9 * num_classes**2:.0f} GB and many minutes while they are made"
+    note(
+        f"--text {source}: {num_classes:,} vectors of {num_classes:,} numbers take {size}{first}; "
+        "class-index or FILE.safetensors take 512 numbers a class"
+    )
 
 
 def origin(source: str) -> str:

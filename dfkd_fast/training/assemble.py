@@ -136,14 +136,21 @@ def make_method(
     student: nn.Module,
     runtime: Runtime,
     collected: CollectedImages | None = None,
+    *,
+    vectors: Tensor | None = None,
 ) -> Method:
-    """The method on its networks, on the device, with this rank's share of the recipe; the same on every rank."""
-    embeddings, text = class_vectors(config, method_class, teacher.info.num_classes, teacher.info.class_names)
+    """The method on its networks, on the device, with this rank's share of the recipe; the same on every rank.
+    `vectors` (K, D) stand in for those of `--text`.
+    """
+    if vectors is None:
+        vectors, text = class_vectors(config, method_class, teacher.info.num_classes, teacher.info.class_names)
+    else:
+        text = origin(config.text)
     seed_phase(config.seed, 0, 0, "method")
     share = share_of_rank(config.method, runtime.shares)
     parts = config.synthesis_micro_batches
     twin, global_batch = frozen_alias(student), runtime.global_batch if parts == 1 else MicroBatches(parts)
-    method = method_class(share, Setup(teacher, twin, teacher.info, embeddings, text, collected, global_batch))
+    method = method_class(share, Setup(teacher, twin, teacher.info, vectors, text, collected, global_batch))
     runtime.place(method)
     method.check_run()
     check_global_batch(method, config.method_name)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dfkd_fast.losses import embedding
 from dfkd_fast.losses.cam import cam_margin, gaussian_target
 from dfkd_fast.losses.embedding import bounding, repelling, separation
 
@@ -94,3 +95,13 @@ def test_separation_is_the_smallest_distance_of_two_classes() -> None:
     assert separation(centres).item() == pytest.approx(min(pairs), rel=1e-9)
     twins = torch.cat([centres, centres[:1]])  # ImageNet's two cranes
     assert separation(twins).item() == 0
+
+
+def test_separation_takes_blocks_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit what it is at once, in whichever block the nearest two are."""
+    centres = random(23, 5)
+    whole = separation(centres)
+    for rows in (1, 4, 22, 23):
+        monkeypatch.setattr(embedding, "_ROWS", rows)
+        assert torch.equal(separation(centres), whole)
+        assert torch.equal(separation(centres.flip(0)), whole)

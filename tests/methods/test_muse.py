@@ -24,6 +24,7 @@ from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.losses.embedding import separation
 from dfkd_fast.methods.base import Setup
+from dfkd_fast.methods.muse import class_embedding
 from dfkd_fast.methods.muse.method import Muse, MuseConfig, MuseS, MuseSConfig
 from dfkd_fast.methods.muse.scale import MuseScale
 from dfkd_fast.models.feature_extractor import FeatureExtractor
@@ -305,12 +306,13 @@ def test_class_centres_are_the_teachers_features_of_the_first_images(
     begin_round(part, 0)
     images = torch.rand(10, 3, 12, 12, dtype=torch.float64)
     with torch.no_grad():
-        part.learn_centres(images)
+        part.learn_centres(images, 0)
         seen = last_map(teacher, part.augment.normalize(images)).mean((2, 3))
     expected = torch.stack([seen[part.labels == label].mean(0) for label in range(4)])
     torch.testing.assert_close(embedding.centres, expected, rtol=1e-9, atol=1e-9)
     assert separation(embedding.centres * embedding.scale).item() == pytest.approx(0.03, rel=1e-6)
-    part.learn_centres(torch.rand(10, 3, 12, 12, dtype=torch.float64))
+    for number in (0, 1):  # once more, and in the round behind
+        part.learn_centres(torch.rand(10, 3, 12, 12, dtype=torch.float64), number)
     torch.testing.assert_close(embedding.centres, expected, rtol=1e-9, atol=1e-9)
     assert {"embedding.centres", "embedding.known", "embedding.scale"} <= set(method.state_dict())
 
@@ -328,6 +330,24 @@ def test_class_centres_come_class_by_class(setup: Setup, runtime: Any) -> None:
     assert embedding.scale > 0
 
 
+def test_classes_are_compared_once(setup: Setup, runtime: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with each, which grows with their square: when the last of them is known, and in no other round."""
+    compared: list[Tensor] = []
+    monkeypatch.setattr(
+        class_embedding, "separation", lambda centres: separation(compared.append(centres.clone()) or centres)
+    )
+    config = replace(CONFIG, synthesis_batch_size=2)
+    method = runtime.place(MuseS(config, setup._replace(text=CENTRES))).train()
+    part, embedding = scale(method), method.embedding
+    begin_round(part, 0)
+    for number, labels in enumerate(([0, 2], [3, 1], [0, 2], [3, 1])):
+        part.labels.copy_(torch.tensor(labels))
+        part.learn_centres(torch.rand(2, 3, 12, 12, dtype=torch.float64), number)
+        assert len(compared) == (number > 0)
+    assert torch.equal(compared[0], embedding.centres)
+    assert separation(embedding.centres * embedding.scale).item() == pytest.approx(0.03, rel=1e-6)
+
+
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_the_generators_embedding_term_on_the_teacher(
     setup: Setup, teacher: nn.Module, runtime: Any, per_sample: bool
@@ -338,7 +358,7 @@ def test_the_generators_embedding_term_on_the_teacher(
     part, embedding = scale(method), method.embedding
     torch.manual_seed(1)
     variant = begin_round(part, 2)
-    part.learn_centres(torch.rand(10, 3, 12, 12, dtype=torch.float64))
+    part.learn_centres(torch.rand(10, 3, 12, 12, dtype=torch.float64), 0)
     view = torch.rand(10, 3, 12, 12, dtype=torch.float64, requires_grad=True)
     part.augment = nn.Identity()
     part.generator.forward = lambda _embeddings: view

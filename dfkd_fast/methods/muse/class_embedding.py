@@ -71,17 +71,19 @@ class ClassEmbedding(nn.Module):
         return repelling(features * self.scale, self._of(labels), self.radii[1], per_sample=self.per_sample)
 
     @torch.no_grad()
-    def learn(self, features: Tensor, labels: Tensor) -> None:
+    def learn(self, features: Tensor, labels: Tensor, *, last: bool = True) -> None:
         """Take the classes' centres from the teacher's pooled features (B, D), each once: when it is first seen.
 
-        A centre is the mean over its class's images in the batch. Until all classes are known, all centres are 0.
+        A centre is the mean over its class's images in the batch. Until all classes are known, all centres are 0: the
+        scale, which compares each with each, is looked for with the `last` images.
         """
         members = F.one_hot(labels, len(self.centres)).to(self.centres.dtype)
         counts = members.sum(0)
         means = members.T @ features.to(self.centres.dtype) / counts.clamp_min(1)[:, None]
         torch.where(((counts > 0) & ~self.known)[:, None], means, self.centres, out=self.centres)
         self.known.logical_or_(counts > 0)
-        self._rescale()
+        if last:
+            self._rescale()
 
     def _of(self, labels: Tensor) -> Tensor:
         return self.centres[labels] * self.scale

@@ -65,10 +65,11 @@ class MuseScale(nn.Module):
             if index == 0 and self.is_reborn(epoch):
                 self.generator.reset_parameters()
             self.generator.noise.reset_parameters()  # line 5
-            self.labels.copy_(labels_in_turn(len(self.labels), self.class_order, self.plan.before(epoch) + index))
+            number = self.plan.before(epoch) + index
+            self.labels.copy_(labels_in_turn(len(self.labels), self.class_order, number))
             images = self.inner.run(config.synthesis_steps, adversarial=adversarial)
             self.statistics.update()
-            self.learn_centres(images)
+            self.learn_centres(images, number)
             yield SynthBatch(images, self.global_batch.local_rows(self.labels))
 
     def is_reborn(self, epoch: int) -> bool:
@@ -76,13 +77,17 @@ class MuseScale(nn.Module):
         life, last = self.config.generator_life, self.plan.last_made(epoch)
         return bool(life) and (last is None or last // life != epoch // life)
 
-    def learn_centres(self, images: Tensor) -> None:
-        """Section 3.3: class centres where there is no label text."""
+    def learn_centres(self, images: Tensor, number: int) -> None:
+        """Section 3.3: class centres where there is no label text. Round `number` (0-based) of this size: behind the
+        first pass over the classes all are known.
+        """
         _, embedding = self._shared
-        if embedding.learnt:
+        passes = -(-self.info.num_classes // len(self.labels))
+        if embedding.learnt and number < passes:
             with self.inner.inference():
                 seen = self.teacher(self.augment.normalize(images), moments=False)
-                embedding.learn(self.global_batch.all_gather(seen.pooled()), self.labels)
+                features = self.global_batch.all_gather(seen.pooled())
+                embedding.learn(features, self.labels, last=number + 1 == passes)
 
     def step(self, *, adversarial: bool) -> tuple[Tensor, LossTerms]:
         """Images and the terms of Eq. 11."""
