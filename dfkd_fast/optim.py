@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from dfkd_fast.errors import UserError, unknown
@@ -42,8 +43,10 @@ class OptimizerSpec:
         if self.kind == "sgd":
             if capturable and choice == "foreach":
                 raise UserError("--optim.impl foreach: its SGD cannot be captured; choose fused, or --no-cuda-graphs")
-            return _with_momentum(SGD(groups, momentum=self.momentum, weight_decay=self.weight_decay, **form))
-        cls = Adam if self.kind == "adam" else AdamW
+            sgd = SGD if choice == "foreach" else _FusedSGD
+            return _with_momentum(sgd(groups, momentum=self.momentum, weight_decay=self.weight_decay, **form))
+        adam, adamw = (Adam, AdamW) if choice == "foreach" else (_FusedAdam, _FusedAdamW)
+        cls = adam if self.kind == "adam" else adamw
         made = cls(groups, betas=self.betas, weight_decay=self.weight_decay, capturable=capturable, **form)
         # the first steps of a captured loop run uncaptured, as they should: torch would warn of it
         made._warned_capturable_if_run_uncaptured = True
@@ -57,6 +60,44 @@ class OptimizerSpec:
             return _with_momentum(sgd(groups, lr=0.0, momentum=self.momentum, weight_decay=self.weight_decay))
         own = {"betas": self.betas, "weight_decay": self.weight_decay, "adam_w_mode": self.kind == "adamw"}
         return adam(groups, lr=0.0, capturable=capturable, **own)
+
+
+class _InMemoryOrder:
+    """Hands torch's fused kernels gradients that they neither copy nor misread on a CPU.
+
+    These kernels walk over parameter, gradient and state as each lies in memory. They copy a gradient that is not
+    contiguous before, channels-last ones above all, and read the copy nowhere: 3 % of a student step (ResNet-18, 112
+    px, bf16). So such a gradient is passed as a contiguous view of the same memory; and one that is laid out otherwise
+    than its parameter, element by element another's, is first brought into that layout.
+    """
+
+    def _init_group(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *states: Any) -> Any:
+        found = super()._init_group(group, params, grads, *states)  # type: ignore[misc]
+        grads[:] = [in_memory_order(grad, param) for grad, param in zip(grads, params, strict=True)]
+        return found
+
+
+class _FusedSGD(_InMemoryOrder, SGD):
+    pass
+
+
+class _FusedAdam(_InMemoryOrder, Adam):
+    pass
+
+
+class _FusedAdamW(_InMemoryOrder, AdamW):
+    pass
+
+
+def in_memory_order(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """On a CPU a gradient as a contiguous tensor of its shape, whose memory has the order of the parameter's."""
+    if gradient.device.type != "cpu" or (gradient.is_contiguous() and parameter.is_contiguous()):
+        return gradient
+    if gradient.stride() != parameter.stride():
+        gradient = torch.empty_like(parameter).copy_(gradient)
+    if gradient.ndim == 4 and gradient.is_contiguous(memory_format=torch.channels_last):
+        return gradient.permute(0, 2, 3, 1).view(gradient.shape)
+    return gradient
 
 
 def _with_momentum(optimizer: Optimizer) -> Optimizer:

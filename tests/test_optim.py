@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from dfkd_fast.errors import UserError
 from dfkd_fast.optim import OptimizerChoice, OptimizerSpec, apex_optimizers, check_optimizer, reset_state, scale_lr
@@ -121,3 +122,30 @@ def test_choices_that_this_machine_cannot_follow() -> None:
         check_optimizer("apex", torch.device("cpu"))
     with pytest.raises(UserError, match=r"--optim.impl adam: .*choose auto, fused, foreach or apex"):
         check_optimizer("adam", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("gradients", [torch.channels_last, torch.contiguous_format])
+def test_fused_steps_follow_the_layout_and_copy_no_gradient(kind: Kind, gradients: torch.memory_format) -> None:
+    """Channels-last weights, gradients in their layout and in another: contiguous ones' values, bit for bit."""
+
+    def trained(weights: torch.memory_format, gradients: torch.memory_format) -> tuple[list[Tensor], list[str]]:
+        generator = torch.Generator().manual_seed(0)
+        parameters = [
+            nn.Parameter(torch.randn(shape, generator=generator).to(memory_format=weights))
+            for shape in ((5, 4, 3, 3), (4, 6, 1, 1), (1, 3, 2, 2))
+        ]
+        groups = [{"params": parameters, "lr": 0.125}]
+        optimizer = OptimizerSpec(kind=kind, groups=groups, momentum=0.75, weight_decay=0.0625).build()
+        for _ in range(3):
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=generator).to(memory_format=gradients)
+            with profile(activities=[ProfilerActivity.CPU]) as seen:
+                optimizer.step()
+        assert optimizer.state.keys() == set(parameters)
+        return [*parameters], [event.name for event in seen.events()]
+
+    found, operators = trained(torch.channels_last, gradients)
+    expected, _ = trained(torch.contiguous_format, torch.contiguous_format)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert "aten::clone" not in operators
