@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .derived import DerivedLayer, has_hooks
+from .packed import Geometry, PackedWeights, convolve
 
 _DESCRIPTION = (
     *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
@@ -17,21 +17,24 @@ _DESCRIPTION = (
 )
 """attributes of Conv2d that describe it"""
 
-Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
-"""stride, padding, dilation, groups"""
-
 
 class _InputGradConv2d(torch.autograd.Function):
     """conv2d that saves its weight only: the input's gradient needs no input."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, mirrored: Tensor | None, geometry: Geometry
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        mirrored: Tensor | None,
+        geometry: Geometry,
+        packed: PackedWeights | None,
     ) -> Tensor:
         ctx.save_for_backward(weight if mirrored is None else mirrored)
-        ctx.shape, ctx.geometry, ctx.is_mirrored = x.shape, geometry, mirrored is not None
+        ctx.shape, ctx.geometry, ctx.packed, ctx.is_mirrored = x.shape, geometry, packed, mirrored is not None
         ctx.memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
-        return F.conv2d(x, weight, bias, *geometry)
+        return convolve(x, weight, bias, geometry, packed, "forward")
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -39,14 +42,15 @@ class _InputGradConv2d(torch.autograd.Function):
         stride, padding, dilation, groups = ctx.geometry
         if ctx.is_mirrored:
             rest = mirrored_padding(weight.shape[2:], padding, dilation)
-            return F.conv2d(grads[0], weight, None, 1, rest, dilation), None, None, None, None
+            dx = convolve(grads[0], weight, None, ((1, 1), rest, dilation, 1), ctx.packed, "backward")
+            return dx, *[None] * 5
         # Only the shape and layout of x are read (the mask asks for dx alone), so an unwritten tensor stands in for it.
         # It has x's layout because the library chooses the gradient's layout by it.
         x = torch.empty(ctx.shape, dtype=weight.dtype, device=weight.device, memory_format=ctx.memory_format)
         dx, _, _ = torch.ops.aten.convolution_backward(
             grads[0], x, weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
         )
-        return dx, None, None, None, None
+        return dx, *[None] * 5
 
 
 def mirrored_padding(kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
@@ -59,7 +63,8 @@ class FrozenConv2d(DerivedLayer):
 
     On a CPU a constant weight has a second use. With stride 1 the input's gradient is a convolution with the mirrored
     weight, and oneDNN's forward kernels are the faster ones: 1.6 to 4 times where the CPU multiplies bfloat16 matrices
-    (AMX), equal elsewhere. So the mirrored weight is kept beside the weight.
+    (AMX), equal elsewhere. So the mirrored weight is kept beside the weight. Of large weights, both are also kept in
+    oneDNN's own layout from the first call on (`packed.py`).
     """
 
     weight: Tensor
@@ -88,11 +93,12 @@ class FrozenConv2d(DerivedLayer):
         simple = (
             stride == (1, 1) and conv.groups == 1 and min(mirrored_padding(conv.kernel_size, padding, dilation)) >= 0
         )
-        self._mirrors = simple and not share
+        self._mirrors, self._is_constant = simple and not share, not share
         self.register_buffer("mirrored", None, persistent=False)
         self._derive()
 
     def _derive(self) -> None:
+        self._packed = PackedWeights() if self._is_constant else None
         if not self._mirrors or self.weight.device.type != "cpu":
             self.mirrored = None
             return
@@ -124,11 +130,13 @@ class FrozenConv2d(DerivedLayer):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight = x.to(dtype), weight.to(dtype)
             bias, mirrored = (None if tensor is None else tensor.to(dtype) for tensor in (bias, mirrored))
+        # cast weights are not the layer's; torch.compile knows no opaque tensors
+        packed = self._packed if weight is self.weight and not torch.compiler.is_compiling() else None
         if x.dtype != weight.dtype:
             raise ValueError(f"x: dtype {x.dtype}, expected the network's {weight.dtype}")
         if not (torch.is_grad_enabled() and x.requires_grad):
-            return F.conv2d(x, weight, bias, *self.geometry)
-        out: Tensor = _InputGradConv2d.apply(x, weight, bias, mirrored, self.geometry)
+            return convolve(x, weight, bias, self.geometry, packed, "forward")
+        out: Tensor = _InputGradConv2d.apply(x, weight, bias, mirrored, self.geometry, packed)
         return out
 
 

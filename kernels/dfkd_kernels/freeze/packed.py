@@ -1,0 +1,83 @@
+"""Weights that never change in the layout that oneDNN computes with: laid out once, not at every call.
+
+The same kernels on the same numbers, so the same bits (`tests/kernels/test_packed_weights.py`); what is spared is a
+copy of the weight at each call, up to a third of the time where the maps are small and the weights large.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
+"""stride, padding, dilation, groups"""
+
+LEAST = 1 << 16
+"""elements of a weight that is worth it: below, laying it out takes less time than can be measured"""
+
+
+class PackedWeights:
+    """The packed forms of one layer's constant weights, made when they are first used."""
+
+    def __init__(self) -> None:
+        self._by_way: dict[str, Tensor] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeights:
+        return PackedWeights()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Packed weights are opaque, and packed anew on the other side."""
+        return PackedWeights, ()
+
+    def of(self, way: str, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+        """`weight` (D, C / groups, k, l) laid out for inputs of about x's shape; an opaque tensor."""
+        if way not in self._by_way:
+            stride, padding, dilation, groups = geometry
+            self._by_way[way] = torch.ops.mkldnn._reorder_convolution_weight(
+                weight.detach(), padding, stride, dilation, groups, list(x.shape)
+            )
+        return self._by_way[way]
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, packed: PackedWeights | None, way: str
+) -> Tensor:
+    """F.conv2d, with a packed weight where there are such and it pays; `way` says which of a layer's weights it is."""
+    # a second derivative goes through torch's own operator
+    if packed is None or torch.is_grad_enabled() or not _pays(x, weight, geometry):
+        return F.conv2d(x, weight, bias, *geometry)
+    stride, padding, dilation, groups = geometry
+    y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        x, packed.of(way, x, weight, geometry), bias, padding, stride, dilation, groups, "none", [], None
+    )
+    return y
+
+
+def _pays(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    if weight.numel() < LEAST or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if not x.is_contiguous(memory_format=torch.channels_last):  # the output's layout would be another than torch's
+        return False
+    if is_in_torch_dispatch_mode() or not _has_packing(x.dtype):  # who counts operators counts torch's
+        return False
+    stride, _, dilation, _ = geometry
+    plain = weight.shape[2:].numel() == stride[0] == stride[1] == dilation[0] == dilation[1] == 1
+    # these few torch does not give to oneDNN, whose sums are others
+    return not (x.dtype == torch.float32 and plain and x.shape[0] < 16 and torch.get_num_threads() == 1)
+
+
+def _has_packing(dtype: torch.dtype) -> bool:
+    return bool(torch.backends.mkldnn.enabled) and _is_built_in(dtype)
+
+
+@functools.cache
+def _is_built_in(dtype: torch.dtype) -> bool:
+    """Whether this torch, on this processor, has the operators."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return False
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
