@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,11 +23,23 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float, reduction
     return F.kl_div(log_probabilities, F.softmax(teacher / temperature, dim=1), reduction=reduction) * temperature**2
 
 
-class Baseline:
-    """Networks, hooks and pool of one run. `workers`: of the DataLoader; 0 where one core has to do everything."""
+def disagreement(student: Tensor, teacher: Tensor) -> Tensor:
+    """Minus the divergence of student and teacher where they still agree on the class."""
+    agrees = (student.argmax(1) == teacher.argmax(1)).float()
+    return -(distillation(student, teacher, 1.0, "none").sum(1) * agrees).mean()
 
-    def __init__(self, recipe: Recipe, folder: Path, *, device: str = "cpu", workers: int = 4) -> None:
+
+class Baseline:
+    """Networks, hooks and pool of one run. `workers`: of the DataLoader; 0 where one core has to do everything. `amp`:
+    bf16 autocast and channels-last, which the released codes do not use and anybody can switch on.
+    """
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, *, device: str = "cpu", workers: int = 4, amp: bool = False
+    ) -> None:
         self.recipe, self.device = recipe, torch.device(device)
+        self.layout = torch.channels_last if amp else torch.contiguous_format
+        self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=amp)
         sizes = {"num_classes": recipe.num_classes, "image_size": recipe.full_size}
         sizes |= {"mean": recipe.mean, "std": recipe.std}
         self.teacher, self.student = (self._network(spec, sizes) for spec in (recipe.teacher, recipe.student))
@@ -54,12 +67,12 @@ class Baseline:
             mean=recipe.mean,
             std=recipe.std,
         )
-        self.generator = Generator(recipe).to(self.device)
+        self.generator = Generator(recipe).to(self.device, memory_format=self.layout)
 
     def _network(self, spec: str, sizes: dict) -> nn.Module:
         model, info = load_model(spec, **sizes)
         calibrate_batchnorm(model.to(self.device), info)
-        return model
+        return model.to(memory_format=self.layout)
 
     def begin_round(self) -> None:
         """New noise, new labels, a new optimiser; the networks to evaluation."""
@@ -86,13 +99,32 @@ class Baseline:
             top, left = random.randint(0, 2 * pad), random.randint(0, 2 * pad)
             view = image[:, top : top + side, left : left + side]
             views.append(view.flip(2) if random.random() < 0.5 else view)
+        return self.normalize(torch.stack(views))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """To the networks' mean and spread."""
         mean, std = (
             torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (self.recipe.mean, self.recipe.std)
         )
-        return (torch.stack(views) - mean) / std
+        return ((images - mean) / std).contiguous(memory_format=self.layout)
 
     def synthesis_step(self, *, adversarial: bool = True) -> str:
         """One generator step; returns the line that the released codes print."""
+        with self.autocast():
+            images, loss, line = self.terms(adversarial)
+        if loss.item() < self.best_loss or self.best_images is None:
+            self.best_loss, self.best_images = loss.item(), images.data.float()
+        self.step_optimizers(loss)
+        return f"{line} loss {loss.item():.3f}"
+
+    def step_optimizers(self, loss: Tensor) -> None:
+        """Backward, and the generator's step."""
+        self.synthesis_optimizer.zero_grad()
+        loss.backward()
+        self.synthesis_optimizer.step()
+
+    def terms(self, adversarial: bool) -> tuple[Tensor, Tensor, str]:
+        """Images, loss and line of a generator step."""
         recipe = self.recipe
         images = self.generator(self.embeddings[self.labels])
         view = self.augment(images)
@@ -107,18 +139,11 @@ class Baseline:
         adv = loss.new_zeros(1)
         if adversarial:
             student = self.student(view)
-            agrees = (student.argmax(1) == teacher.argmax(1)).float()
-            adv = -(distillation(student, teacher, 1.0, "none").sum(1) * agrees).mean()
+            adv = disagreement(student, teacher)
             loss = loss + recipe.adv_weight * adv
             if recipe.aed_weight:
                 loss = loss + recipe.aed_weight * F.relu(recipe.radii[1] - self._distance(self.labels))
-        line = f"ce {ce.item():.3f} bn {bn.item():.3f} adv {adv.item():.3f} loss {loss.item():.3f}"
-        if loss.item() < self.best_loss or self.best_images is None:
-            self.best_loss, self.best_images = loss.item(), images.data
-        self.synthesis_optimizer.zero_grad()
-        loss.backward()
-        self.synthesis_optimizer.step()
-        return line
+        return images, loss, f"ce {ce.item():.3f} bn {bn.item():.3f} adv {adv.item():.3f}"
 
     def end_round(self) -> None:
         """Statistics, PNG files, a new DataLoader."""
@@ -131,13 +156,14 @@ class Baseline:
     def student_step(self) -> tuple[float, float, float]:
         """One student step; returns loss, top-1 and top-5 agreement, which are read in every step."""
         images, labels = next(self.batches)
-        images, labels = images.to(self.device), labels.to(self.device)
-        with torch.no_grad():
-            teacher = self.teacher(images)
-        student = self.student(images)
-        loss = distillation(student, teacher, self.recipe.temperature)
-        if self.recipe.ed_weight:
-            loss = loss + self.recipe.ed_weight * F.relu(self._distance(labels) - self.recipe.radii[0])
+        images, labels = images.to(self.device, memory_format=self.layout), labels.to(self.device)
+        with self.autocast():
+            with torch.no_grad():
+                teacher = self.teacher(images)
+            student = self.student(images)
+            loss = distillation(student, teacher, self.recipe.temperature)
+            if self.recipe.ed_weight:
+                loss = loss + self.recipe.ed_weight * F.relu(self._distance(labels) - self.recipe.radii[0])
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

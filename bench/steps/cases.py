@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from released_style.baseline import Baseline
+from released_style.cmi import CmiBaseline
 from released_style.recipe import recipe_of
 
 from dfkd_fast.benchmark.step_profiler import StepProfiler
@@ -26,7 +27,7 @@ class Case:
     num_classes: int
     image_size: int
     goals: dict[tuple[str, str], float]
-    """(precision, phase) -> the least ratio of the baseline's seconds to ours"""
+    """(variant, phase) -> the least ratio of the baseline's seconds to ours"""
 
     def config(self) -> TrainConfig[Any]:
         """The recipe."""
@@ -40,7 +41,14 @@ CASES = {
         flags=("--student", "wrn16_1", "--student-lr", "0.001", "--synthesis-batch-size", "100", "--batch-size", "128"),
         num_classes=100,
         image_size=32,
-        goals={("fp32", "synthesis"): 1.8, ("fp32", "student"): 1.5},
+        goals={
+            ("fp32", "synthesis"): 2.4,
+            ("bf16", "synthesis"): 4.8,
+            ("fp32", "student"): 2.3,
+            ("bf16", "student"): 4.4,
+            ("fp32+cached", "student"): 9.5,
+            ("bf16+cached", "student"): 15.0,
+        },
     ),
     "muse-s-resnet34-resnet18-112": Case(
         method="muse-s",
@@ -50,18 +58,33 @@ CASES = {
         image_size=224,
         goals={("bf16", "synthesis"): 5.0, ("bf16", "student"): 5.0},
     ),
+    "cmi-wrn40_2-wrn16_1-32": Case(
+        method="cmi",
+        preset="cifar10",
+        flags=("--synthesis-batch-size", "100", "--batch-size", "128", "--bank-size", "8192"),
+        num_classes=10,
+        image_size=32,
+        goals={},
+    ),
 }
 
 
+CACHED = "cached"
+"""the part of a variant's name behind the precision for `--cache-teacher-logits`"""
+ANSWERS = 16
+"""that are cached for each image"""
 FULL_BATCHES = 32
 """student batches that the baseline's pool holds: more than there are turns"""
 
 
 class Ours:
-    """This package's steps, as a run takes them."""
+    """This package's steps, as a run takes them. A variant is a precision, or a precision with a mode of torch.compile
+    or `cached`: the teacher's answers are kept beside the images.
+    """
 
     def __init__(self, case: Case, variant: str, folder: Path, *, device: str = "cpu") -> None:
-        precision, _, compilation = variant.partition("+")
+        precision, _, more = variant.partition("+")
+        compilation = "" if more == CACHED else more
         runtime = make_runtime(
             device=device,
             precision=precision,
@@ -74,7 +97,8 @@ class Ours:
         info = ModelInfo(
             name="", num_classes=case.num_classes, image_size=size, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
         )
-        self.profiler = StepProfiler(case.config(), info, runtime, folder)
+        config = replace(case.config(), cache_teacher_logits=ANSWERS if more == CACHED else 0)
+        self.profiler = StepProfiler(config, info, runtime, folder)
         self.profiler.method.train()
         self.profiler.fill(self.profiler.step_round())
 
@@ -88,11 +112,19 @@ class Ours:
 
 
 class Theirs:
-    """The baseline's steps; on a CPU all on the one core: its DataLoader has no workers."""
+    """The baseline's steps; on a CPU all on the one core: its DataLoader has no workers. `amp`: under bf16 autocast and
+    channels-last.
+    """
 
-    def __init__(self, case: Case, folder: Path, *, device: str = "cpu", workers: int = 0) -> None:
-        recipe = recipe_of(case.config(), num_classes=case.num_classes, full_size=case.image_size)
-        self.baseline = Baseline(recipe, folder, device=device, workers=workers)
+    def __init__(self, case: Case, folder: Path, *, device: str = "cpu", workers: int = 0, amp: bool = False) -> None:
+        config, options = case.config(), {"device": device, "workers": workers, "amp": amp}
+        recipe = recipe_of(config, num_classes=case.num_classes, full_size=case.image_size)
+        is_cmi = case.method == "cmi"
+        self.baseline = (
+            CmiBaseline(recipe, folder, config=config.method, **options)
+            if is_cmi
+            else Baseline(recipe, folder, **options)
+        )
         self.baseline.begin_round()
         self.baseline.synthesis_step()
         # the released codes keep the last batch of a pass, which is smaller: none of those among the samples

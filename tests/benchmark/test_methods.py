@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from dfkd_fast.benchmark.methods import plot
 from dfkd_fast.benchmark.step_timer import TimingWindow
 from dfkd_fast.catalog import METHODS, presets
 from dfkd_fast.cli.main import main
+from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.training.records.run_record import processor
 
@@ -23,6 +25,7 @@ sys.path.append(str(BENCH))
 
 from predict import time_baseline  # noqa: E402
 from released_style.baseline import Baseline  # noqa: E402
+from released_style.cmi import CmiBaseline  # noqa: E402
 from released_style.networks import StatisticsHook  # noqa: E402
 from released_style.recipe import Recipe, recipe_of  # noqa: E402
 
@@ -55,6 +58,23 @@ def test_baseline_runs_a_round_and_a_student_step(tmp_path: Path, terms: dict[st
     assert loss > 0
     assert 0 <= first <= fifth <= 1
     assert any(not torch.equal(a, b) for a, b in zip(weights, baseline.student.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_cmis_baseline_learns_generator_latents_and_head(tmp_path: Path, amp: bool) -> None:
+    """One step moves all three, in fp32 and under bf16 autocast; the student is taught as by the others."""
+    torch.manual_seed(0)
+    flags = ("--bank-size", "32", "--num-negatives", "8", "--head-features", "6", "--latent-dim", "5")
+    config = load_config(default_config("cmi"), flags=flags).method
+    baseline = CmiBaseline(recipe(), tmp_path, config=config, workers=0, amp=amp)
+    baseline.begin_round()
+    parts = {"generator": baseline.generator.stem.weight, "latents": baseline.latents, "head": baseline.head[0].weight}
+    before = {name: value.detach().clone() for name, value in parts.items()}
+    assert "cr" in baseline.synthesis_step()
+    for name, value in parts.items():
+        assert not torch.equal(before[name], value), name
+    baseline.end_round()
+    assert all(math.isfinite(value) for value in baseline.student_step())
 
 
 def test_baseline_hook_measures_what_our_loss_does() -> None:
