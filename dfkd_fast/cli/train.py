@@ -48,6 +48,13 @@ def run(arguments: Sequence[str]) -> int:
         count = count_devices(devices, config.device)
         if count > 1:
             return launch(arguments, count, config.run_folder)
+    if config.cache_teacher_logits == "auto":
+        from dfkd_fast.benchmark.auto import settled
+        from dfkd_fast.training.records.run_folder import check_folder
+
+        if not rehearsed:  # before anything is measured for it
+            check_folder(config.run_folder, resume=False)
+        config = settled(config)
     if rehearsed:
         from dfkd_fast.benchmark.dry_run import dry_run
 
@@ -100,7 +107,10 @@ def read_arguments(arguments: Sequence[str]) -> tuple[TrainConfig[Any], bool]:
     if folder not in (None, config.run_dir):
         raise UserError(f"--run-dir {config.run_dir}: a resumed run stays in its folder, {folder}")
     folder = folder or config.run_dir or _newest_run(config.run_folder)
-    _check_same(load_run(folder), config, folder)
+    saved = load_run(folder)
+    if config.cache_teacher_logits == "auto":  # what that came to when the run was started
+        config = replace(config, cache_teacher_logits=saved.cache_teacher_logits)
+    _check_same(saved, config, folder)
     return replace(config, run_dir=folder), True
 
 

@@ -192,6 +192,7 @@ def _misfit(setting: Setting, hint: Any) -> UserError:
     """A known setting with a value that its type does not allow."""
     options = [option for option in _options(hint) if option is not type(None)]
     literals = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
+    literals += [_EXPECTED[option] for option in options if literals and option in _EXPECTED]
     if literals and setting.value:
         return unknown(setting.name if setting.is_flag else f"{setting.name} =", setting.value, literals)
     if literals:

@@ -62,9 +62,9 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
     """
     teacher_precision: Literal["same", "bf16", "fp16"] = setting("same", formerly="same")
     """numeric mode of the frozen teacher in a run in fp32; another than the run's changes its results"""
-    cache_teacher_logits: int = setting(0, at_least=0, formerly=0)
+    cache_teacher_logits: int | Literal["auto"] = setting(0, at_least=0, formerly=0)
     """let the student see so many crops and flips of each image, answered by the teacher once and kept; 0: all of them,
-    answered in each step. Changes results
+    answered in each step; auto: 16, 8 or 0, as pays by a measurement before the start. Changes results
     """
     synthesis_micro_batches: int = setting(1, at_least=1, formerly=1)
     """parts that a synthesis batch is computed in, one after another, to save memory; batch statistics are each

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from dfkd_fast.augment import CropFlip
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.methods.base import Method
+from dfkd_fast.methods.recipe import Crops
 from dfkd_fast.models.teacher import FrozenNet, NetOutput
 from dfkd_fast.pool.pool import Pool, PoolBatch
 from dfkd_fast.pool.quantize import to_bytes
@@ -51,6 +53,17 @@ def augmentations(view: FixedAugment, device: torch.device) -> tuple[Tensor, Ten
     return chosen[:, :2], chosen[:, 2].bool()
 
 
+def possible_views(crops: Crops) -> int:
+    """How many padded crops and flips of an image there are."""
+    return (2 * crops.pad + 1) ** 2 * (1 + crops.flip)
+
+
+def check_settled(count: int | Literal["auto"]) -> None:
+    """Raise UserError for a number of answers that is still left to the machine."""
+    if count == "auto":
+        raise UserError(f"{FLAG} auto: `dfkd-fast train` measures what it comes to; from Python give a number")
+
+
 class LogitCache:
     """The teacher's answers to the augmentations of `view`, kept in the pool as an extra of each image."""
 
@@ -60,7 +73,7 @@ class LogitCache:
         the pool's.
         """
         scale, pad, flip = method.config.student_crops
-        possible = (2 * pad + 1) ** 2 * (1 + flip)
+        possible = possible_views(method.config.student_crops)
         own_view = type(method).student_view is not Method.student_view
         if method.loop == "stepwise":
             raise UserError(f"{FLAG} {count}: this method keeps no images; leave it out")
@@ -96,6 +109,7 @@ class LogitCache:
         return NetOutput(batch.extras[EXTRA][rows, batch.choices])
 
 
-def make_cache(count: int, *, seed: int, method: Method, teacher: FrozenNet) -> LogitCache | None:
+def make_cache(count: int | Literal["auto"], *, seed: int, method: Method, teacher: FrozenNet) -> LogitCache | None:
     """The cache of `count` augmentations, which the run's `seed` chooses; None for 0."""
+    assert count != "auto", "settled before"
     return LogitCache(count, seed=derive_seed(seed, "cache"), method=method, teacher=teacher) if count else None

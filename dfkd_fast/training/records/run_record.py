@@ -64,6 +64,7 @@ def write_run_record(
         "label_text": label_text(config),
         "data_free": not collected,
         "collected_images": collected,
+        "cache_teacher_logits": config.cache_teacher_logits,
         "top1_last": last.get("top1"),
         "top5_last": last.get("top5"),
         "teacher_top1": teacher_top1,
