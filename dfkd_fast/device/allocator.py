@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import ctypes.util
 import platform
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_OTHERS = ("jemalloc", "tcmalloc", "mimalloc")
+"""allocators that people preload"""
 
 
 def keep_freed_memory() -> bool:
@@ -18,3 +22,17 @@ def keep_freed_memory() -> bool:
         return False
     libc = ctypes.CDLL("libc.so.6")
     return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def unused_jemalloc() -> str:
+    """File name of jemalloc where it is installed and no other allocator than the C library's is in use; else ""."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or preloaded_allocator(maps.read_text(encoding="utf-8", errors="replace")):
+        return ""
+    return ctypes.util.find_library("jemalloc") or ""
+
+
+def preloaded_allocator(maps: str) -> str:
+    """Which allocator is mapped into a process, by Linux's list of its files; "" for the C library's own."""
+    files = [line.rpartition("/")[2] for line in maps.splitlines() if "/" in line]
+    return next((name for name in _OTHERS if any(file.startswith(f"lib{name}") for file in files)), "")
