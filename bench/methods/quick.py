@@ -38,8 +38,22 @@ class QuickRunner(Runner):
 
 def time_share(method: str) -> float:
     """Processor time of both phases, digits-quick to digits: a few steps on random weights, projected."""
-    quick, whole = (_seconds(_config(method, preset)) for preset in (QUICK, PRESET))
+    quick, whole = (processor_seconds(_config(method, preset)) for preset in (QUICK, PRESET))
     return quick / whole
+
+
+def processor_seconds(config: TrainConfig[Any]) -> float:
+    """Of both phases of a run, projected from a few steps on random weights."""
+    runtime = runtime_of(config)
+    info = teacher_info(config, runtime)
+    window = TimingWindow(warmup=1, samples=3, clock=time.process_time)
+    with tempfile.TemporaryDirectory(prefix="bench-quick-") as folder:
+        profiler = StepProfiler(config, info, runtime, Path(folder))
+        timings, method = profiler.measure(window), profiler.method
+        profiler.close()
+    flops = count_step_flops(method, info, teacher=config.teacher, student=config.student)
+    work = recipe_work(method, flops.round_steps)
+    return timings.synthesis_seconds(work).median + timings.student_seconds(work).median
 
 
 def quick_table(methods: Sequence[str], seeds: Sequence[int], lines: Sequence[Line]) -> str:
@@ -59,19 +73,6 @@ def quick_table(methods: Sequence[str], seeds: Sequence[int], lines: Sequence[Li
 
 def _config(method: str, preset: str) -> TrainConfig[Any]:
     return load_config(default_config(method), preset=preset, flags=["--threads", str(THREADS)])
-
-
-def _seconds(config: TrainConfig[Any]) -> float:
-    runtime = runtime_of(config)
-    info = teacher_info(config, runtime)
-    window = TimingWindow(warmup=1, samples=3, clock=time.process_time)
-    with tempfile.TemporaryDirectory(prefix="bench-quick-") as folder:
-        profiler = StepProfiler(config, info, runtime, Path(folder))
-        timings, method = profiler.measure(window), profiler.method
-        profiler.close()
-    flops = count_step_flops(method, info, teacher=config.teacher, student=config.student)
-    work = recipe_work(method, flops.round_steps)
-    return timings.synthesis_seconds(work).median + timings.student_seconds(work).median
 
 
 def _runs(method: str, seeds: Sequence[int], known: dict[str, Line], preset: str) -> list[Line]:
