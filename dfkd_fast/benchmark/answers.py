@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from dfkd_fast.benchmark.idle import idle_clock
 from dfkd_fast.benchmark.step_profiler import StepProfiler
 from dfkd_fast.benchmark.step_timer import StepTimer, TimingWindow, sample
 from dfkd_fast.config.train import TrainConfig
@@ -102,10 +103,10 @@ def hours_of(runtime: Runtime) -> str:
 
 
 def window_on(runtime: Runtime) -> TimingWindow:
-    """How long a dry run watches each kind of step."""
+    """How long a dry run watches each kind of step, and by which clock."""
     if runtime.device.type == "cuda":
-        return TimingWindow(warmup=10, steps=10, samples=5)
-    return TimingWindow(warmup=2, steps=1, samples=7)
+        return TimingWindow(warmup=10, steps=10, samples=5, clock=idle_clock(runtime))
+    return TimingWindow(warmup=2, steps=1, samples=7, clock=idle_clock(runtime))
 
 
 def measure_answers(

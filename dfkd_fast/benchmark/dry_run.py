@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from dfkd_fast.benchmark.answers import offer
-from dfkd_fast.benchmark.idle import busy_line, idle_clock, load_average
+from dfkd_fast.benchmark.answers import hours_of, offer, window_on
+from dfkd_fast.benchmark.idle import busy_line, load_average
 from dfkd_fast.benchmark.projection import Projection, project
 from dfkd_fast.benchmark.step_profiler import profile_steps
 from dfkd_fast.benchmark.step_timer import TimingWindow
@@ -23,6 +23,7 @@ from dfkd_fast.pool.build import check_pool
 from dfkd_fast.training.assemble import load_method, runtime_of, stated_values
 from dfkd_fast.training.evaluate import evaluation_images
 from dfkd_fast.training.judge import check_teacher
+from dfkd_fast.training.logit_cache import settled_count
 
 
 def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) -> Projection:
@@ -35,7 +36,6 @@ def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) ->
     runtime = runtime_of(config)
     check_pool(config.pool, runtime)
     info = teacher_info(config, runtime)
-    cuda = runtime.device.type == "cuda"
     ranks = f"{runtime.world_size} x " if runtime.world_size > 1 else ""
     heading = (
         f"dry run: {config.method_name}, {config.teacher} -> {config.student}, {info.image_size} px, "
@@ -43,15 +43,14 @@ def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) ->
     )
     if runtime.is_main:
         show(heading)
-    counts = {"warmup": 10, "steps": 10, "samples": 5} if cuda else {"warmup": 2, "steps": 1, "samples": 7}
-    load, window = load_average(), TimingWindow(**counts, clock=idle_clock(runtime))
+    load, window = load_average(), window_on(runtime)
     method, timings = profile_steps(config, info, runtime, window)
     counted = partial(count_step_flops, method, info, teacher=config.teacher, student=config.student)
-    flops = counted(cached_answers=config.cache_teacher_logits)
+    flops = counted(cached_answers=settled_count(config.cache_teacher_logits))
     work, patience = recipe_work(method, flops.round_steps), config.method.patience
     projection = project(work, timings, flops, matmul_rate(runtime), runtime, patience=patience)
     offered = (*_offers(config, info, runtime, window, timings.student.median),)
-    for line in (*projection.lines("GPU-hours" if cuda else "hours"), *offered) if runtime.is_main else ():
+    for line in (*projection.lines(hours_of(runtime)), *offered) if runtime.is_main else ():
         show(line)
     warning = busy_line(runtime, load=load, slowdown=projection.slowdown)
     if warning and runtime.is_main:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -62,8 +61,8 @@ class Run:
         self.keeper = Keeper(config, runtime, identity)
         self.student_info = replace(info, name=deployed_name(method, config.student))
         # before anything is spent: a network that cannot be counted is no surprise at the end; who writes them counts
-        counted = partial(count_step_flops, method, info, teacher=config.teacher, student=config.student)
-        self.step_flops = counted(cached_answers=config.cache_teacher_logits) if runtime.is_main else None
+        names, answers = {"teacher": config.teacher, "student": config.student}, cache.view.count if cache else 0
+        self.step_flops = count_step_flops(method, info, **names, cached_answers=answers) if runtime.is_main else None
         self.pool, pool_lines = make_pools(
             config.pool, self.folder / "pool", method=method, runtime=runtime, cache=cache
         )

@@ -17,7 +17,7 @@ from dfkd_fast.training.checkpoints.sources import check_sources
 from dfkd_fast.training.evaluate import evaluation_images
 from dfkd_fast.training.interrupt import resumable, stop_signals
 from dfkd_fast.training.judge import check_frozen, check_teacher, judge_teacher
-from dfkd_fast.training.logit_cache import check_settled, make_cache
+from dfkd_fast.training.logit_cache import make_cache, settled_count
 from dfkd_fast.training.pools import check_pool_use
 from dfkd_fast.training.ranks import Resumed, checkpoint_to_resume, share_of_rank
 from dfkd_fast.training.real_images.collected import check_collected, load_collected, rank_part
@@ -41,7 +41,7 @@ def train(config: TrainConfig, *, resume: bool = False, other_code: bool = False
     """
     config = settle(config)
     config.check()
-    check_settled(config.cache_teacher_logits)
+    settled_count(config.cache_teacher_logits)
     folder = config.run_folder
     check_folder(folder, resume=resume)
     if resume:
