@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml setup.py $(shell find csrc -type f)
 	touch $@
 
 demo: setup
-	$(BIN)/dfkd-fast train nayer --preset digits
+	$(BIN)/dfkd-fast train nayer --preset digits-quick
 
 # SUITE=all is what the project checks; quick is for the edit loop, under a minute; nightly adds the tests that take too
 # long for every change.

@@ -46,7 +46,7 @@ def test_it_is_offered_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) ->
         assert lines() == []
         return
     assert [line.partition(" ")[0] for line in lines()] == ["libjemalloc.so.2"]
-    assert "LD_PRELOAD=libjemalloc.so.2" in lines()[0]
+    assert "LD_PRELOAD=libjemalloc.so.2 MALLOC_CONF=dirty_decay_ms:-1," in lines()[0]
     monkeypatch.setattr(allocator, "preloaded_allocator", lambda maps: "tcmalloc")
     assert (unused_jemalloc(), lines()) == ("", [])
     monkeypatch.setattr(allocator, "preloaded_allocator", lambda maps: "")

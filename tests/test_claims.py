@@ -54,8 +54,8 @@ def test_a_new_sentence_is_found_missing() -> None:
 def test_the_demos_student_is_a_third_of_its_teacher() -> None:
     from dfkd_fast.models.factory import load_model
 
-    assert "digits" in presets("nayer")
-    config = load_config(default_config("nayer"), preset="digits")
+    assert "digits-quick" in presets("nayer")
+    config = load_config(default_config("nayer"), preset="digits-quick")
     known = {"num_classes": 10, "image_size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
     teacher, student = (
         sum(value.numel() for value in load_model(name, **known)[0].parameters())

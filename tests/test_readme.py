@@ -46,7 +46,7 @@ def tiny(arguments: list[str], data: Path) -> list[str]:
     arguments = [str(data) if item == "DATA" else item for item in arguments]
     if arguments[0] == "train" and "--resume" not in arguments:
         arguments += TINY_RUN
-        if "digits" in arguments:
+        if {"digits", "digits-quick"} & set(arguments):
             arguments += ["--teacher-recipe.epochs", "1"]
     if arguments[:2] == ["teacher", "train"]:
         arguments += ["--epochs", "1", "--batch-size", "8", "--threads", "1"]
@@ -85,7 +85,7 @@ def test_make_demo_is_the_digits_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     *_, line = make_target("demo")
     program, *arguments = shlex.split(line)
     assert program == ".venv/bin/dfkd-fast"
-    assert arguments == ["train", "nayer", "--preset", "digits"]
+    assert arguments == ["train", "nayer", "--preset", "digits-quick"]
     assert main(tiny(arguments, tmp_path)) == 0
     folder = tmp_path / "runs" / "nayer-digits-resnet8-cnn-s0"
     for name in ("student.safetensors", "run.json", "metrics.jsonl", "config.toml", "images/epoch-0001.png"):

@@ -8,6 +8,8 @@ import platform
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+KEEPING = "dirty_decay_ms:-1,muzzy_decay_ms:-1,thp:always"
+"""MALLOC_CONF with which jemalloc keeps what is freed, in large pages; as it comes it makes steps slower"""
 _OTHERS = ("jemalloc", "tcmalloc", "mimalloc")
 """allocators that people preload"""
 
