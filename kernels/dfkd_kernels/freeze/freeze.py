@@ -11,6 +11,7 @@ from torch import nn
 
 from ..bn_act_moments.reference import accumulation_dtype
 from .convolution import FrozenConv2d
+from .fold import fold
 from .norms import StatBatchNorm2d, WatchedBatchNorm, is_frozen_batchnorm, parts_of_batchnorm_act
 from .probe import fixed_draws, make_probe
 from .rewrite import trace
@@ -26,6 +27,7 @@ def freeze_teacher(
     channels_last: bool = True,
     share: bool = False,
     image_shape: Sequence[int] | None = None,
+    moments: bool = True,
 ) -> FrozenTeacher:
     """Freeze a network: eval, no weight gradients, BatchNorm2d layers that hand out their batch moments as values.
 
@@ -42,10 +44,13 @@ def freeze_teacher(
         share: alias the model's tensors instead of copying them, so that steps of its optimiser show at once.
         image_shape: (C, H, W) of an image that the network takes. None: the channels of its first convolution, and
             the first of 32, 64, 128 and 224 pixels that it takes.
+        moments: False makes a network for answers: it hands out no moments, and on a CPU each BatchNorm behind a
+            convolution is folded into its weights. Without gradients such a convolution, with the activation or sum
+            behind it, is one operator; logits differ by rounding. With gradients it is slower than the other form.
 
     Raises:
-        ValueError: `share` with a `dtype`, a dtype that is not floating, a network that is frozen already, one whose
-            answer holds no logits, or one that answers otherwise in every frozen form.
+        ValueError: `share` with a `dtype` or without moments, a dtype that is not floating, a network that is frozen
+            already, one whose answer holds no logits, or one that answers otherwise in every frozen form.
     """
     if isinstance(model, FrozenTeacher):
         raise ValueError("model: a FrozenTeacher already, expected the network itself")
@@ -53,14 +58,18 @@ def freeze_teacher(
         raise ValueError(f"dtype {dtype}: choose a floating dtype, such as torch.bfloat16")
     if share and dtype is not None:
         raise ValueError(f"dtype {dtype}: share=True keeps the model's own tensors, so dtype must be None")
+    if share and not moments:
+        raise ValueError("moments False: share=True keeps the model's own tensors, so nothing can be folded into them")
     probe, notes = make_probe(_aliased(model).eval(), image_shape), []
+    origin = None if moments else model
     own_dtype = dtype in (None, next(model.parameters(), torch.zeros(())).dtype)
     for form in _FORMS if fuse else _FORMS[1:]:
-        made = _freeze(_copied(model, dtype, channels_last, share), form, share, dtype, channels_last)
+        made = _freeze(_copied(model, dtype, channels_last, share), form, share, dtype, channels_last, origin)
         if probe.expected is None:
             break
         # rounding to a coarser dtype may hide what differs: a twin on the model's own tensors is asked instead
-        asked = made if own_dtype else _freeze(_copied(model, None, False, True), form, True, None, channels_last)
+        twin = _copied(model, None, False, True)
+        asked = made if own_dtype else _freeze(twin, form, True, None, channels_last, origin)
         found = probe.difference(asked)
         if not found:
             break
@@ -84,24 +93,37 @@ def _copied(model: nn.Module, dtype: torch.dtype | None, channels_last: bool, sh
     return frozen
 
 
-def _freeze(frozen: nn.Module, form: str, share: bool, dtype: torch.dtype | None, channels_last: bool) -> FrozenTeacher:
-    """Swap the layers of a network that is ours, and trace it unless its `form` is "swapped"."""
+def _freeze(
+    frozen: nn.Module,
+    form: str,
+    share: bool,
+    dtype: torch.dtype | None,
+    channels_last: bool,
+    origin: nn.Module | None,
+) -> FrozenTeacher:
+    """Swap the layers of a network that is ours, and trace it unless its `form` is "swapped".
+
+    `origin` is the network as it was given, where moments are not asked for.
+    """
     report = _swap_layers(frozen, share)
+    settings = (report, dtype, channels_last, origin is None)
     if form == "swapped":
-        return FrozenTeacher(SwappedNetwork(frozen), None, report, dtype, channels_last)
+        return FrozenTeacher(SwappedNetwork(frozen), None, *settings)
     try:
         with fixed_draws(next(frozen.parameters(), torch.zeros(()))):  # tracing runs the network's own Python
             body, plan = trace(frozen, form == "fused")
     except Exception as error:  # torch.fx runs the network's own Python: anything may come out of it
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         report.append(f"network: not fused, torch.fx cannot trace it ({reason})")
-        return FrozenTeacher(SwappedNetwork(frozen), None, report, dtype, channels_last)
+        return FrozenTeacher(SwappedNetwork(frozen), None, *settings)
+    if origin is not None:
+        fold(body, plan, origin)
     report += plan.report
     if plan.features is None:
         report.append("network: features not found, no pooling or flattening before the classifier")
     if plan.classifier is None:
         report.append("network: class_weights not found, the classifier is not one Linear on pooled features")
-    return FrozenTeacher(body, plan, report, dtype, channels_last)
+    return FrozenTeacher(body, plan, *settings)
 
 
 def _aliased(model: nn.Module) -> nn.Module:

@@ -14,11 +14,26 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from ..bn_act_moments import reference
+
 Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 """stride, padding, dilation, groups"""
 
 LEAST = 1 << 16
 """elements of a weight that is worth it: below, laying it out takes less time than can be measured"""
+
+
+_NAMES: dict[int, tuple[str, list[float], str | None]] = {
+    reference.NONE: ("none", [], None),
+    reference.RELU: ("relu", [], None),
+    reference.RELU6: ("hardtanh", [0.0, 6.0], None),
+    reference.SILU: ("swish", [], None),
+    reference.HARDSWISH: ("hardswish", [], None),
+    reference.HARDSIGMOID: ("hardsigmoid", [], None),
+    reference.GELU: ("gelu", [], "none"),
+    reference.GELU_TANH: ("gelu", [], "tanh"),
+}
+"""oneDNN's activations behind a convolution: name, constants, algorithm"""
 
 
 class PackedWeights:
@@ -58,17 +73,59 @@ def convolve(
     return y
 
 
+def convolve_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    packed: PackedWeights,
+    residual: Tensor | None,
+    act: int,
+    slope: float,
+) -> Tensor | None:
+    """act(conv(x) [+ residual]) as one operator, without gradients; None where there is no such operator."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.dtype != weight.dtype or not _can(x):
+        return None
+    if torch.is_autocast_enabled("cpu") or x.shape[1] != weight.shape[1] * geometry[3]:
+        return None
+    stride, padding, dilation, groups = geometry
+    constants = (padding, stride, dilation, groups)
+    operator = torch.ops.mkldnn._convolution_pointwise
+    if residual is None:
+        name = ("leaky_relu", [slope], None) if act == reference.LEAKY_RELU else _NAMES[act]
+        y: Tensor = operator(x, packed.of("forward", x, weight, geometry), bias, *constants, *name)
+        return y
+    fits = residual.dtype == x.dtype and residual.is_contiguous(memory_format=torch.channels_last)
+    if act not in (reference.NONE, reference.RELU) or not fits or residual.shape != _shape(x, weight, geometry):
+        return None
+    relu: tuple[str | None, list[float], None] = ("relu" if act == reference.RELU else None, [], None)
+    pair = (x, residual, packed.of("forward", x, weight, geometry), bias)
+    total: Tensor = operator.binary(*pair, *constants, "add", None, *relu)
+    return total
+
+
+def _shape(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, ...]:
+    """Of the convolution's output."""
+    sides = zip(x.shape[2:], weight.shape[2:], *geometry[:3], strict=True)
+    return (x.shape[0], weight.shape[0], *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides))
+
+
 def _pays(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    if weight.numel() < LEAST or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
-        return False
-    if not x.is_contiguous(memory_format=torch.channels_last):  # the output's layout would be another than torch's
-        return False
-    if is_in_torch_dispatch_mode() or not _has_packing(x.dtype):  # who counts operators counts torch's
+    """Whether a packed weight is worth it, and gives the same bits."""
+    if weight.numel() < LEAST or not _can(x):
         return False
     stride, _, dilation, _ = geometry
     plain = weight.shape[2:].numel() == stride[0] == stride[1] == dilation[0] == dilation[1] == 1
     # these few torch does not give to oneDNN, whose sums are others
     return not (x.dtype == torch.float32 and plain and x.shape[0] < 16 and torch.get_num_threads() == 1)
+
+
+def _can(x: Tensor) -> bool:
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if not x.is_contiguous(memory_format=torch.channels_last):  # the output's layout would be another than torch's
+        return False
+    return not is_in_torch_dispatch_mode() and _has_packing(x.dtype)  # who counts operators counts torch's
 
 
 def _has_packing(dtype: torch.dtype) -> bool:

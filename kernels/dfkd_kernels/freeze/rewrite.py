@@ -28,12 +28,21 @@ class Plan:
         self.places = places
         self.output = next(node for node in graph.nodes if node.op == "output")
         logits, _ = logits_of(self.output.args[0])
-        self.output.args = (logits,)
+        self.output.args, self.output.type = (logits,), None  # pickle knows no annotation that is a string
         self.features = patterns.find_features(logits, modules) if isinstance(logits, fx.Node) else None
         self.classifier = patterns.find_classifier(logits, self.features, modules) if self.features else None
         self.norms: list[str] = []
         self.moments: list[fx.Node] = []
         self.report: list[str] = []
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Let `new` stand for `old`, which leaves the graph: only before functions are made of it."""
+        self.places = {name: new if node is old else node for name, node in self.places.items()}
+        self.features = new if self.features is old else self.features
+
+    def forget(self, gone: fx.Node) -> None:
+        """No name stands for `gone` any more."""
+        self.places = {name: node for name, node in self.places.items() if node is not gone}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         return self
@@ -50,7 +59,7 @@ class Plan:
         graph.output((logits, features, handed_out, named) if maps else (logits, features, handed_out))
         if not moments:
             for node in found:
-                _drop_moments(graph, node)
+                drop_moments(graph, node)
         return type(fx.GraphModule(body, graph)).forward
 
     def check(self, maps: Sequence[str]) -> None:
@@ -170,8 +179,8 @@ def _match(
     return [norm, user, after], residual, act, ""
 
 
-def _drop_moments(graph: fx.Graph, moments: fx.Node) -> None:
-    """Turn one call that gives (y, moments) into one that gives y."""
+def drop_moments(graph: fx.Graph, moments: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Turn one call that gives (y, moments) into one that gives y; returns the call, and y's node, which is gone."""
     pair = moments.args[0]
     assert isinstance(pair, fx.Node)
     graph.erase_node(moments)
@@ -179,3 +188,4 @@ def _drop_moments(graph: fx.Graph, moments: fx.Node) -> None:
     y.replace_all_uses_with(pair)
     graph.erase_node(y)
     pair.kwargs = {**pair.kwargs, "moments": False}
+    return pair, y

@@ -46,13 +46,20 @@ class FrozenTeacher(nn.Module):
     """
 
     def __init__(
-        self, body: nn.Module, plan: Plan | None, report: list[str], dtype: torch.dtype | None, nhwc: bool
+        self,
+        body: nn.Module,
+        plan: Plan | None,
+        report: list[str],
+        dtype: torch.dtype | None,
+        nhwc: bool,
+        hands_out_moments: bool = True,
     ) -> None:
         super().__init__()
         self.body = body
         self.report = report
         self._plan = plan
         self._dtype, self._nhwc = dtype, nhwc
+        self._hands_out_moments = hands_out_moments
         self._functions: dict[tuple[tuple[str, ...], bool], Callable[..., Any]] = {}
         for moments in (True, False):
             self.prepare(moments=moments)
@@ -65,6 +72,8 @@ class FrozenTeacher(nn.Module):
     @property
     def norm_inputs(self) -> tuple[str, ...]:
         """Names for `maps` of what each BatchNorm that hands out moments reads."""
+        if not self._hands_out_moments:
+            return ()
         if isinstance(self.body, SwappedNetwork):
             return tuple(norm.name + INPUT for norm in self.body.norms())
         assert self._plan is not None
@@ -119,6 +128,7 @@ class FrozenTeacher(nn.Module):
             ValueError: x of a wrong shape, number of channels, dtype or device; a name in `maps` as in `prepare`.
         """
         self._check(x)
+        moments = moments and self._hands_out_moments
         key = (tuple(maps), moments)
         if key not in self._functions:
             if torch.compiler.is_compiling():
@@ -153,6 +163,8 @@ class FrozenTeacher(nn.Module):
         return self
 
     def _norms(self) -> list[StatBatchNorm2d | WatchedBatchNorm]:
+        if not self._hands_out_moments:
+            return []
         if isinstance(self.body, SwappedNetwork):
             return [recording.norm for recording in self.body.norms()]
         assert self._plan is not None
