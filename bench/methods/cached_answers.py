@@ -35,7 +35,7 @@ from dfkd_fast.training.assemble import runtime_of
 ROOT = Path(__file__).resolve().parents[2]
 COUNTS = (8, 16)
 SEEDS = [0, 1, 2]
-QUARTER = ("--epochs", "55", "--eval.every", "5", "--checkpoint.every", "5")
+QUARTER = ("--epochs", "55", "--precision", "bf16", "--eval.every", "5", "--checkpoint.every", "5")
 EQUAL_TIME = "equal-time.json"
 
 
