@@ -7,6 +7,7 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,6 @@ def _answer_seconds(profiler: StepProfiler, batches: list[SynthBatch], window: T
         return 0.0
     few, seconds = replace(window, warmup=1, steps=1, samples=3), 0.0
     for made in batches:
-        pool = profiler.pool[made.images.shape[-1]]
-        seconds += sample(lambda made=made, pool=pool: cache.answers(made.images, pool), few, profiler.runtime).median  # type: ignore[misc]
+        answer = partial(cache.answers, made.images, profiler.pool[made.images.shape[-1]])
+        seconds += sample(answer, few, profiler.runtime).median
     return seconds / (cache.view.count * sum(len(made.images) for made in batches))
