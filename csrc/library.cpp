@@ -57,6 +57,29 @@ Tensor batch_moments_backward(const Tensor& x, const Tensor& shift, const Option
   return cpu::batch_moments_backward(x, shift, dsum, dsum_sq);
 }
 
+std::tuple<Tensor, Tensor> bn_act_train_forward(const Tensor& x, const OptionalTensor& weight,
+                                                const OptionalTensor& bias, const OptionalTensor& residual, double eps,
+                                                double slope) {
+  check_activation("x", x);
+  check_channels("weight", weight, x);
+  check_channels("bias", bias, x);
+  check_same("residual", residual, x);
+  STD_TORCH_CHECK(x.numel() > x.size(1), "x: expected more than one value in each channel");
+  return cpu::bn_act_train_forward(x, weight, bias, residual, eps, slope);
+}
+
+std::tuple<Tensor, Tensor, Tensor> bn_act_train_backward(const Tensor& dy, const Tensor& x, const OptionalTensor& y,
+                                                         const OptionalTensor& weight, const OptionalTensor& bias,
+                                                         const Tensor& stats, double slope, bool want_dresidual) {
+  check_activation("x", x);
+  check_same("dy", dy, x);
+  check_same("y", y, x);
+  check_channels("weight", weight, x);
+  check_channels("bias", bias, x);
+  check_shape("stats", stats, ScalarType::Float, {3, x.size(1)}, x);
+  return cpu::bn_act_train_backward(dy, x, y, weight, bias, stats, slope, want_dresidual);
+}
+
 std::tuple<Tensor, Tensor> bn_stat_loss(const TensorList& sum, const TensorList& sum_sq, const TensorList& shift,
                                        const TensorList& count, const TensorList& target_mean,
                                        const TensorList& target_var, const TensorList& ema_mean,
@@ -192,6 +215,12 @@ STABLE_TORCH_LIBRARY(dfkd_native, m) {
   m.def("batch_moments_forward(Tensor x, Tensor shift) -> Tensor stats");
   m.def("batch_moments_backward(Tensor x, Tensor shift, Tensor? dsum, Tensor? dsum_sq) -> Tensor dx");
   m.def(
+      "bn_act_train_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, float eps, float slope)"
+      " -> (Tensor y, Tensor stats)");
+  m.def(
+      "bn_act_train_backward(Tensor dy, Tensor x, Tensor? y, Tensor? weight, Tensor? bias, Tensor stats, float slope,"
+      " bool want_dresidual) -> (Tensor dx, Tensor dresidual, Tensor dparams)");
+  m.def(
       "bn_stat_loss(Tensor[] sum, Tensor[] sum_sq, Tensor[] shift, Tensor[] count, Tensor[] target_mean,"
       " Tensor[] target_var, Tensor[] ema_mean, Tensor[] ema_var, Tensor? momentum, Tensor? weights, int kind,"
       " bool unbiased) -> (Tensor loss, Tensor coef)");
@@ -229,6 +258,8 @@ STABLE_TORCH_LIBRARY_IMPL(dfkd_native, CPU, m) {
   m.impl("bn_act_moments_backward", TORCH_BOX(&dfkd::bn_act_moments_backward));
   m.impl("batch_moments_forward", TORCH_BOX(&dfkd::batch_moments_forward));
   m.impl("batch_moments_backward", TORCH_BOX(&dfkd::batch_moments_backward));
+  m.impl("bn_act_train_forward", TORCH_BOX(&dfkd::bn_act_train_forward));
+  m.impl("bn_act_train_backward", TORCH_BOX(&dfkd::bn_act_train_backward));
   m.impl("cam_margin_forward", TORCH_BOX(&dfkd::cam_margin_forward));
   m.impl("cam_margin_backward", TORCH_BOX(&dfkd::cam_margin_backward));
   m.impl("kd_kl_forward", TORCH_BOX(&dfkd::kd_kl_forward));

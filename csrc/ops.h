@@ -26,6 +26,12 @@ std::tuple<Tensor, Tensor> bn_act_moments_backward(const Tensor& dy, const Tenso
 Tensor batch_moments_forward(const Tensor& x, const Tensor& shift);
 Tensor batch_moments_backward(const Tensor& x, const Tensor& shift, const OptionalTensor& dsum,
                               const OptionalTensor& dsum_sq);
+std::tuple<Tensor, Tensor> bn_act_train_forward(const Tensor& x, const OptionalTensor& weight,
+                                                const OptionalTensor& bias, const OptionalTensor& residual, double eps,
+                                                double slope);
+std::tuple<Tensor, Tensor, Tensor> bn_act_train_backward(const Tensor& dy, const Tensor& x, const OptionalTensor& y,
+                                                         const OptionalTensor& weight, const OptionalTensor& bias,
+                                                         const Tensor& stats, double slope, bool want_dresidual);
 std::tuple<Tensor, Tensor> cam_margin_forward(const Tensor& features, const Tensor& class_weights, const Tensor& labels,
                                               const OptionalTensor& target_map, double target);
 void cam_margin_backward(const Tensor& grad_margins, const Tensor& mask, const Tensor& class_weights,

@@ -35,6 +35,7 @@ class Support(NamedTuple):
 
 OPS: dict[str, Support] = {
     "bn_act_moments": Support(_HALF_AND_SINGLE, "bn_act_moments_forward", _HALF_AND_SINGLE),
+    "bn_act_train": Support(_HALF_AND_SINGLE, "bn_act_train_forward", _HALF_AND_SINGLE),
     "bn_stat_loss": Support((torch.float32,), "bn_stat_loss", (torch.float32,)),
     "cam_margin_loss": Support(_HALF_AND_SINGLE, "cam_margin_forward", _HALF_AND_SINGLE),
     "kd_kl": Support(_HALF_AND_SINGLE, "kd_kl_forward", _HALF_AND_SINGLE),

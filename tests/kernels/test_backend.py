@@ -55,7 +55,7 @@ def test_use_binds_one_op_or_all():
 def test_unknown_names_are_listed():
     with pytest.raises(ValueError, match="choice 'cuda': choose auto, reference, triton or native"):
         use("cuda")
-    with pytest.raises(ValueError, match="op 'batch_norm': choose one of bn_act_moments, bn_stat_loss"):
+    with pytest.raises(ValueError, match="op 'batch_norm': choose one of bn_act_moments, bn_act_train, bn_stat_loss"):
         use("auto", op="batch_norm")
 
 

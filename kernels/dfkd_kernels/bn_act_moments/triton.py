@@ -17,9 +17,7 @@ _GELU, _GELU_TANH, _LEAKY_RELU = tl.constexpr(GELU), tl.constexpr(GELU_TANH), tl
 
 
 @triton.jit
-def _tile_of(
-    tile, channel, channel_mask, num_rows, num_channels, num_positions, NHWC: tl.constexpr, ROWS: tl.constexpr
-):
+def tile_of(tile, channel, channel_mask, num_rows, num_channels, num_positions, NHWC: tl.constexpr, ROWS: tl.constexpr):
     """Start of a tile (int64), offsets in it and their mask, (ROWS, CHANNELS)."""
     if NHWC:
         row = tl.arange(0, ROWS)
@@ -134,7 +132,7 @@ def forward_kernel(
     first = split * tiles_per_program
     for step in tl.range(0, tl.minimum(tiles_per_program, num_tiles - first), num_stages=STAGES):
         tile = first + step
-        start, offset, mask = _tile_of(tile, channel, channel_mask, num_rows, num_channels, num_positions, NHWC, ROWS)
+        start, offset, mask = tile_of(tile, channel, channel_mask, num_rows, num_channels, num_positions, NHWC, ROWS)
         x = tl.load(x_ptr + start + offset, mask=mask, other=0.0).to(tl.float32)
         centred = tl.where(mask, x - shift, 0.0)
         total += centred
@@ -217,7 +215,7 @@ def backward_kernel(
     first = tl.program_id(0) * tiles_per_program
     for step in tl.range(0, tl.minimum(tiles_per_program, num_tiles - first), num_stages=STAGES):
         tile = first + step
-        start, offset, mask = _tile_of(tile, channel, channel_mask, num_rows, num_channels, num_positions, NHWC, ROWS)
+        start, offset, mask = tile_of(tile, channel, channel_mask, num_rows, num_channels, num_positions, NHWC, ROWS)
         dx = tl.zeros([ROWS, CHANNELS], tl.float32)
         if HAS_DSUM or needs_x:
             centred = tl.load(x_ptr + start + offset, mask=mask, other=0.0).to(tl.float32) - shift

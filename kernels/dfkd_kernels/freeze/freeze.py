@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..bn_act_moments.reference import accumulation_dtype
+from ..fuse.fuse import unfuse_batchnorm_
 from .convolution import FrozenConv2d
 from .fold import fold
 from .norms import StatBatchNorm2d, WatchedBatchNorm, is_frozen_batchnorm, parts_of_batchnorm_act
@@ -87,6 +88,7 @@ _FORMS = ("fused", "traced", "swapped")
 def _copied(model: nn.Module, dtype: torch.dtype | None, channels_last: bool, share: bool) -> nn.Module:
     """A copy in eval mode that learns nothing: of the model, or around its tensors."""
     frozen = _aliased(model) if share else copy.deepcopy(model)
+    unfuse_batchnorm_(frozen)
     frozen.eval().requires_grad_(False)
     if not share:
         _cast(frozen, dtype, channels_last)

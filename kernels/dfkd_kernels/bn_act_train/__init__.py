@@ -1,0 +1,1 @@
+"""Train-mode BatchNorm, an optional residual and an activation, forward and backward, with running statistics."""

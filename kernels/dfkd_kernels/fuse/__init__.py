@@ -1,0 +1,1 @@
+"""Networks in training with fused operators, in place."""
