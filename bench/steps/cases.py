@@ -69,8 +69,8 @@ CASES = {
 }
 
 
-CACHED = "cached"
-"""the part of a variant's name behind the precision for `--cache-teacher-logits`"""
+CACHED, FUSED = "cached", "fused"
+"""the parts of a variant's name behind the precision for `--cache-teacher-logits` and `--bn.fused`"""
 ANSWERS = 16
 """that are cached for each image"""
 FULL_BATCHES = 32
@@ -78,13 +78,13 @@ FULL_BATCHES = 32
 
 
 class Ours:
-    """This package's steps, as a run takes them. A variant is a precision, or a precision with a mode of torch.compile
-    or `cached`: the teacher's answers are kept beside the images.
+    """This package's steps, as a run takes them. A variant is a precision, or a precision with a mode of torch.compile,
+    `cached`, where the teacher's answers are kept beside the images, or `fused`: `--bn.fused on`.
     """
 
     def __init__(self, case: Case, variant: str, folder: Path, *, device: str = "cpu") -> None:
         precision, _, more = variant.partition("+")
-        compilation = "" if more == CACHED else more
+        compilation = "" if more in (CACHED, FUSED) else more
         runtime = make_runtime(
             device=device,
             precision=precision,
@@ -97,7 +97,12 @@ class Ours:
         info = ModelInfo(
             name="", num_classes=case.num_classes, image_size=size, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
         )
-        config = replace(case.config(), cache_teacher_logits=ANSWERS if more == CACHED else 0)
+        base = case.config()
+        config = replace(
+            base,
+            cache_teacher_logits=ANSWERS if more == CACHED else 0,
+            bn=replace(base.bn, fused="on" if more == FUSED else "off"),
+        )
         self.profiler = StepProfiler(config, info, runtime, folder)
         self.profiler.method.train()
         self.profiler.fill(self.profiler.step_round())

@@ -3,8 +3,9 @@
 Each side is a process of its own, with one thread and its own allocator; they take turns, one step at a time, so that a
 slow minute of the machine falls on all. Seconds are processor time. Lines go to bench/results/steps-cpu.jsonl, one for
 each case, variant and phase, with every sample. A variant is a precision, a precision and a mode of torch.compile
-(`bf16+default`), or a precision and the teacher's answers cached (`bf16+cached`: student steps only). The baseline
-under bf16 autocast and channels-last has a row of its own. What falls short of its goal is told at the end.
+(`bf16+default`), a precision and the teacher's answers cached (`bf16+cached`: student steps only), or a precision and
+the fused BatchNorm (`bf16+fused`). The baseline under bf16 autocast and channels-last has a row of its own. What falls
+short of its goal is told at the end. `--baseline bf16` races the variants with that one and nothing else.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ def serve(connection: Connection, case: str, variant: str) -> None:
             connection.send(time.process_time() - start)
 
 
-def race(case: str, variants: list[str], turns: int, warmup: int) -> dict[str, dict[str, list[float]]]:
+def race(case: str, names: list[str], turns: int, warmup: int) -> dict[str, dict[str, list[float]]]:
     """Seconds by side and phase: `turns` samples of each, after `warmup` that are not counted."""
     context = multiprocessing.get_context("spawn")
     sides: dict[str, Connection] = {}
-    for name in (THEIRS, AUTOCAST, *variants):
+    for name in names:
         sides[name], there = context.Pipe()
         context.Process(target=serve, args=(there, case, name), daemon=True).start()
         there.close()  # so that a side that dies is not waited for
@@ -75,19 +76,20 @@ def race(case: str, variants: list[str], turns: int, warmup: int) -> dict[str, d
     return seconds
 
 
-def figures(case: str, seconds: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
-    """A record for each variant and phase; the ratio is the median over turns of theirs to ours."""
+def figures(case: str, seconds: dict[str, dict[str, list[float]]], baseline: str = THEIRS) -> list[dict[str, Any]]:
+    """A record for each variant and phase; the ratio is the median over turns of the baseline's seconds to ours."""
     rows = []
     for variant in seconds:
-        for phase in seconds[variant] if variant != THEIRS else ():
-            ours, theirs = seconds[variant][phase], seconds[THEIRS][phase]
-            goal = CASES[case].goals.get((variant, phase))
+        for phase in seconds[variant] if variant != baseline else ():
+            ours, theirs = seconds[variant][phase], seconds[baseline][phase]
+            goal = CASES[case].goals.get((variant, phase)) if baseline == THEIRS else None
             ratio = statistics.median(their / our for their, our in zip(theirs, ours, strict=True))
             rows.append(
                 {
                     "case": case,
                     "variant": variant,
                     "phase": phase,
+                    "baseline": baseline,
                     "seconds": statistics.median(ours),
                     "baseline_seconds": statistics.median(theirs),
                     "ratio": ratio,
@@ -106,10 +108,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--warmup", type=int, default=1, help="turns that are not counted")
     parser.add_argument("--variants", nargs="+", help="default: fp32 and bf16, and both with cached answers")
+    parser.add_argument("--baseline", default=THEIRS, help="what they are raced with")
     parser.add_argument("--results", type=Path, default=BENCH / "results" / "steps-cpu.jsonl")
     parser.add_argument("cases", nargs="*", default=list(CASES), choices=[*CASES, list(CASES)])
     options = parser.parse_args()
     variants = options.variants or ["fp32", "bf16", f"fp32+{CACHED}", f"bf16+{CACHED}"]
+    names = [options.baseline, *([AUTOCAST] if options.baseline == THEIRS else []), *variants]
     from dfkd_fast.device.runtime import make_runtime
     from dfkd_fast.training.records.run_record import machine_record
 
@@ -119,7 +123,7 @@ def main() -> None:
     short: list[str] = []
     with options.results.open("a", encoding="utf-8") as file:
         for case in options.cases:
-            for row in figures(case, race(case, variants, options.turns, options.warmup)):
+            for row in figures(case, race(case, names, options.turns, options.warmup), options.baseline):
                 file.write(json.dumps(row | where) + "\n")
                 goal = "" if row["goal"] is None else f"(at least {row['goal']:g}: {'met' if row['met'] else 'MISSED'})"
                 if row["met"] is False:

@@ -29,6 +29,7 @@ FREE = (
     "log.",
     "checkpoint.",
     "compile",
+    "bn.fused",
     "cuda_graphs",
     "deterministic",
     "optim.",

@@ -108,11 +108,15 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BnConfig:
-    """BatchNorm over several processes."""
+    """BatchNorm of networks in training."""
 
+    fused: Literal["off", "on", "auto"] = setting("off", formerly="off")
+    """student's and generators' as one operator with the activation and the sum behind it, which rounds once; auto:
+    where it is known to be faster
+    """
     scope: Literal["rank", "global"] = setting("rank", formerly="rank")
-    """whose batch its statistics are of: each process's own, with a generator and a part of the pool for each; or that
-    of all together, which then train the student that one process would
+    """over several processes, whose batch its statistics are of: each process's own, with a generator and a part of the
+    pool for each; or that of all together, which then train the student that one process would
     """
 
 

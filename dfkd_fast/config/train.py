@@ -118,7 +118,7 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """what a stopped run is taken up from"""
     bn: BnConfig = field(default_factory=BnConfig)
-    """BatchNorm over several processes"""
+    """BatchNorm of networks in training"""
 
     @property
     def method_name(self) -> str:

@@ -14,6 +14,7 @@ from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.models.vit import TokenWindow, check_size, head_weights, is_vit, see
 from dfkd_kernels.freeze.patterns import find_classifier, find_features
 from dfkd_kernels.freeze.rewrite import INPUT
+from dfkd_kernels.fuse.fuse import fuse_graph
 
 
 class FeatureExtractor(nn.Module):
@@ -133,4 +134,5 @@ def _rewrite(model: nn.Module, maps: tuple[str, ...], name: str) -> tuple[Callab
         raise UserError(f"{name}: has no module {unknown[0]} with one output; choose from {blocks}")
     classifier = find_classifier(logits, features, modules)
     output.args = ((logits, features, {path: tracer.places[path] for path in maps}),)
+    fuse_graph(graph, modules)
     return type(fx.GraphModule(model, graph)).forward, classifier

@@ -21,6 +21,7 @@ from dfkd_fast.messages.notes import note
 from dfkd_fast.methods.base import CollectedImages, Method, Setup
 from dfkd_fast.models.answers import check_training
 from dfkd_fast.models.factory import ModelInfo, load_model
+from dfkd_fast.models.fused_batchnorm import give_fused_batchnorm
 from dfkd_fast.models.teacher import FrozenNet, frozen_alias
 from dfkd_fast.parallel.global_batch import MicroBatches
 from dfkd_fast.parallel.sync_norm import convert_sync_batchnorm
@@ -120,7 +121,9 @@ def make_student(config: TrainConfig, info: ModelInfo, runtime: Runtime) -> nn.M
     )
     check_training(student, fits.shape, name=f"--student {config.student}")
     runtime.place(student.to(torch.float32))
-    return convert_sync_batchnorm(student, runtime.global_batch, f"--student {config.student}")
+    convert_sync_batchnorm(student, runtime.global_batch, f"--student {config.student}")
+    give_fused_batchnorm(student, config.bn.fused, runtime, trace=True)
+    return student
 
 
 def load_method(name: str) -> type[Method]:
@@ -152,6 +155,7 @@ def make_method(
     twin, global_batch = frozen_alias(student), runtime.global_batch if parts == 1 else MicroBatches(parts)
     method = method_class(share, Setup(teacher, twin, teacher.info, vectors, text, collected, global_batch))
     runtime.place(method)
+    give_fused_batchnorm(method, config.bn.fused, runtime, trace=False)
     method.check_run()
     check_global_batch(method, config.method_name)
     check_micro_batches(method, config.method_name, parts, runtime)
