@@ -1,4 +1,4 @@
-"""What safety costs: processor time and syncs of a checkpoint, of the pool and of metrics.jsonl.
+"""The cost of reliability: processor time and syncs of a checkpoint, of the pool and of metrics.jsonl.
 
 `PYTHONPATH=TREE:TREE/kernels python bench/reliability_cost.py` measures the code in TREE, so that two versions can be
 run side by side; wall time says nothing on a machine that others use, and a sync waits without computing.

@@ -1,4 +1,4 @@
-"""What safety costs a whole run: two checkouts train the same student by turns, and their processor time is compared.
+"""The cost of reliability over a whole run: two checkouts train the same student in turns, by processor time.
 
 `python bench/reliability_race.py OLD NEW [--pairs 3]`: folders of two checkouts, each with its packages where
 `PYTHONPATH=TREE:TREE/kernels` finds them. The teacher is trained once, by OLD. Five minutes a pair on an idle core.

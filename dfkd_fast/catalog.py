@@ -1,4 +1,4 @@
-"""What there is, as literals: `dfkd-fast ls` and `--help` read this file, so they answer without importing torch."""
+"""Names and facts of everything on offer, as literals: `dfkd-fast ls` and `--help` read them without torch."""
 
 from __future__ import annotations
 

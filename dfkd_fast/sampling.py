@@ -1,4 +1,4 @@
-"""Which slots of the pool make the next student batch.
+"""Samplers: choose the pool slots of the next student batch.
 
 Every sampler is a function of (seed, how much was drawn): its state is those two numbers, whatever the pool's size.
 """

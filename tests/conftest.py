@@ -1,4 +1,4 @@
-"""Where there is no GPU, Triton's interpreter runs the kernels; what is marked `nightly` waits for `--nightly`.
+"""Run kernels in Triton's interpreter if there is no GPU; keep tests marked `nightly` for `--nightly`.
 
 The interpreter must be asked for before Triton is imported, and torch imports it: to compile, to count FLOPs.
 """

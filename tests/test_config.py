@@ -1,4 +1,4 @@
-"""Where a config's values come from, what is rejected and in which words, and that it survives being written down."""
+"""Sources of a config's values, the wording of rejections, and the round trip through a file."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""How a network's images are prepared is the network's own: flags, its file, its library or its data set say it, and
-the images that it is evaluated on do not.
+"""Preprocessing belongs to the network: flags, its file, its library or its data set state it, never the images that it
+is evaluated on.
 """
 
 from __future__ import annotations

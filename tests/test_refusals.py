@@ -1,4 +1,4 @@
-"""What the machine refuses ends in one line, not in a traceback; a bug keeps its traceback."""
+"""The machine's refusals end in one line, not in a traceback; a bug keeps its traceback."""
 
 from __future__ import annotations
 

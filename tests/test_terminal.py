@@ -1,4 +1,4 @@
-"""What reaches a terminal: nothing of a name is obeyed, and what is pasted into a shell means what it says."""
+"""Terminal output: control sequences in a name do nothing, and pasted commands mean what they say."""
 
 from __future__ import annotations
 

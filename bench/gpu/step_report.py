@@ -1,4 +1,4 @@
-"""What the steps of `bench/gpu_check.py` have in common: their flags, and rows that are written as they come."""
+"""Flags and result rows that the steps of `bench/gpu_check.py` share; each row is written as soon as it is measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a benchmark row says: a JSON line that is appended to the results, and a line of the table printed last."""
+"""Rows of the kernel benchmarks: a JSON line appended to the results, and a line of the table printed at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What kept answers (`--cache-teacher-logits`) do to accuracy: SSD-KD on CIFAR-10, a quarter of the epochs, 3 seeds.
+"""The effect of `--cache-teacher-logits` on accuracy: SSD-KD on CIFAR-10, a quarter of the epochs, 3 seeds.
 
     python bench/methods/cached_answers.py --data DATA --teacher-weights TEACHERS/wrn40_2-cifar10.safetensors
 

@@ -1,4 +1,4 @@
-"""What the tables hold: a run for each method, variant and seed, and the two hashes that tell runs apart."""
+"""Cells of the result tables: a run for each method, variant and seed, and the two hashes that identify a run."""
 
 from __future__ import annotations
 

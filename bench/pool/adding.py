@@ -1,4 +1,4 @@
-"""What it costs to add a round of 256 images of 112 px, beside the copy that no pool can do without."""
+"""The cost of adding a round of 256 images of 112 px, beside the copy that no pool can avoid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the measurements have in common: a runtime, a view, images."""
+"""Shared set-up of the pool benchmarks: a runtime, a view, images."""
 
 from __future__ import annotations
 

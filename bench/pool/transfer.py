@@ -1,4 +1,4 @@
-"""How much of the bandwidth of memory and bus the storages reach, what a step loses to the pinned storage. GPU only."""
+"""The share of memory and bus bandwidth that each storage reaches, and a step's loss to pinned storage. GPU only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the released codes of this field do, as a baseline: written from a description of them, none of it copied.
+"""A baseline in the style of this field's released codes, written from a description of them; no code is copied.
 
 The sins are theirs, kept on purpose: BatchNorm hooks with a pass for the mean and a permuted copy for the variance, in
 every forward pass; float32 in NCHW; weight gradients of the frozen teacher and of the student in synthesis; a Python

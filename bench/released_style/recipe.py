@@ -1,4 +1,4 @@
-"""What the baseline is told: the numbers of a recipe."""
+"""Hyper-parameters of the baseline."""
 
 from __future__ import annotations
 

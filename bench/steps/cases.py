@@ -1,4 +1,4 @@
-"""What is compared: two published pairs of networks, ours and the baseline on the same sizes."""
+"""The cases of the step benchmark: two published pairs of networks, ours and the baseline at the same sizes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Whether kept answers pay (`--cache-teacher-logits`): measured before a run that leaves it to the machine, and offered
-by `--dry-run` where it is off.
+"""Measure if cached answers (`--cache-teacher-logits`) pay: before a run that leaves the choice to the machine, and for
+the offer of `--dry-run` where they are off.
 """
 
 from __future__ import annotations

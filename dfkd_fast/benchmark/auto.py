@@ -1,4 +1,4 @@
-"""What a run leaves to the machine and only a measurement can tell, settled before the run: `auto` becomes a number."""
+"""Resolve `auto` before a run: settings left to the machine that only a measurement can choose become numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an idle machine would take, measured on one that may be busy: which clock to use, and when to say so."""
+"""Timing for an idle machine on one that may be busy: the choice of clock, and a warning where it matters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept of a config: config.toml in the run folder, and what stands for all that a run computes.
+"""Records of a config: config.toml in the run folder, and a hash of everything that a run computes.
 
 Imports no torch.
 """

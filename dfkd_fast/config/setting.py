@@ -1,4 +1,4 @@
-"""What a setting may be, stated where the setting is: limits of its number, and what older runs had in its place.
+"""`setting`: a dataclass field with the limits of its value, and its value in runs from before the field existed.
 
 Imports no torch.
 """

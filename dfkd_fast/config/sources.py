@@ -1,4 +1,4 @@
-"""Where a config comes from: dataclass < preset < `--config FILE` < flags. Imports no torch; a method's file does."""
+"""Sources of a config: dataclass < preset < `--config FILE` < flags. Imports no torch; a method's file does."""
 
 from __future__ import annotations
 

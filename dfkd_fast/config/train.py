@@ -1,4 +1,4 @@
-"""What a run is: every setting, as frozen dataclasses.
+"""The config of a run: every setting, as frozen dataclasses.
 
 The recipe, what a paper's table lists, is the method's own config (section `method`); networks, data, hardware and the
 run folder are `TrainConfig`'s own fields. Where the values come from: `sources`; what is kept of them:

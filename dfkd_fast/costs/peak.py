@@ -1,4 +1,4 @@
-"""What the device can do at best: the rate of its matrix products, measured."""
+"""Peak throughput of the device: the rate of its matrix products, measured."""
 
 from __future__ import annotations
 

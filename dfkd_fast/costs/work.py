@@ -1,4 +1,4 @@
-"""How much work a recipe is: its steps of each kind, and its images. Arithmetic only, nothing is run."""
+"""The amount of work in a recipe: its steps of each kind, and its images. Arithmetic only, nothing is run."""
 
 from __future__ import annotations
 

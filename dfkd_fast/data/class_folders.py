@@ -1,4 +1,4 @@
-"""Which files of a tree are of which split and class: `<split>/<class>/...` or `<class>/...`.
+"""Split and class of the files in a tree: `<split>/<class>/...` or `<class>/...`.
 
 Folders above the splits or classes do not matter. Names are compared, and classes sorted, in Unicode's composed form
 (NFC), so that what one system wrote agrees with another. tiny-imagenet-200 lists the classes of its validation images

@@ -1,4 +1,4 @@
-"""In which order a network names its classes, where that is not the sorted names of the data's folders."""
+"""A network's own order of classes, if it differs from the sorted names of the data's folders."""
 
 from __future__ import annotations
 

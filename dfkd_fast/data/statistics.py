@@ -1,4 +1,4 @@
-"""What a teacher that is trained here is normalised with: the statistics of the pixels that it learns from."""
+"""Normalisation of a teacher that is trained here: the pixel statistics of its training images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is made once before steps run fast: compiled functions and captured graphs, and the time that this takes."""
+"""One-time compilation: compiled functions and captured graphs, and the time that they take before steps run fast."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where and how a run computes: device, precision, memory format, rank. One object for one CPU, one GPU and many."""
+"""`Runtime`: device, precision, memory format and rank of a run. One object for one CPU, one GPU and many."""
 
 from __future__ import annotations
 

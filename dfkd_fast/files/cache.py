@@ -1,4 +1,4 @@
-"""Where what is made once is kept: trained teachers, text vectors, compiled code.
+"""The cache of results that are made once: trained teachers, text vectors, compiled code.
 
 `DFKD_FAST_CACHE`, or `~/.cache/dfkd-fast`. Where there is no home, or none that can be written to (containers under a
 number without a name), a folder of this user's below the system's temporary one, which is said. Imports no torch.

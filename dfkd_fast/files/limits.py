@@ -1,4 +1,4 @@
-"""How many cores and how much memory this process may take: of the machine, and of its control group (a container's).
+"""The cores and memory that this process may use: of the machine, and of its control group (a container's).
 
 Both versions of cgroups, at every level from the process's own group up to the root. Imports no torch.
 """

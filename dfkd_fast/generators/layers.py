@@ -1,4 +1,4 @@
-"""What generators are built of: layers, the formats and dtypes at their ends, initialisations beside PyTorch's own."""
+"""Building blocks of generators: layers, formats and dtypes at their ends, initialisations that PyTorch lacks."""
 
 from __future__ import annotations
 

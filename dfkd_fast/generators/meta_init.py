@@ -1,4 +1,4 @@
-"""Where the weights of a round's generator come from: learnt over rounds, carried over, or fresh."""
+"""Initial weights of a round's generator: meta-learned over rounds, carried over, or fresh."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What images are asked for beside the teacher's BatchNorm statistics: their class, all classes equally often, features
-that are strongly excited, and that they look more like photographs than like noise.
+"""Losses on generated images beside the teacher's BatchNorm statistics: their class, all classes equally often, strong
+excitation of features, and an image prior (photographs rather than noise).
 """
 
 from __future__ import annotations

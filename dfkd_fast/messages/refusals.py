@@ -1,4 +1,4 @@
-"""What a machine refuses, in one line: a file that cannot be read or written, memory that is not there.
+"""One-line messages for the machine's refusals: a file that cannot be read or written, memory that is not there.
 
 The last resort of a command line, behind the errors that name a flag. Imports nothing of ours, and no torch.
 """

@@ -1,4 +1,4 @@
-r"""What reaches a terminal: names that others chose, escaped; commands, quoted for a shell; lines in any encoding.
+r"""Safe output to a terminal: foreign names escaped, commands quoted for a shell, lines in any encoding.
 
 A file, a class or a network may be called anything, a terminal's control sequences included. Whatever a command prints
 goes through `show` or `page`, and what it says last through `shown` (`cli.report`), so that none of it is obeyed.

@@ -1,4 +1,4 @@
-"""What loop and method hand each other: batches, plans of pools, what a method needs and reads."""
+"""Types that loop and method exchange: batches, plans of pools, what a method needs and reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every method's table of hyper-parameters has."""
+"""Hyper-parameters that every method has."""
 
 from __future__ import annotations
 

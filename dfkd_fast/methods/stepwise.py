@@ -1,4 +1,4 @@
-"""What the methods of the stepwise loop share: one generator that lives as long as the run, and no pool.
+"""Base class of the stepwise methods: one generator that lives as long as the run, and no pool.
 
 After each few of its steps the student learns from images that the generator makes on the spot, each of which is seen
 once. Values are those of CMI's authors (Fang et al., IJCAI 2021, arXiv:2105.08584), whose re-implementations of DAFL,

@@ -1,4 +1,4 @@
-"""What a network answers, tried before anything is spent: logits found among other outputs, sizes it cannot take."""
+"""Check a network's output before anything is spent: find the logits among other outputs, refuse unsuitable sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network expects of its input and what it answers, and who says so: flags, its file, its library, its data set.
+"""A network's input and output, and their source: flags, its file, its library, its data set.
 
 Never the images that it is evaluated on: two evaluation sets would make two students.
 """

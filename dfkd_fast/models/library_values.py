@@ -1,4 +1,4 @@
-"""What a library says of a network: its input, by the names of `ModelInfo`, and which published weights are meant."""
+"""A library's facts about a network: its input, by the names of `ModelInfo`, and the published weights it means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a pool hands out."""
+"""Batches that a pool hands out."""
 
 from __future__ import annotations
 

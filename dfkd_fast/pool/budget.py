@@ -1,4 +1,4 @@
-"""How large a pool a data ratio allows, and how its making is spread over the epochs.
+"""The pool size that a data ratio allows, and the schedule on which it is filled over the epochs.
 
 After Tran et al., "Large-Scale Data-Free Knowledge Distillation for ImageNet via Multi-Resolution Data Generation"
 (MUSE): a budget is a share of the data set, counted in images of full resolution. At a lower resolution e each of them

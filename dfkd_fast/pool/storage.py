@@ -1,4 +1,4 @@
-"""Where the images of a pool are kept: device memory, pinned host memory, or files read through a mapping."""
+"""Storage of a pool's images: device memory, pinned host memory, or files read through a mapping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all streams share: a first-in first-out queue of batches, each as the pool was when it was asked for."""
+"""Base of all streams: a first-in first-out queue of batches, each drawn from the pool as it was on request."""
 
 from __future__ import annotations
 

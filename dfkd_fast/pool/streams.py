@@ -1,4 +1,4 @@
-"""Which stream serves a pool."""
+"""Choose the stream that serves a pool."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run looks while it is going on: a live bar on a terminal, plain lines elsewhere, nothing on other ranks."""
+"""Progress of a run on the console: a live bar on a terminal, plain lines elsewhere, nothing on other ranks."""
 
 from __future__ import annotations
 

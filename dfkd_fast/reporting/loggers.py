@@ -1,4 +1,4 @@
-"""What a run reports: one JSON line per phase and evaluation in metrics.jsonl, and its progress on the console."""
+"""Reports of a run: one JSON line per phase and evaluation in metrics.jsonl, and its progress on the console."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the classes of a data set are called, in words that a text encoder understands."""
+"""Class names of data sets, in words that a text encoder understands."""
 
 from __future__ import annotations
 

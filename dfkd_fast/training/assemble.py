@@ -1,4 +1,4 @@
-"""What a run computes on, its networks (the teacher, loaded or trained, and a student that fits it), and its method."""
+"""Assemble a run: its runtime, its networks (the teacher, loaded or trained, and a matching student), its method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a step is run again and again: as Python, or captured once and replayed.
+"""Repeated steps: run as Python, or captured once and replayed.
 
 A replay runs the same kernels on the same addresses and none of the Python around them. So whatever changes between two
 steps must be a tensor that is written in place: inputs, learning rates, labels, statistics. What Python decides is a

@@ -1,4 +1,4 @@
-"""What goes wrong in a phase, in one line that names the setting to change, and signs that a run has collapsed."""
+"""One-line messages for failures in a phase, each naming the setting to change, and signs of a collapsed run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What drives a method's inner optimisations in a run: everything that repeats around a step."""
+"""The engine of a method's inner optimisations in a run: everything that repeats around a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a teacher is worth, said before anything is spent on it: does it fit, its accuracy, how it answers noise."""
+"""Assess a teacher before anything is spent on it: its fit, its accuracy, its response to noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What both loops share: phases with their seconds and reports, evaluation, checkpoints and how they are taken up."""
+"""Base class of both loops: phases with their seconds and reports, evaluation, checkpoints and resuming from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each of several processes does of a run: its share of every batch and budget."""
+"""One process's share of a run with several: its part of every batch and budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which implementation runs an operator: `use` chooses, `backends` tells, `pick` is what the operators ask.
+"""Choice of the implementation that runs an operator: `use` sets it, `backends` lists it, operators call `pick`.
 
 `auto` takes the first of Triton, native, reference that can run (on the CPU: native, reference) and is the only choice
 that falls back. An explicit choice that cannot run raises and says why. float64 always runs the reference: the fast

@@ -1,4 +1,4 @@
-"""What the examples share: their options, the check in float64, and the race of the two forms."""
+"""Code that the examples share: their options, the check in float64, and the timing of both forms."""
 
 from __future__ import annotations
 

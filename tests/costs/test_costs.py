@@ -1,4 +1,4 @@
-"""What a recipe costs, against counts by hand."""
+"""Costs of recipes, against counts by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many kernels an operator is on a GPU, and the bytes that they move: counted from its schema and its tensors."""
+"""Kernel launches of an operator on a GPU, and the bytes they move: counted from its schema and its tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for every test of the kernels."""
+"""Fixtures of all kernel tests."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What every operator of dfkd_kernels must keep, whatever it computes."""
+"""The contract of every operator of dfkd_kernels, whatever it computes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

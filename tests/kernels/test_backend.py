@@ -1,4 +1,4 @@
-"""Which backend runs: the choices, the table and its reasons, and that importing the package does no work."""
+"""The choice of backend: the options, the table and its reasons, and that importing the package does no work."""
 
 import subprocess
 import sys

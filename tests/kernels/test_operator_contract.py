@@ -1,4 +1,4 @@
-"""What the other tests rely on: unwritten memory is seen, eager calls skip the dispatcher, everything else does not."""
+"""Foundations of the other tests: unwritten memory is seen, only eager calls skip the dispatcher."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the released codes compute, in their own way: hooks, running averages, masks. Shared by several tests."""
+"""Formulas of the released codes, in their own way: hooks, running averages, masks. Shared by several tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the released code of DAFL, ZSKT and DFQ does in a round, in plain torch: two optimisers, BN hooks, no pool."""
+"""A round of the released code of DAFL, ZSKT and DFQ, in plain torch: two optimisers, BN hooks, no pool."""
 
 from __future__ import annotations
 

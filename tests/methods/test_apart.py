@@ -1,4 +1,4 @@
-"""What one method alone knows stays in its file, or its folder: no other part of the package names it."""
+"""Knowledge of one method stays in its file or folder: no other part of the package names it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every method of the catalogue keeps to. A new method is tested by being listed; it needs a `digits` preset.
+"""The contract of all methods in the catalogue. A listed method is tested; it needs a `digits` preset.
 
 Each method runs as its digits preset says, but tiny: 32-pixel images, the demo's networks, a teacher that has seen
 nothing.

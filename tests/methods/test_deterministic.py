@@ -1,5 +1,5 @@
-"""Which methods can be run with `--deterministic`: whether their steps call an operator of which torch has no
-deterministic form on a GPU. To see that, none is needed.
+"""Methods that can be run with `--deterministic`: those whose steps call no operator that torch lacks a deterministic
+form of on a GPU. The test needs no GPU.
 """
 
 from __future__ import annotations

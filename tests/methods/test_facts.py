@@ -1,4 +1,4 @@
-"""What is said of each method without importing it agrees with its class, its presets, the measured runs and README."""
+"""The catalogue's facts about each method agree with its class, its presets, the measured runs and README."""
 
 from __future__ import annotations
 

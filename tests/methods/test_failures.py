@@ -1,5 +1,5 @@
-"""What goes wrong in a phase is one line that names a setting; what was before it is kept, and nothing that is not a
-number is.
+"""A failure in a phase is one line that names a setting; earlier work is kept, and nothing that holds NaN or infinity
+is.
 """
 
 from __future__ import annotations

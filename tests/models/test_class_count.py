@@ -1,4 +1,4 @@
-"""How many classes a teacher knows is stated, or read off the last layer of its file; never a guess without a word."""
+"""A teacher's number of classes is stated, or read off the last layer of its file; a guess is always printed."""
 
 from __future__ import annotations
 

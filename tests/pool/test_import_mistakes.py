@@ -1,4 +1,4 @@
-"""What `dfkd-fast pool import` refuses: one line that names the file, and no pool."""
+"""Inputs that `dfkd-fast pool import` refuses: one line that names the file, and no pool."""
 
 from __future__ import annotations
 

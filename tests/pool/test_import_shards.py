@@ -1,4 +1,4 @@
-"""What `pool import` makes of WebDataset shards, folders and arrays: all of it, or one line and nothing."""
+"""`pool import` of WebDataset shards, folders and arrays: all of it, or one line and nothing."""
 
 from __future__ import annotations
 

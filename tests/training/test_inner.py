@@ -1,4 +1,4 @@
-"""What a run's engine makes of an inner optimisation whose losses are not all finite."""
+"""The engine's treatment of an inner optimisation whose losses are not all finite."""
 
 from __future__ import annotations
 

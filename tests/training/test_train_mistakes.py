@@ -1,4 +1,4 @@
-"""What a user may get wrong: one line that names flag, value and choices, exit status 2, nothing half-written."""
+"""User mistakes: one line that names flag, value and choices, exit status 2, nothing half-written."""
 
 from __future__ import annotations
 

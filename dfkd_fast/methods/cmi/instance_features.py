@@ -1,4 +1,4 @@
-"""What tells one image from another: the teacher's features, their projection, and a bank of those of earlier images.
+"""Features that tell images apart: the teacher's, their projection, and a bank of those of earlier images.
 
 CMI (Fang et al., IJCAI 2021, arXiv:2105.08584).
 """

@@ -1,4 +1,4 @@
-"""How often each class comes up among generated images, as a running average on the device."""
+"""The frequency of each class among generated images, as a running average on the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a class is in embedding space, how a student's features get there, and the game of drawing near and away."""
+"""Class embeddings, the projection of a student's features onto them, and the losses that pull and push those."""
 
 from __future__ import annotations
 

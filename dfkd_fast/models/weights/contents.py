@@ -1,4 +1,4 @@
-"""What a training script saved: the state dicts in it, by the keys that lead to them, and the accuracy it states."""
+"""Contents of a training script's file: its state dicts, by the keys that lead to them, and its stated accuracy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of a file's names are a network's: wrappers' prefixes taken off, and what differs where they do not fit."""
+"""Match a file's names to a network's: strip wrappers' prefixes, and show the difference where they do not fit."""
 
 from __future__ import annotations
 

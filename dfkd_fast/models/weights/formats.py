@@ -1,4 +1,4 @@
-"""What a file is that was given for weights, and what stands for the objects in it that are no tensors."""
+"""Detect the format of a weights file, and replace the objects in it that are not tensors by inert shells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How records lie in the files of a pool: fields, segments and blocks."""
+"""The layout of records in a pool's files: fields, segments and blocks."""
 
 from __future__ import annotations
 

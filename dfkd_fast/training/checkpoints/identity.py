@@ -1,5 +1,5 @@
-"""What a run is made of, by content: settings, precision, code, teacher, class vectors, collected images. A checkpoint
-holds it, and a run is taken up only where all of it is the same, wherever its files lie by now.
+"""The identity of a run, by content: settings, precision, code, teacher, class vectors, collected images. A checkpoint
+holds it, and a run is resumed only where all of it is the same, wherever its files lie by now.
 """
 
 from __future__ import annotations

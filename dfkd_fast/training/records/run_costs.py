@@ -1,4 +1,4 @@
-"""What a run has cost, by the same measures that `--dry-run` foretells: FLOPs, MFU and HFU of its phases."""
+"""The cost of a finished run, by the same measures that `--dry-run` predicts: FLOPs, MFU and HFU of its phases."""
 
 from __future__ import annotations
 

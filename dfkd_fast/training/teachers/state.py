@@ -1,5 +1,5 @@
-"""What a teacher's training keeps while it runs: a checkpoint after each epoch, under a lock; it goes on from there bit
-for bit, whatever ended it.
+"""Saved state of a teacher's training: a checkpoint after each epoch, under a lock. Training resumes from it bit for
+bit, whatever ended it.
 """
 
 from __future__ import annotations

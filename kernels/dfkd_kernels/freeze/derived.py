@@ -1,4 +1,4 @@
-"""What the frozen layers share: tensors computed from a layer's own, and when a layer may be replaced at all."""
+"""Base of the frozen layers: tensors derived from a layer's own, and the test that a layer may be replaced at all."""
 
 from __future__ import annotations
 

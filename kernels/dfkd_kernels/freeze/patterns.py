@@ -1,4 +1,4 @@
-"""What the nodes of a traced network do: the few questions that the rewrite asks of a torch.fx graph."""
+"""Predicates on the nodes of a traced network: the few questions that the rewrite asks of a torch.fx graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the toolkit's own steps compute, written down as they run: terms, gradients, weights, and what was drawn.
+"""Record the toolkit's own steps as they run: terms, gradients, weights, and random draws.
 
 Steps run in float64 (`precision="fp64"`, which the command line does not offer), on one thread, by the loops' own
 `InnerLoop` and `StudentTrainer`; the networks are small enough that no kernel is replaced by another.
