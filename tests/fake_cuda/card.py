@@ -11,8 +11,10 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch._subclasses import fake_tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from watch import Watch
+
+from dfkd_fast.costs.without_values import apply_in_place, deepcopy_of
 
 GB = 10**9
 
@@ -67,8 +69,8 @@ def fake_card(watch: Watch) -> Iterator[None]:
             stack.enter_context(patch.object(torch.accelerator, name, answer))
         stack.enter_context(patch.object(torch._C, "_get_accelerator", lambda *_: torch.device("cuda")))
         stack.enter_context(patch.object(torch, "Generator", FakeGenerator))
-        stack.enter_context(patch.object(nn.Module, "_apply", _apply))
-        stack.enter_context(patch.object(Tensor, "__deepcopy__", _deepcopy))
+        stack.enter_context(patch.object(nn.Module, "_apply", apply_in_place))
+        stack.enter_context(patch.object(Tensor, "__deepcopy__", deepcopy_of))
         if hasattr(fake_tensor, "init_gpu_context"):
             stack.enter_context(patch.object(fake_tensor, "init_gpu_context", lambda *_, **__: None))
         stack.enter_context(watch)
@@ -120,29 +122,3 @@ class FakeGenerator(torch.Generator):
     @property
     def device(self) -> torch.device:  # type: ignore[override]
         return self.says
-
-
-def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """`nn.Module._apply` as on a card: a Parameter stays itself. For fake tensors torch would swap it."""
-    for module in self.children() if recurse else ():
-        module._apply(fn)
-    for parameter in self._parameters.values():
-        if parameter is not None:
-            with torch.no_grad():
-                moved = fn(parameter)
-            if moved is not parameter:
-                parameter.data = moved
-                if isinstance(parameter, FakeTensor):
-                    parameter.fake_device = moved.device
-    for name, buffer in self._buffers.items():
-        if buffer is not None:
-            self._buffers[name] = fn(buffer)
-    return self
-
-
-def _deepcopy(self: Tensor, memo: dict[int, Any]) -> Tensor:
-    """A copy; torch's own copies the storage, and fake tensors have none."""
-    if id(self) not in memo:
-        copied = self.detach().clone().requires_grad_(self.requires_grad)
-        memo[id(self)] = nn.Parameter(copied, self.requires_grad) if isinstance(self, nn.Parameter) else copied
-    return memo[id(self)]

@@ -7,13 +7,14 @@ import gc
 import sys
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from launches import is_launch, launches, moved
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from dfkd_fast.costs.launches import is_launch, launches, memory_of, moved, tensors_in
 
 SYNCS = frozenset(
     f"aten::{name}"
@@ -87,10 +88,10 @@ class Watch(TorchDispatchMode):
         """
         gc.collect()
         gradients = [o.grad for o in gc.get_objects() if isinstance(o, Tensor) and o.is_leaf and o.grad is not None]
-        known = {_memory(tensor) for tensor in (*kept, *gradients)}
+        known = {memory_of(tensor) for tensor in (*kept, *gradients)}
         for reference, what, site in self._made:
             tensor = reference()
-            if tensor is not None and _memory(tensor) not in known:
+            if tensor is not None and memory_of(tensor) not in known:
                 self._add("outlives its graph", f"{what} {tuple(tensor.shape)}", site)
         self._made.clear()
 
@@ -100,7 +101,7 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name
-        given = _tensors([args, *kwargs.values()])
+        given = tensors_in([args, *kwargs.values()])
         on_gpu = any(tensor.is_cuda for tensor in given)
         if on_gpu or torch.device(kwargs.get("device") or "cpu").type == "cuda":
             for tensor in given:  # a number that a fake tensor remembers would be computed with, on the device
@@ -116,7 +117,7 @@ class Watch(TorchDispatchMode):
         results = None if name.startswith(WITHOUT_FAKE) else func(*args, **kwargs)
         if not self.capturing and name not in COPIES:
             return results
-        made = _tensors([results])
+        made = tensors_in([results])
         self._check_copy(name, given, made)
         if self.capturing:
             self._check_captured(name, given, made)
@@ -156,28 +157,13 @@ class Watch(TorchDispatchMode):
     def _count(
         self, name: str, schema: torch.FunctionSchema, args: Any, given: Sequence[Tensor], made: Sequence[Tensor]
     ) -> None:
-        before = {_memory(tensor) for tensor in given}
-        fresh = [tensor for tensor in made if _memory(tensor) not in before]
+        before = {memory_of(tensor) for tensor in given}
+        fresh = [tensor for tensor in made if memory_of(tensor) not in before]
         where = site() if fresh else ""
         self._made += [(weakref.ref(tensor), name, where) for tensor in fresh]
         if is_launch(name, schema, made, fresh):
             self.kernels[self.step][name.partition("::")[2]] += launches(name, args, given)
             self.bytes[self.step] += moved(given, made)
-
-
-def _tensors(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among arguments or results of an operator, which are they or lists of them."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found += _tensors(value)
-    return found
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
 
 
 def site() -> str:
