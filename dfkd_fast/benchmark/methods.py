@@ -14,13 +14,15 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from dfkd_fast.benchmark.projection import Projection, project
+from dfkd_fast.benchmark.prediction import UNIT, predict
+from dfkd_fast.benchmark.projection import project
 from dfkd_fast.benchmark.step_profiler import Timings, assemble, profile_steps
 from dfkd_fast.benchmark.step_timer import TimingWindow
 from dfkd_fast.catalog import METHODS, presets
 from dfkd_fast.config.data_sets import DATA_SETS, DataSet, data_set_of
 from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.config.train import TrainConfig
+from dfkd_fast.costs.cards import Card
 from dfkd_fast.costs.flops import StepFlops, count_step_flops
 from dfkd_fast.costs.work import Work, recipe_work
 from dfkd_fast.device.runtime import Runtime
@@ -29,6 +31,7 @@ from dfkd_fast.files.write import write_file
 from dfkd_fast.methods.base import Method
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.training.logit_cache import settled_count
+from dfkd_fast.training.records.run_record import versions
 
 TARGETS = (
     "nayer/cifar10",
@@ -122,13 +125,24 @@ def measure(
     timed = None if rival is None else rival(target, part, work, runtime, window)
     plain = replace(flops, done=None)  # what a rival computes in fact, nobody has counted
     theirs = None if timed is None else project(work, scaled(timed), plain, matmul_rate, runtime)
-    return _record(target, ours, theirs, share, runtime)
+    unit = "GPU-hours" if runtime.device.type == "cuda" else "CPU-core-hours"
+    return _record(target, ours.record(), None if theirs is None else theirs.record(), share, unit)
 
 
-def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Lines: a preset each, hours by what they are of."""
+def foretell(target: Target, card: Card, stated: Any) -> dict[str, Any]:
+    """One preset's record as `measure` makes it, predicted for a card; `stated` has precision, layout and graphs."""
+    config = replace(
+        target.config, precision=stated.precision, channels_last=stated.channels_last, cuda_graphs=stated.cuda_graphs
+    )
+    ours = predict(config, target.info, card, graphs=stated.cuda_graphs)
+    record = _record(target, ours.record(), None, 1.0, UNIT)
+    return record | {"device": card.name, "precision": ours.precision, "versions": versions()}
+
+
+def table(records: Sequence[dict[str, Any]], *, of: str = "ours") -> Iterator[str]:
+    """Lines: a preset each, hours by what they are of; ours are called `of`."""
     rows: list[Sequence[str]] = [
-        ("preset", "teacher -> student", "floor", "ours", "baseline", "published", "MFU", "baseline/ours")
+        ("preset", "teacher -> student", "floor", of, "baseline", "published", "MFU", f"baseline/{of}")
     ]
     for row in records:
         ratio = row["baseline_hours"] and row["baseline_hours"] / row["ours"]["hours"]
@@ -167,18 +181,18 @@ def _scaled(timings: Timings, cut: Method, full: Method, seen: StepFlops, flops:
 
 
 def _record(
-    target: Target, ours: Projection, theirs: Projection | None, share: float, runtime: Runtime
+    target: Target, ours: dict[str, Any], theirs: dict[str, Any] | None, share: float, unit: str
 ) -> dict[str, Any]:
     return {
         "method": target.method,
         "preset": target.preset,
         "teacher": target.config.teacher,
         "student": target.config.student,
-        "unit": "GPU-hours" if runtime.device.type == "cuda" else "CPU-core-hours",
+        "unit": unit,
         "batch_share": share,
-        "ours": ours.record(),
-        "baseline_hours": None if theirs is None else theirs.hours.median,
-        "baseline": None if theirs is None else theirs.record(),
+        "ours": ours,
+        "baseline_hours": None if theirs is None else theirs["hours"],
+        "baseline": theirs,
         "published_hours": target.published_hours,
         "published_source": target.source,
     }

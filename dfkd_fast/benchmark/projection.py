@@ -102,9 +102,12 @@ class Projection:
             **{phase.name: phase.record() for phase in self.phases},
         }
 
-    def lines(self, unit: str) -> Iterator[str]:
-        """A table of the phases; `unit` is what the hours are called."""
-        rows: list[Sequence[str]] = [("phase", "steps", "ms/step", "spread", "GFLOP/step", "MFU", "HFU", unit)]
+    def lines(self, unit: str, *, predicted: bool = False) -> Iterator[str]:
+        """A table of the phases; `unit` is what the hours are called. `predicted`: no step was timed, and the spread is
+        from the datasheet's rates to steps without CUDA graphs.
+        """
+        times = ("predicted ms/step", "at peak to eager") if predicted else ("ms/step", "spread")
+        rows: list[Sequence[str]] = [("phase", "steps", *times, "GFLOP/step", "MFU", "HFU", unit)]
         for phase in self.phases:
             per_step, seconds = 1e3 / max(phase.steps, 1), phase.seconds
             rows.append(
@@ -126,6 +129,10 @@ class Projection:
         hours, flops = self.hours, sum(phase.flops for phase in self.phases)
         yield f"in all {hours.median:,.3g} {unit} ({hours.least:,.3g} to {hours.most:,.3g}), {flops:.3g} FLOP"
         yield f"  arithmetic floor {self.floor_hours:,.3g} at {self.matmul_rate / 1e12:,.3g} TFLOP/s of matrix products"
+        if predicted:
+            ends = f"; at most: --patience {self.patience} ends rounds early" if self.patience else ""
+            yield f"  {self.images:,} images in {self.rounds:,} rounds{ends}; on top: evaluation, checkpoints, captures"
+            return
         memory = self.peak_memory_bytes / 2**30
         yield f"  {self.images:,} images in {self.rounds:,} rounds, peak memory {memory:.2f} GiB"
         if self.patience:

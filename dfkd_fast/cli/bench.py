@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from dfkd_fast.config.flags import from_flags, parse
+from dfkd_fast.config.flags import from_flags, parse, take
 from dfkd_fast.config.train import Hardware, check_values
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.files.write import append_line, make_folder
@@ -22,7 +22,9 @@ USAGE = """usage: dfkd-fast bench methods [METHOD/PRESET ...] [flags]
 
 Times a few steps of each recipe on random weights and projects them to the whole of it: hours beside the published
 ones and the arithmetic floor. Appends a line for each to RESULTS/methods-<device>.jsonl and draws
-RESULTS/methods-<device>.png. `dfkd-fast ls presets` lists presets; dfkd-fast bench methods --help lists the flags."""
+RESULTS/methods-<device>.png. With --on CARD nothing is timed: hours are predicted for a card that is not here, from the
+kernels of the steps and the card's rates, and go to RESULTS/predicted-<card>.jsonl.
+`dfkd-fast ls presets` lists presets; dfkd-fast bench methods --help lists the flags."""
 
 SUITES = ("methods",)
 
@@ -52,11 +54,15 @@ def run(arguments: Sequence[str], rival: Rival | None = None) -> int:
         return 0
     if arguments[0] not in SUITES:
         raise unknown("bench", arguments[0], SUITES)
+    card, arguments = take(arguments, "--on")
     names = _leading(arguments[1:])
     options = parse(
         BenchOptions, BenchOptions(), from_flags(arguments[1 + len(names) :]), prog="dfkd-fast bench methods"
     )
     check_values(options)
+    if card is not None:
+        predict_methods(names, options, card)
+        return 0
     if options.batch_share is not None and not 0 < options.batch_share <= 1:
         raise UserError(f"--batch-share {options.batch_share}: choose a share above 0 and up to 1")
     bench_methods(names, options, rival)
@@ -108,6 +114,30 @@ def bench_methods(names: Sequence[str], options: BenchOptions, rival: Rival | No
         show(line)
     if options.plot:
         plot(records, file.with_suffix(".png"))
+
+
+def predict_methods(names: Sequence[str], options: BenchOptions, on: str) -> None:
+    """Predict presets for a card that need not be here, print a table and append their lines."""
+    from dfkd_fast.benchmark import methods
+    from dfkd_fast.benchmark.on_card import check_predictable
+    from dfkd_fast.benchmark.prediction import UNIT
+    from dfkd_fast.costs.cards import read_card
+
+    card = read_card(on)
+    check_predictable(options)
+    if options.batch_share is not None:
+        raise UserError(f"--batch-share {options.batch_share}: --on predicts whole batches; leave it out")
+    targets = [methods.read_target(name) for name in names or methods.TARGETS]
+    make_folder(options.results)
+    file, records = options.results / f"predicted-{card.key}.jsonl", []
+    for target in targets:
+        show(f"{target.name} ...")
+        record = methods.foretell(target, card, options)
+        append_line(file, json.dumps(record))
+        records.append(record)
+    show(f"PREDICTIONS: {UNIT} on one {card.name}, {records[0]['precision']}, by {card.rates_from}; nothing was timed")
+    for line in methods.table(records, of="predicted"):
+        show(line)
 
 
 def _slug(name: str) -> str:

@@ -20,13 +20,14 @@ from dfkd_fast.errors import UserError, refused
 from dfkd_fast.messages.terminal import command, page, show
 
 USAGE = """usage: dfkd-fast train METHOD [--preset P] [--config FILE] [--run-dir DIR] [--resume [DIR]] [flags]
-       dfkd-fast train METHOD ... [--devices N] [--dry-run]
+       dfkd-fast train METHOD ... [--devices N] [--dry-run [--on CARD]]
        dfkd-fast train --resume DIR
 
 A preset fills in a published or tried recipe, a TOML file changes it, flags change both.
 --resume goes on from the last checkpoint of DIR, or of the run folder that the other flags lead to.
 --other-code lets a run go on with another dfkd-fast, library or kind of device than it was started with.
 --dry-run times a few steps on this machine, says what the run would cost, and writes nothing.
+--on predicts that for a card that is not here, from the kernels of the steps and the card's rates; nothing is timed.
 --devices runs N processes, one for each GPU (auto: all), on a CPU with a part of the cores each.
 METHOD: {methods}. dfkd-fast train METHOD [--preset P] --help lists its flags with their values."""
 
@@ -37,7 +38,12 @@ def run(arguments: Sequence[str]) -> int:
         page(USAGE.format(methods=", ".join(METHODS)))
         return 0
     devices, arguments = take(arguments, "--devices")
+    card, arguments = take(arguments, "--on")
     rehearsed = "--dry-run" in arguments
+    if card is not None and not rehearsed:
+        raise UserError(f"--on {card}: predicts what a dry run would say there; give --dry-run as well")
+    if card is not None and devices is not None:
+        raise UserError(f"--on {card}: predicts one card; leave --devices out")
     other_code = "--other-code" in arguments
     config, resume = read_arguments([each for each in arguments if each not in ("--dry-run", "--other-code")])
     if other_code and not resume:
@@ -56,9 +62,14 @@ def run(arguments: Sequence[str]) -> int:
             check_folder(config.run_folder, resume=False)
         config = settled(config)
     if rehearsed:
-        from dfkd_fast.benchmark.dry_run import dry_run
+        if card is None:
+            from dfkd_fast.benchmark.dry_run import dry_run
 
-        dry_run(config)
+            dry_run(config)
+        else:
+            from dfkd_fast.benchmark.on_card import predict_run
+
+            predict_run(config, card)
         return 0
     from dfkd_fast.training.interrupt import Interrupted
     from dfkd_fast.training.train import train

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -86,3 +86,19 @@ def moved(given: Sequence[Tensor], made: Sequence[Tensor]) -> int:
 def is_launch(name: str, schema: torch.FunctionSchema, made: Sequence[Tensor], fresh: Sequence[Tensor]) -> bool:
     """Whether a call launches anything: it makes a tensor with memory of its own, or writes to one."""
     return name not in NONE and (bool(fresh) or schema.is_mutable)
+
+
+def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among arguments or results of an operator, which are they or lists of them."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += tensors_in(value)
+    return found
+
+
+def memory_of(tensor: Tensor) -> int:
+    """Which memory it is in: the same number for all views of it."""
+    return tensor.untyped_storage()._cdata

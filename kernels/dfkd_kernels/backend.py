@@ -7,10 +7,12 @@ forms accumulate in float32.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -57,6 +59,8 @@ class Row(NamedTuple):
 
 
 _choices: dict[str, str] = dict.fromkeys(OPS, "auto")
+_assumed = ""
+"""the form that `assumed` pretends can run"""
 
 
 def use(choice: str = "auto", *, op: str | None = None) -> list[Row]:
@@ -136,9 +140,29 @@ def native_ops() -> Any:
     return torch.ops.dfkd_native
 
 
+@contextlib.contextmanager
+def assumed(choice: str) -> Iterator[None]:
+    """In the block every operator takes its `choice` form ("triton" or "native") where it has one for the dtype,
+    whether or not this machine can run it: for tensors without values (FakeTensorMode), which nothing runs.
+    """
+    global _assumed
+    if choice not in CHOICES[2:]:
+        raise ValueError(f"choice {choice!r}: choose triton or native")
+    before, _assumed = _assumed, choice
+    _resolve.cache_clear()
+    try:
+        yield
+    finally:
+        _assumed = before
+        _resolve.cache_clear()
+
+
 @functools.cache
 def _resolve(op: str, device: str, dtype: torch.dtype) -> str:
     choice = _choices[op]
+    if _assumed:
+        has_form = dtype in (OPS[op].triton if _assumed == "triton" else OPS[op].native_dtypes)
+        return _assumed if has_form else "reference"
     if dtype == torch.float64:
         return "reference"
     if choice == "auto":
