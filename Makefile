@@ -43,6 +43,11 @@ BENCH_ranks      := $(RUN) bench/ranks.py
 BENCH_methods    := $(RUN) bench/predict.py
 # What decodes test images fastest, DALI or Pillow (DALI: pip install -e ".[dali]").
 BENCH_evaluation := $(RUN) bench/evaluation.py
+# Whether the roofline, with this CPU's rates, gives the step times that all methods have here. Some minutes, one thread.
+BENCH_roofline   := $(RUN) bench/roofline/run.py
+# Hours of the released codes' style, predicted on the cards that papers name, beside the hours that they print; and the
+# tables of predictions in docs/performance.md.
+BENCH_published  := $(RUN) bench/roofline/released.py
 # What --dry-run foretells of a run of five minutes, and what it then takes. On an idle machine.
 BENCH_dry-run    := $(RUN) bench/dry_run_check.py
 # Where the time of a step goes: a trace and a table by phase and kernel, in bench/results/profile-<device>/.

@@ -23,13 +23,15 @@ The steps, in their order; each has a budget, all together nine minutes, and is 
     train      NAYER on digits end to end, stopped and resumed; then with --deterministic: the same bits
     pool       storages and streams give the same batches, DALI's where it is installed; their share of the bandwidth
     methods    hours, MFU and floor of two presets (`bench/predict.py`)
+    rates      what kernels of each kind take: the card's entry in dfkd_fast/costs/cards.toml, which `--on` predicts by
     race       our steps against the released codes' style
     ranks      NCCL, by itself and captured: two ranks on two cards, else a world of one
     bandwidth  the kernels' share of the card's bandwidth (bench/kernels)
     networks   frozen networks with the statistics loss beside hooks and torch.compile
 
 OUT_DIR (default build/gpu-check) receives steps.jsonl, one line a step; rows.jsonl, kernels-<card>.jsonl and
-methods-<card>.jsonl, written row by row, so that a step that is cut loses none; and each step's log. A short table
+methods-<card>.jsonl, written row by row, so that a step that is cut loses none; cards.toml, the table of rates with the
+card's own, which the checkout's is overwritten with; and each step's log. A short table
 comes last, with the tests that had failed before their step was cut. --only runs the steps it names; --resume those
 that have not passed yet, and of replay, train, bandwidth and networks what has no row yet. --rehearse runs all of it
 tiny on a CPU, everything but the card. Exit status 1 if any step failed.
@@ -142,11 +144,12 @@ def steps(out: Path, *, rehearse: bool = False, resume: bool = False) -> list[St
         Step("machine", script("describe"), 25),
         Step("build", [python, "setup.py", "build_ext", "--inplace"], 100),
         Step("kernels", [*tests, "-m", "gpu" if rehearse else "not slow and not nightly"], 65),
-        Step("replay", script("replay"), 90),
-        Step("train", script("run_digits"), 75),
+        Step("replay", script("replay"), 85),
+        Step("train", script("run_digits"), 70),
         Step("pool", script("pool_storage"), 30),
-        Step("methods", methods, 40),
-        Step("race", script("step_race"), 45),
+        Step("methods", methods, 35),
+        Step("rates", script("card_rates"), 20),
+        Step("race", script("step_race"), 40),
         Step("ranks", script("ranks"), 25),
         Step("bandwidth", [*bench, "bench/kernels", f"--ignore={NETWORKS}"], 25),
         Step("networks", [*bench, NETWORKS], 20),

@@ -17,7 +17,8 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "bench/gpu_check.py"
-STEPS = ["machine", "build", "kernels", "replay", "train", "pool", "methods", "race", "ranks", "bandwidth", "networks"]
+STEPS = ["machine", "build", "kernels", "replay", "train", "pool", "methods", "rates", "race", "ranks", "bandwidth"]
+STEPS += ["networks"]
 
 
 @pytest.fixture

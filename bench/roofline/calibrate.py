@@ -1,0 +1,297 @@
+"""What kernels of each kind take on this machine's device: points of a roofline (dfkd_fast/costs/cards.py).
+
+Representative operators at a few sizes, of shapes that no method has in particular. On a CPU seconds are processor
+time of one thread, the median of calls; on a GPU a CUDA graph of some calls is replayed, so that the host is not in it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dfkd_fast.costs.kernels import Kernel
+from dfkd_fast.costs.recorder import Part, Recorder
+from dfkd_kernels import gather_augment
+from dfkd_kernels.backend import pick
+from dfkd_kernels.bn_moments.operators import backward, forward
+
+Call = Callable[[], Any]
+Points = dict[str, list[list[float]]]
+
+CONVS = [  # images, side of the output, channels in, channels out, weights in a channel pair, groups, stride
+    (64, 32, 3, 16, 9, 1, 1), (64, 32, 16, 16, 9, 1, 1), (48, 32, 3, 64, 9, 1, 1), (48, 32, 32, 32, 9, 1, 1),
+    (16, 32, 64, 64, 9, 1, 1), (48, 16, 64, 64, 9, 1, 1), (48, 8, 64, 64, 9, 1, 1), (32, 16, 128, 128, 9, 1, 1),
+    (64, 8, 128, 128, 9, 1, 1), (32, 8, 256, 256, 9, 1, 1), (32, 4, 512, 512, 9, 1, 1), (64, 4, 128, 128, 9, 1, 1),
+    (8, 32, 128, 128, 9, 1, 1), (12, 32, 128, 64, 9, 1, 1), (48, 32, 64, 3, 9, 1, 1), (2, 112, 64, 64, 9, 1, 1),
+    (4, 56, 64, 64, 9, 1, 1), (8, 14, 256, 256, 9, 1, 1), (8, 7, 512, 512, 9, 1, 1), (64, 16, 32, 32, 9, 1, 1),
+    (64, 32, 32, 3, 9, 1, 1), (64, 32, 16, 3, 9, 1, 1), (64, 8, 32, 32, 9, 1, 1),
+    (64, 16, 16, 32, 9, 1, 2), (64, 8, 32, 64, 9, 1, 2), (48, 8, 64, 128, 9, 1, 2), (48, 4, 128, 256, 9, 1, 2),
+    (8, 28, 64, 128, 9, 1, 2), (16, 14, 128, 256, 9, 1, 2), (64, 16, 3, 32, 9, 1, 2),
+    (64, 32, 16, 32, 1, 1, 1), (64, 16, 64, 128, 1, 1, 1), (64, 8, 128, 256, 1, 1, 1), (16, 14, 256, 1024, 1, 1, 1),
+    (64, 16, 16, 32, 1, 1, 2), (64, 8, 32, 64, 1, 1, 2), (48, 4, 128, 256, 1, 1, 2), (64, 32, 4, 16, 1, 1, 1),
+    (4, 112, 3, 64, 49, 1, 2), (16, 16, 64, 128, 16, 1, 2), (32, 8, 128, 128, 16, 1, 2), (8, 56, 64, 64, 16, 1, 2),
+    (48, 16, 32, 64, 16, 1, 2), (48, 8, 64, 64, 16, 1, 2), (64, 16, 3, 32, 16, 1, 2),
+    (16, 28, 96, 96, 9, 96, 1), (16, 14, 384, 384, 9, 384, 1),
+]  # fmt: skip
+PRODUCTS = [  # batches, m, n, k
+    (1, 64, 512, 1000), (1, 64, 8192, 1000), (1, 1000, 8192, 64), (1, 128, 10, 128), (1, 512, 512, 512),
+    (1, 64, 100, 512), (1, 100, 512, 64), (16, 64, 64, 64), (1, 1024, 1024, 1024),
+]  # fmt: skip
+SIZES = (1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 22)
+"""values of the tensors that traffic is timed with"""
+COLD = 48 << 20
+"""bytes that calls go through before they come to the same memory again: a step's kernels find theirs in no cache"""
+PADDED = {1: (1, 0), 9: (3, 1), 16: (4, 1), 49: (7, 3)}
+"""weights in a channel pair -> side of the kernel, padding"""
+
+
+def calibrate(
+    device: str, dtypes: Sequence[torch.dtype], *, share: float = 1.0, repeats: int = 5, larger: int = 1
+) -> dict[str, Any]:
+    """Points by `kind/dtype`, and microseconds of what is between kernels. `share` of the shapes and sizes is timed;
+    `larger` multiplies the images of a batch and the values of a tensor: a GPU needs more to be busy.
+    """
+    found: dict[str, list[list[float]]] = defaultdict(list)
+    for dtype in dtypes:
+        for key, point in _all_points(device, dtype, share, repeats, larger):
+            found[key].append(point)
+    points = {key: _merged(values) for key, values in found.items()}
+    return {key: _rounded(value) for key, value in (points | _between(device, repeats)).items()}
+
+
+def _rounded(value: Any) -> Any:
+    return [_rounded(each) for each in value] if isinstance(value, list) else float(f"{value:.4g}")
+
+
+def _all_points(
+    device: str, dtype: torch.dtype, share: float, repeats: int, larger: int
+) -> Iterator[tuple[str, list[float]]]:
+    calls = [*_conv_calls(_part(CONVS, share), device, dtype, larger)]
+    calls += [*_product_calls(_part(PRODUCTS, share), device, dtype)]
+    for size in _part(SIZES, share):
+        calls += [*_traffic_calls(size * larger, device, dtype)]
+    for call in calls:
+        yield from _timed(call, device, dtype, repeats)
+
+
+def _part(items: Sequence[Any], share: float) -> Sequence[Any]:
+    return items[: max(2, round(len(items) * share))]
+
+
+def _timed(
+    make: Callable[[], Call], device: str, dtype: torch.dtype, repeats: int
+) -> Iterator[tuple[str, list[float]]]:
+    """A point of the one kind of kernel that a call is; nothing for one of several kinds."""
+    call, part, recorder = make(), Part(), Recorder()
+    call()
+    with recorder, recorder.into(part):
+        call()
+    kernels = [kernel for kernel in part.kernels if kernel.bytes]
+    assert len({kernel.kind for kernel in kernels}) == 1, f"a call of several kinds: {kernels}"
+    first: Kernel = kernels[0]
+    copies = max(1, min(40, COLD // sum(each.bytes for each in kernels)))
+    taken = seconds_of([call, *(make() for _ in range(copies - 1))], device, repeats) / len(kernels)
+    where = list(first.shape) if first.flops else [sum(each.bytes for each in kernels) / len(kernels)]
+    yield f"{first.kind}/{str(dtype).removeprefix('torch.')}", [*map(float, where), taken]
+
+
+def seconds_of(calls: Sequence[Call], device: str, repeats: int) -> float:
+    """Seconds of a call: the median of rounds through all of them, of which short ones are timed several at once."""
+    if device == "cuda":
+        return _graph_seconds(calls, repeats)
+    for call in calls:
+        call()
+    samples: list[float] = []
+    while len(samples) < repeats:
+        start, count = time.process_time(), 0
+        while (taken := time.process_time() - start) < 1e-3 or not count:
+            calls[(len(samples) + count) % len(calls)]()
+            count += 1
+        samples.append(taken / count)
+    return statistics.median(samples)
+
+
+def _graph_seconds(calls: Sequence[Call], repeats: int) -> float:
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        for call in calls:
+            call()
+    stream.synchronize()
+    inner = [calls[index % len(calls)] for index in range(max(10, len(calls)))]
+    with torch.cuda.graph(graph, stream=stream):
+        for call in inner:
+            call()
+    samples = []
+    for _ in range(repeats + 1):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        samples.append(begin.elapsed_time(end) / 1e3 / len(inner))
+    return statistics.median(samples[1:])
+
+
+def _merged(points: list[list[float]]) -> list[list[float]]:
+    """In their order; traffic of several operators at one size, which differ in bytes, as it is: sorted, and where two
+    are within a quarter of an octave one, the geometric mean.
+    """
+    if len(points[0]) > 2:
+        return points
+    merged: list[list[list[float]]] = []
+    for point in sorted(points):
+        if merged and point[0] < 1.19 * merged[-1][0][0]:
+            merged[-1].append(point)
+        else:
+            merged.append([point])
+    return [[statistics.geometric_mean(column) for column in zip(*group, strict=True)] for group in merged]
+
+
+def _conv_calls(shapes: Sequence[Any], device: str, dtype: torch.dtype, larger: int) -> Iterator[Callable[[], Call]]:
+    """Each pass of each convolution."""
+    for images, side, chans_in, chans_out, area, groups, stride in shapes:
+        kernel, pad = PADDED[area]
+        for mask in (None, (True, False, False), (False, True, False)):
+
+            def make(
+                shape: tuple[int, ...] = (images * larger, chans_in, side * stride, side * stride),
+                weights: tuple[int, ...] = (chans_out, chans_in // groups, kernel, kernel),
+                geometry: tuple[Any, ...] = ((stride,) * 2, (pad,) * 2, (1, 1)),
+                groups: int = groups,
+                mask: tuple[bool, ...] | None = mask,
+            ) -> Call:
+                options: dict[str, Any] = {"device": device, "dtype": dtype}
+                x = torch.randn(shape, **options).to(memory_format=torch.channels_last)
+                w = torch.randn(weights, **options).to(memory_format=torch.channels_last)
+                if mask is None:
+                    return lambda: torch.ops.aten.convolution(x, w, None, *geometry, False, (0, 0), groups)
+                dy = torch.ops.aten.convolution(x, w, None, *geometry, False, (0, 0), groups)
+                back = torch.ops.aten.convolution_backward
+                return lambda: back(dy, x, w, None, *geometry, False, (0, 0), groups, mask)
+
+            yield make
+
+
+def _product_calls(shapes: Sequence[Any], device: str, dtype: torch.dtype) -> Iterator[Callable[[], Call]]:
+    for batch, m, n, k in shapes:
+
+        def make(batch: int = batch, m: int = m, n: int = n, k: int = k) -> Call:
+            left = torch.randn(batch, m, k, device=device, dtype=dtype)
+            right = torch.randn(batch, k, n, device=device, dtype=dtype)
+            if batch == 1:
+                return lambda: torch.mm(left[0], right[0])
+            return lambda: torch.bmm(left, right)
+
+        yield make
+
+
+def _traffic_calls(size: int, device: str, dtype: torch.dtype) -> Iterator[Callable[[], Call]]:
+    """Representatives of every kind that is no product, on maps of 16 pixels a side and 64 channels, or fewer."""
+    chans = 64 if size >= 1 << 14 else 4
+    images = max(1, size // (chans * 256))
+    shape = (images, chans, 16, 16)
+
+    def maps() -> Tensor:
+        return torch.randn(shape, device=device).to(dtype=dtype, memory_format=torch.channels_last)
+
+    def vector() -> Tensor:
+        return torch.rand(chans, device=device) + 0.5
+
+    yield lambda: _with(lambda x, y: x + y, maps(), maps())
+    yield lambda: _with(lambda x: F.leaky_relu(x, 0.2), maps())
+    yield lambda: _with(torch.mul, maps(), maps())
+    yield lambda: _with(torch.sigmoid, maps())
+    yield lambda: _with(
+        lambda x: F.log_softmax(x, 1), torch.randn(max(1, size // 100), 100, device=device, dtype=dtype)
+    )
+    yield lambda: _with(lambda x: x.mean((2, 3)), maps())
+    yield lambda: _with(torch.sum, maps())
+    yield lambda: _with(torch.clone, maps())
+    yield lambda: _with(lambda x: x.to(torch.float32 if dtype != torch.float32 else torch.bfloat16), maps())
+    yield lambda: _with(lambda x: F.avg_pool2d(x, 2), maps())
+    yield lambda: _with(lambda x: F.interpolate(x, scale_factor=2), maps())
+    yield lambda: _with(lambda like: torch.randn(like.shape, device=device), maps())
+    yield lambda: _batch_norm(maps(), vector(), is_backward=False)
+    yield lambda: _batch_norm(maps(), vector(), is_backward=True)
+    if pick("bn_act_moments", device, dtype) != "reference":
+        yield lambda: _bn_act(maps(), vector(), is_backward=False)
+        yield lambda: _bn_act(maps(), vector(), is_backward=True)
+    yield lambda: _gather(max(1, images), chans, device, dtype)
+    if dtype == torch.float32:
+        yield lambda: _adam(size, device)
+        yield lambda: _sgd(size, device)
+
+
+def _with(call: Callable[..., Any], *tensors: Tensor) -> Call:
+    return lambda: call(*tensors)
+
+
+def _batch_norm(x: Tensor, weight: Tensor, *, is_backward: bool) -> Call:
+    norm, back = torch.ops.aten.native_batch_norm, torch.ops.aten.native_batch_norm_backward
+    mean, var = torch.zeros_like(weight), torch.ones_like(weight)
+    if not is_backward:
+        return lambda: norm(x, weight, weight, mean, var, True, 0.1, 1e-5)
+    _, save_mean, save_var = norm(x, weight, weight, mean, var, True, 0.1, 1e-5)
+    return lambda: back(x, x, weight, mean, var, save_mean, save_var, True, 1e-5, (True, True, True))
+
+
+def _bn_act(x: Tensor, vector: Tensor, *, is_backward: bool) -> Call:
+    """Ours, which need a compiled form: without one there is none, and a step has none either."""
+    backend = pick("bn_act_moments", x.device.type, x.dtype)
+    if is_backward:
+        return lambda: backward.overload(x, x, vector, vector, vector, x, vector, vector, 1, False, backend)
+    return lambda: forward.overload(x, vector, vector, vector, None, 1, backend)
+
+
+def _gather(images: int, chans: int, device: str, dtype: torch.dtype) -> Call:
+    pool = torch.zeros(2 * images, 32, 32, 3, dtype=torch.uint8, device=device)
+    rows = torch.randint(2 * images, (images,), device=device)
+    shifts, flips = torch.zeros(images, 2, dtype=torch.int64, device=device), rows > images
+    return lambda: gather_augment(pool, rows, shifts, flips, (0.5,) * 3, (0.2,) * 3, pad=4, dtype=dtype)
+
+
+def _adam(size: int, device: str) -> Call:
+    values = [[torch.rand(size // 4, device=device)] for _ in range(4)]
+    step = [torch.ones((), device=device)]
+    options = {"lr": 1e-3, "beta1": 0.5, "beta2": 0.9, "weight_decay": 0.0, "eps": 1e-8, "amsgrad": False}
+    return lambda: torch._fused_adam_(*values, [], step, **options, maximize=False)
+
+
+def _sgd(size: int, device: str) -> Call:
+    values = [[torch.rand(size // 4, device=device)] for _ in range(3)]
+    options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.0, "weight_decay": 1e-4}
+    return lambda: torch._fused_sgd_(*values, **options, nesterov=False, maximize=False, is_first_step=False)
+
+
+def _between(device: str, repeats: int) -> dict[str, Any]:
+    """Microseconds between kernels of a graph, of the smallest kernel, of a launch by the host and of a view."""
+    x = torch.ones(8, device=device)
+    least = 1e6 * seconds_of([lambda: x + 1], device, repeats)
+    host = 1e6 * _host_seconds(lambda y: y * 2, x) / 2  # forward and backward
+    view = 1e6 * _host_seconds(lambda y: y.view(2, 4).view(8), x) / 4
+    found = {"host_us": host, "view_us": view, "least_us": least if device == "cuda" else 0.0, "launch_us": 0.0}
+    if device != "cuda":  # what autograd and Python add to an operator's own call, which the points have
+        found["launch_us"] = max(host - least, 0.0)
+    return found
+
+
+def _host_seconds(operator: Callable[[Tensor], Tensor], x: Tensor, count: int = 100, repeats: int = 9) -> float:
+    """Host's seconds of an operator's forward and backward pass, in a chain of many."""
+    samples = []
+    for _ in range(repeats):
+        leaf = x.clone().requires_grad_()
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        start, y = time.process_time(), leaf
+        for _ in range(count):
+            y = operator(y)
+        y.sum().backward()
+        samples.append((time.process_time() - start) / count)
+    return statistics.median(samples)
