@@ -118,7 +118,7 @@ class Msarc(Method):
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         if config.msarc_alpha and not config.msarc_weight:
             raise UserError("--msarc-weight 0: compares no layers; leave it or --msarc-alpha out")
-        layers = (config.grad_cam_stages, config.msarc_alpha)
+        layers = (config.grad_cam_stages, config.msarc_alpha, "--msarc-alpha")
         self.cams = CamPair(setup.teacher, setup.student, *layers) if config.msarc_weight else None
         groups = partial(self.generator.parameter_groups, lr=config.generator_lr, latent_lr=config.latent_lr)
         self.inner = Inner(config, self.step, groups, after=self.start.after_step)

@@ -24,15 +24,20 @@ class CamPair:
     weights of other layers than are compared.
     """
 
-    def __init__(self, teacher: FrozenNet, student: nn.Module, stages: int, alphas: Sequence[float] = ()) -> None:
-        """`student` is seen as it learns: its frozen twin, which shares its storage, will do."""
+    def __init__(
+        self, teacher: FrozenNet, student: nn.Module, stages: int, alphas: Sequence[float] = (), alphas_flag: str = ""
+    ) -> None:
+        """`student` is seen as it learns: its frozen twin, which shares its storage, will do.
+
+        `alphas_flag` is what errors about `alphas` name.
+        """
         if stages and not stage_ends(student):
             raise UserError("--student: no stages of convolutions found, whose activation maps are compared")
         self.teacher_maps, self.student_maps = pair_stages(teacher.stage_maps(stages), student)
         self._student = FeatureExtractor(student, maps=self.student_maps)
         self._teacher_weights, _ = teacher.class_weights, self._student.class_weights  # both there, or say so now
         self._alphas = tuple(alphas)
-        _check_alphas(self._alphas, len(self.teacher_maps))
+        _check_alphas(self._alphas, len(self.teacher_maps), alphas_flag)
         if self.teacher_maps:
             teacher.prepare(self.teacher_maps)
 
@@ -62,9 +67,9 @@ class CamPair:
         return deep, torch.stack(distances).sum()
 
 
-def _check_alphas(alphas: Sequence[float], stages: int) -> None:
-    flag = f"--msarc-alpha {' '.join(map(str, alphas))}"
+def _check_alphas(alphas: Sequence[float], stages: int, flag: str) -> None:
+    given = f"{flag} {' '.join(map(str, alphas))}"
     if alphas and len(alphas) != stages + 1:
-        raise UserError(f"{flag}: {stages} stages and the class maps are compared; give {stages + 1} numbers")
+        raise UserError(f"{given}: {stages} stages and the class maps are compared; give {stages + 1} numbers")
     if not all(0 <= alpha < math.inf for alpha in alphas):
-        raise UserError(f"{flag}: choose numbers from 0 on")
+        raise UserError(f"{given}: choose numbers from 0 on")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from collections import Counter
@@ -48,7 +49,7 @@ def test_no_setting_of_one_method_is_read_elsewhere() -> None:
     for name, home in own_fields():
         flag = name.replace("_", "-")
         use = re.compile(
-            rf"\b(?:config|recipe)\.{name}\b|[\"']method\.{name}[\"']|--method\.{flag}(?![\w-])"
+            rf"\b(?:config|recipe)\.{name}\b|[\"']method\.{name}[\"']|--(?:method\.)?(?:no-)?{flag}(?![\w-])"
             rf"|attr\(\w+, [\"']{name}[\"']|else [\"']{name}[\"']"
         )
         found += [f"{file.relative_to(PACKAGE)}: {name}" for file, text in sources(home) if use.search(text)]
@@ -56,13 +57,20 @@ def test_no_setting_of_one_method_is_read_elsewhere() -> None:
 
 
 def test_no_class_of_one_method_is_named_elsewhere() -> None:
+    """Neither the method nor its config, nor any other class that its file or folder defines."""
     found = []
-    for method in METHODS:
-        cls = load_method(method)
-        names = [cls.__name__, type(default_config(method).method).__name__]
-        for file, text in sources(home_of(cls)):
-            found += [f"{file.relative_to(PACKAGE)}: {name}" for name in names if re.search(rf"\b{name}\b", code(text))]
+    for home in {home_of(load_method(method)) for method in METHODS}:
+        names = defined_in(home)
+        for file, text in sources(home):
+            read = code(text)
+            found += [f"{file.relative_to(PACKAGE)}: {name}" for name in names if re.search(rf"\b{name}\b", read)]
     assert found == []
+
+
+def defined_in(home: Path) -> list[str]:
+    files = home.rglob("*.py") if home.is_dir() else [home]
+    trees = (ast.parse(file.read_text(encoding="utf-8")) for file in files)
+    return [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
 
 
 def code(text: str) -> str:
