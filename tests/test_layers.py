@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,17 @@ def test_imports_go_strictly_downwards(path: Path) -> None:
     assert here in LAYERS, f"{here} has no layer"
     for other in rooms_of(imported(path)) - {here}:
         assert LAYERS[other] < LAYERS[here], f"{path.relative_to(ROOT)} imports {other}, which is not below {here}"
+
+
+def test_modules_of_a_room_import_each_other_in_no_circle() -> None:
+    """Inside functions and under TYPE_CHECKING neither."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in modules()}
+    uses: dict[str, set[str]] = {}
+    for name, path in names.items():
+        full = imported(path)
+        uses[name] = (full | {each.rpartition(".")[0] for each in full}) & (names.keys() - {name})
+    assert len(uses["dfkd_fast.models.factory"]) > 5  # edges are found
+    tuple(TopologicalSorter(uses).static_order())  # raises CycleError, which names the circle
 
 
 def test_few_modules_lie_loose() -> None:

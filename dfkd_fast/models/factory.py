@@ -18,6 +18,7 @@ from dfkd_fast.models.info import ModelInfo, Source, data_set_source
 from dfkd_fast.models.libraries import NOBODY, Order, timm_network, torchvision_network
 from dfkd_fast.models.library_values import values_of_built
 from dfkd_fast.models.own_code import build_own
+from dfkd_fast.models.shared_classifier import SharedForm, share_classifier
 from dfkd_fast.models.weights.filling import classes_in, fill
 from dfkd_fast.models.weights.header import read_header
 from dfkd_fast.models.weights.read import Weights, check_numbers, read_weights
@@ -75,8 +76,6 @@ def load_model(
     model, info = _build(order) if stored is None else _build_for(order, stored, weights_key)
     settle_answer(model, info.shape, info.num_classes, name=f"{flag} {spec}")
     if shared:
-        from dfkd_fast.models.shared_classifier import SharedForm, share_classifier  # which is made of this file's
-
         model = share_classifier(model, SharedForm.parse(shared, f"{flag} {full}"), info)
         info = replace(info, name=full)
     if stored is not None:

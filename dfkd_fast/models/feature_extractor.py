@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.models.factory import ModelInfo
+from dfkd_fast.models.info import ModelInfo
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.models.vit import TokenWindow, check_size, head_weights, is_vit, see
 from dfkd_kernels.freeze.patterns import find_classifier, find_features

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from dfkd_fast.errors import UserError
 from dfkd_fast.losses.gan import feature_distance
-from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.feature_extractor import FeatureExtractor
+from dfkd_fast.models.info import ModelInfo
 from dfkd_fast.models.teacher import FrozenNet, NetOutput, unregistered
 
 _FORM = re.compile(r"shared(\d+)(?:x(\d+))?")

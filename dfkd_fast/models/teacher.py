@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.models.factory import ModelInfo
+from dfkd_fast.models.info import ModelInfo
 from dfkd_fast.models.vit import FrozenVit, TokenWindow, check_size, is_vit
 from dfkd_kernels import Moments, freeze_teacher
 
