@@ -1,6 +1,6 @@
 """`make bench SUITE=roofline`: does the roofline give the step times that this CPU has?
 
-Calibrates the rates of each kind of kernel before and after (bench/roofline/calibrate.py), records the kernels of every
+Calibrates the rates of each kind of kernel (bench/roofline/calibrate.py), records the kernels of every
 method's steps on tensors without values, times the same steps, and compares: one line for each kind of step, and one
 with the rates, in bench/results/roofline-cpu.jsonl. Seconds are processor time of one thread. Batches are those of the
 presets for digits; of those for CIFAR 16 images. Exit status 1 if a step is not within a fifth of what was measured.
@@ -25,7 +25,7 @@ from calibrate import calibrate  # noqa: E402
 
 from dfkd_fast.benchmark.machine import machine_record  # noqa: E402
 from dfkd_fast.benchmark.methods import Target, read_target  # noqa: E402
-from dfkd_fast.benchmark.recorded_steps import Recording, record_steps  # noqa: E402
+from dfkd_fast.benchmark.recorded_steps import Recording, record  # noqa: E402
 from dfkd_fast.benchmark.step_profiler import Timings, profile_steps  # noqa: E402
 from dfkd_fast.benchmark.step_timer import TimingWindow  # noqa: E402
 from dfkd_fast.catalog import METHODS  # noqa: E402
@@ -48,14 +48,13 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=BENCH / "results" / "roofline-cpu.jsonl")
     options = parser.parse_args()
     runtime = make_runtime(device="cpu", precision=options.precision, channels_last=True, threads=1)
-    before, seen = rates(runtime), []
+    measured, seen = rates(runtime), []
     for name in options.cells:
         target = cell(name)
-        _, recording, _ = record_steps(target.config, target.info, runtime)
+        recording = record(target.config, target.info, runtime)
         _, timings = profile_steps(target.config, target.info, runtime, WINDOW)
         seen.append((target, recording, timings))
         print(f"{name}: recorded and timed", flush=True)
-    measured = mean(before, rates(runtime))
     where = machine_record(runtime)
     rows = [{"measured": measured} | where]
     card = this_cpu(measured, where["device"])
@@ -69,17 +68,6 @@ def main() -> int:
 def rates(runtime: Runtime) -> dict[str, Any]:
     """Points of this CPU in the precision of the run; what stays in float32 in it, too."""
     return calibrate("cpu", list(dict.fromkeys([torch.float32, runtime.compute_dtype])))
-
-
-def mean(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Points of two calibrations, which have the same shapes: their mean seconds."""
-
-    def middle(left: Any, right: Any) -> Any:
-        if isinstance(left, list):
-            return [middle(a, b) for a, b in zip(left, right, strict=True)]
-        return (left + right) / 2
-
-    return {key: middle(one[key], other[key]) for key in one}
 
 
 def this_cpu(measured: dict[str, Any], name: str) -> Card:

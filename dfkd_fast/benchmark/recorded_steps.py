@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-import dfkd_kernels.backend
 from dfkd_fast.benchmark.step_profiler import assemble
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.costs.flops import StepFlops, count_step_flops
@@ -31,6 +30,7 @@ from dfkd_fast.pool.pool import Pool
 from dfkd_fast.training.inner import InnerLoop
 from dfkd_fast.training.logit_cache import make_cache, settled_count
 from dfkd_fast.training.student import StudentTrainer, make_trainer
+from dfkd_kernels.backend import assumed
 
 
 @dataclass(kw_only=True)
@@ -57,23 +57,28 @@ def record_steps(
     `runtime` is one of the CPU, with the precision and memory format of the run that is meant. `backend`: whose forms
     of our operators are meant ("triton" on a card); None: those of this machine.
     """
-    recorder = Recorder()
-    with _as_by(backend), without_values(), recorder, torch.device("cpu"):
-        steps = _StepRecorder(config, info, runtime, recorder)
-        steps.record()
+    with _recorded(config, info, runtime, backend) as steps:
         kept = settled_count(config.cache_teacher_logits)
         counted = partial(count_step_flops, teacher=config.teacher, student=config.student, cached_answers=kept)
-        flops = counted(steps.method, info)
-    return steps.method, steps.made, flops
+        return steps.method, steps.made, counted(steps.method, info)
+
+
+def record(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime) -> Recording:
+    """The recording alone, with this machine's forms of our operators."""
+    with _recorded(config, info, runtime, None) as steps:
+        return steps.made
 
 
 @contextlib.contextmanager
-def _as_by(backend: str | None) -> Iterator[None]:
-    if backend is None:
-        yield
-        return
-    with dfkd_kernels.backend.assumed(backend):
-        yield
+def _recorded(
+    config: TrainConfig[Any], info: ModelInfo, runtime: Runtime, backend: str | None
+) -> Iterator[_StepRecorder]:
+    recorder = Recorder()
+    as_by = contextlib.nullcontext() if backend is None else assumed(backend)
+    with as_by, without_values(), recorder, torch.device("cpu"):
+        steps = _StepRecorder(config, info, runtime, recorder)
+        steps.record()
+        yield steps
 
 
 class _StepRecorder:

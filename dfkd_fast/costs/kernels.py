@@ -22,9 +22,17 @@ PRODUCTS = (*CONV_KINDS, "matmul")
 _MATMULS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
 _CONVS = frozenset({"convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution"})
 _KINDS: dict[str, frozenset[str]] = {
-    "batch_norm": frozenset({"native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm", "native_group_norm"}),
-    "batch_norm_grad": frozenset({"native_batch_norm_backward", "cudnn_batch_norm_backward"}),
-    "bn_act": frozenset({"bn_act_moments_forward", "bn_act_forward", "batch_moments_forward"}),
+    "batch_norm": frozenset(
+        {
+            "native_batch_norm",
+            "_native_batch_norm_legit",
+            "cudnn_batch_norm",
+            "native_group_norm",
+            "bn_act_train_forward",
+        }
+    ),
+    "batch_norm_grad": frozenset({"native_batch_norm_backward", "cudnn_batch_norm_backward", "bn_act_train_backward"}),
+    "bn_act": frozenset({"bn_act_moments_forward", "bn_act_moments_plain_forward", "batch_moments_forward"}),
     "bn_act_grad": frozenset({"bn_act_moments_backward", "batch_moments_backward"}),
     "copy": frozenset(
         {
