@@ -32,7 +32,6 @@ from released_style.baseline import Baseline  # noqa: E402
 from released_style.png_pool import PngFolder, PngPool  # noqa: E402
 from released_style.recipe import Recipe, recipe_of  # noqa: E402
 
-from dfkd_fast.benchmark.machine import machine_record  # noqa: E402
 from dfkd_fast.benchmark.methods import Target, read_target  # noqa: E402
 from dfkd_fast.benchmark.prediction import predict  # noqa: E402
 from dfkd_fast.benchmark.step_profiler import assemble  # noqa: E402
@@ -48,6 +47,7 @@ from dfkd_fast.costs.roofline import Estimate, estimate  # noqa: E402
 from dfkd_fast.costs.without_values import without_values  # noqa: E402
 from dfkd_fast.costs.work import RoundSteps, Work, recipe_work  # noqa: E402
 from dfkd_fast.device.runtime import Runtime, make_runtime  # noqa: E402
+from dfkd_fast.training.records.run_record import machine_record  # noqa: E402
 
 METHODS = ("nayer", "muse-s")
 WORKERS = 4

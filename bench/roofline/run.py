@@ -23,7 +23,6 @@ sys.path.insert(0, str(BENCH / "roofline"))
 import torch  # noqa: E402
 from calibrate import calibrate  # noqa: E402
 
-from dfkd_fast.benchmark.machine import machine_record  # noqa: E402
 from dfkd_fast.benchmark.methods import Target, read_target  # noqa: E402
 from dfkd_fast.benchmark.recorded_steps import Recording, record  # noqa: E402
 from dfkd_fast.benchmark.step_profiler import Timings, profile_steps  # noqa: E402
@@ -33,6 +32,7 @@ from dfkd_fast.costs.cards import Card, card_of, table  # noqa: E402
 from dfkd_fast.costs.recorder import Part  # noqa: E402
 from dfkd_fast.costs.roofline import estimate  # noqa: E402
 from dfkd_fast.device.runtime import Runtime, make_runtime  # noqa: E402
+from dfkd_fast.training.records.run_record import machine_record  # noqa: E402
 
 CELLS = (*(f"{method}/digits" for method in METHODS), "nayer/cifar10", "ssdkd/cifar10")
 CIFAR_BATCH = 16
