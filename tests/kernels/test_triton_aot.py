@@ -24,7 +24,9 @@ FETCH_SECONDS = 200
 DTYPES = ("float32", "float16", "bfloat16")
 # each says its dtypes in its cases' names, but for those that are float32 whatever the network's dtype
 KERNELS = tuple(
-    f"{name}_{way}" for name in ("bn_relu", "moments", "cam_margin", "kd_kl") for way in ("forward", "backward")
+    f"{name}_{way}"
+    for name in ("bn_relu", "bn_train_act", "moments", "cam_margin", "kd_kl")
+    for way in ("forward", "backward")
 )
 OTHER = "3.6" if triton.__version__.startswith("3.7") else "3.7"
 """the supported Triton that is not installed"""

@@ -18,6 +18,7 @@ from dfkd_kernels.bn_act_train.triton import (
 )
 
 from . import AotCase
+from .bn_act_moments import CORNER_SHAPES
 
 AOT_SHAPES = ((128, 64, 56, 56), (100, 19, 7, 5))
 """a wide layer, and one where nothing is a multiple of anything"""
@@ -49,10 +50,6 @@ def _passes(name: str, dtype: torch.dtype, shape: torch.Size, nhwc: bool, affine
         behind = {**flags, "HAS_ACT": not residual, "BY_Y": False, **writing.options}
         args = (dtype, dtype, dtype, dtype, *vectors[:2], *vectors[1:], 0.2, 2.0, *writing.sizes)
         yield AotCase(f"bn_train_{variant}_backward_{name}", gradient_kernel, args, behind)
-
-
-CORNER_SHAPES = ((2, 1), (6, 17), (1, 1, 3, 1), (1, 64, 2, 1), (512, 1, 1, 1), (1, 16, 4, 4), (2, 2048, 1, 1))
-"""no positions, one sample, one channel, one tile: where an integer that a launch passes is 1"""
 
 
 def corners() -> Iterator[AotCase]:
