@@ -227,7 +227,7 @@ def test_a_claim_that_is_not_kept_is_warned_of() -> None:
     ("change", "expected"),
     [
         (lambda model: None, "seen no image"),
-        (lambda model: settle(model, 1.0), "learnt nothing"),
+        (lambda model: settle(model, 1.0), "learned nothing"),
         (lambda model: model.fc.weight.data.mul_(settle(model, 1.0)), None),
         (lambda model: model.fc.weight.data.mul_(settle(model, 255.0)), "255 times as strong"),
         (lambda model: model.fc.weight.data.mul_(settle(model, 1 / 255)), "1/255 as strong"),

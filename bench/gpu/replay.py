@@ -121,9 +121,9 @@ def gradients(prefix: str, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]
 
 def state(owner: str, module: nn.Module) -> dict[str, Tensor]:
     """What of a module's state the steps write themselves, and what the optimiser writes."""
-    learnt = dict(module.named_parameters())
+    learned = dict(module.named_parameters())
     return {
-        f"{'weights' if key in learnt else 'statistics'}/{owner}/{key}": value
+        f"{'weights' if key in learned else 'statistics'}/{owner}/{key}": value
         for key, value in module.state_dict().items()
     }
 

@@ -53,11 +53,11 @@ class Baseline:
         self.student_features = FeatureHook(self.student)
         self.embeddings = torch.randn(recipe.num_classes, recipe.embedding_dim, device=self.device)
         self.map = nn.Linear(self.student_features.weight.shape[1], recipe.embedding_dim).to(self.device)
-        learnt = [*self.student.parameters(), *(self.map.parameters() if recipe.ed_weight else ())]
+        learned = [*self.student.parameters(), *(self.map.parameters() if recipe.ed_weight else ())]
         self.optimizer: torch.optim.Optimizer = (
-            torch.optim.AdamW(learnt, recipe.student_lr, weight_decay=0.01)
+            torch.optim.AdamW(learned, recipe.student_lr, weight_decay=0.01)
             if recipe.adamw
-            else torch.optim.SGD(learnt, recipe.student_lr, momentum=0.9, weight_decay=1e-4)
+            else torch.optim.SGD(learned, recipe.student_lr, momentum=0.9, weight_decay=1e-4)
         )
         self.pool = PngPool(
             folder,

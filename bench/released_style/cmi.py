@@ -54,8 +54,8 @@ class CmiBaseline(Baseline):
         count = self.recipe.synthesis_batch_size
         self.latents = torch.randn(count, self.config.latent_dim, device=self.device).requires_grad_()
         self.labels = torch.randint(self.recipe.num_classes, (count,), device=self.device)
-        learnt = [*self.generator.parameters(), self.latents]
-        self.synthesis_optimizer = torch.optim.Adam(learnt, self.recipe.generator_lr, betas=(0.5, 0.999))
+        learned = [*self.generator.parameters(), self.latents]
+        self.synthesis_optimizer = torch.optim.Adam(learned, self.recipe.generator_lr, betas=(0.5, 0.999))
         self.best_loss, self.best_images = float("inf"), None
 
     def part(self, images: Tensor) -> Tensor:

@@ -146,10 +146,10 @@ def _student_seconds(
         try:
             profiler.method.train()
             batches = [_filled(profiler, size) for size in (plan.image_size for plan in profiler.plans)]
-            watch = StepTimer(window, runtime)
-            watch.start()
-            profiler.trainer.epoch(student_epoch(profiler.method), window.total, watch.on_step)
-            return watch.spread().median, _answer_seconds(profiler, batches, window), profiler.method
+            timer = StepTimer(window, runtime)
+            timer.start()
+            profiler.trainer.epoch(student_epoch(profiler.method), window.total, timer.on_step)
+            return timer.spread().median, _answer_seconds(profiler, batches, window), profiler.method
         finally:
             profiler.close()
 

@@ -172,8 +172,8 @@ def _scaled(timings: Timings, cut: Method, full: Method, seen: StepFlops, flops:
     return replace(
         timings,
         synthesis={
-            kind: spread.times(flops.synthesis[kind] / seen.synthesis[kind])
-            for kind, spread in timings.synthesis.items()
+            kind: quantiles.times(flops.synthesis[kind] / seen.synthesis[kind])
+            for kind, quantiles in timings.synthesis.items()
         },
         round={kind: seconds * images[kind.image_size] for kind, seconds in timings.round.items()},
         student=timings.student.times(flops.student / seen.student),

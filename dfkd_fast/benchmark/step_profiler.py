@@ -96,14 +96,14 @@ class StepProfiler:
             timings.synthesis |= engine.found
         for plan in self.plans:
             self._fill_unmade(plan)
-        watch = StepTimer(window, self.runtime)
-        watch.start()
-        self.trainer.epoch(student_epoch(self.method), window.total, watch.on_step)
-        timings.student = watch.spread()
-        watches = [watch, *(each for engine in self.engines for each in engine.watches)]
-        timings.warmup = sum(each.warmup_seconds for each in watches)
-        timings.counted_seconds = sum(each.counted_seconds for each in watches)
-        timings.wall_seconds = sum(each.wall_seconds for each in watches)
+        timer = StepTimer(window, self.runtime)
+        timer.start()
+        self.trainer.epoch(student_epoch(self.method), window.total, timer.on_step)
+        timings.student = timer.spread()
+        timers = [timer, *(each for engine in self.engines for each in engine.timers)]
+        timings.warmup = sum(each.warmup_seconds for each in timers)
+        timings.counted_seconds = sum(each.counted_seconds for each in timers)
+        timings.wall_seconds = sum(each.wall_seconds for each in timers)
         timings.peak_memory_bytes = self.runtime.peak_memory_bytes()
         return timings
 
@@ -209,7 +209,7 @@ def assemble(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime) -> tup
     An encoder's class vectors are made up, of CLIP's width, and so are collected images: none is needed.
     """
     method_class = load_method(config.method_name)
-    seed_phase(config.seed, 0, 0, "rehearsal")
+    seed_phase(config.seed, 0, 0, "dry run")
     is_encoded = bool(method_class.needs.text) and config.text not in (CENTRES, *MADE_UP)
     vectors = torch.randn(info.num_classes, ENCODED_WIDTH) if is_encoded else None
     model, _ = load_model(

@@ -52,12 +52,12 @@ class Quantiles:
 
 def sample(step: Callable[[], object], window: TimingWindow, runtime: Runtime) -> Quantiles:
     """Time calls of `step`, as a phase's steps are timed."""
-    watch = StepTimer(window, runtime)
-    watch.start()
+    timer = StepTimer(window, runtime)
+    timer.start()
     for _ in range(window.total):
         step()
-        watch.on_step({}, 0)
-    return watch.spread()
+        timer.on_step({}, 0)
+    return timer.spread()
 
 
 class StepTimer:
@@ -103,7 +103,7 @@ class TimedLoop(InnerLoop):
         self.window: TimingWindow | None = None
         """times each kind of step that is not among `found`"""
         self.found: dict[SynthesisKind, Quantiles] = {}
-        self.watches: list[StepTimer] = []
+        self.timers: list[StepTimer] = []
         """of the windows"""
         self.clock: Clock | None = None
         """adds up `step_seconds`; waits for the device around each step"""
@@ -127,13 +127,13 @@ class TimedLoop(InnerLoop):
         self._stepped.add(kind)
         if self.window is None or kind in self.found:
             return super().run(1, lr_scale, variant)
-        watch = StepTimer(self.window, self.runtime)
-        self.on_step = watch.on_step
-        watch.start()
+        timer = StepTimer(self.window, self.runtime)
+        self.on_step = timer.on_step
+        timer.start()
         made = super().run(self.window.total, _within(lr_scale, steps), variant)
         self.on_step = ignore
-        self.found[kind] = watch.spread()
-        self.watches.append(watch)
+        self.found[kind] = timer.spread()
+        self.timers.append(timer)
         return made
 
     def _clocked(self, run_step: StepRunner) -> StepRunner:

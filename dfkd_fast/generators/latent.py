@@ -1,4 +1,4 @@
-"""A generator that brings its own input: latents that are learnt together with its weights."""
+"""A generator that brings its own input: latents that are learned together with its weights."""
 
 from __future__ import annotations
 

@@ -19,15 +19,15 @@ Start = Literal["fomaml", "reptile", "carry", "fresh"]
 class MetaInit(nn.Module):
     """The weights that each round of `generator` starts from.
 
-    "fomaml", "reptile": a learnt start, `weights`, that an Adam of its own moves once a round. Its gradient is the sum
+    "fomaml", "reptile": a learned start, `weights`, that an Adam of its own moves once a round. Its gradient is the sum
     of the gradients of all steps of the round (first-order MAML), or `reptile_scale` times the way from the adapted
     weights back to the start. Fang et al., AAAI 2022 (arXiv:2112.06253), as in their release. "carry": where the round
     before ended. "fresh": `generator.reset_parameters()`.
 
     A round: `begin`, then `after_step` behind each step of the inner optimiser, then `finish`. `lr` is the outer Adam's
-    learning rate, `own_lrs` those of parameters with one of their own, by name; `decay` weighs a learnt start's squares
-    over 2, which join what it minimises (MSARC, Eq. 7). All work is in place and on the device; state_dict() holds a
-    learnt start and its Adam's moments.
+    learning rate, `own_lrs` those of parameters with one of their own, by name; `decay` weighs half the sum of squares
+    of a learned start, which joins what it minimises (MSARC, Eq. 7). All work is in place and on the device;
+    state_dict() holds a learned start and its Adam's moments.
     """
 
     steps: Tensor
@@ -57,7 +57,7 @@ class MetaInit(nn.Module):
 
     @property
     def weights(self) -> LatentGenerator:
-        """The module that the next round starts from: the learnt start, or else the generator itself."""
+        """The module that the next round starts from: the learned start, or else the generator itself."""
         return self._generator[0] if self.meta_parameters is None else self.meta_parameters
 
     def reset_once(self, epoch: int, *, warmup_epochs: int, reset_epoch: int) -> None:
@@ -71,7 +71,7 @@ class MetaInit(nn.Module):
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Give the generator its weights, and forget the learnt start's gradient of the round before.
+        """Copy the start's weights into the generator, and zero the meta-gradient of the round before.
 
         Running statistics of BN stay as they are: a generator in train mode does not read them.
         """
@@ -108,7 +108,7 @@ class MetaInit(nn.Module):
 
     @torch.no_grad()
     def finish(self) -> None:
-        """One step of the outer Adam on a learnt start."""
+        """One step of the outer Adam on a learned start."""
         if self.start == "reptile":
             way_back = torch._foreach_sub(self._weights(), self._adapted())
             torch._foreach_copy_(self._gradients(), torch._foreach_mul(way_back, self.reptile_scale))
@@ -117,7 +117,7 @@ class MetaInit(nn.Module):
 
     @torch.no_grad()
     def reset_optimizer(self) -> None:
-        """Reset the outer Adam's state, as a new one would have it; the learnt start stays."""
+        """Reset the outer Adam's state, as a new one would have it; the learned start stays."""
         if self.meta_parameters is not None:
             for tensor in (*self.mean, *self.square, self.steps):
                 tensor.zero_()

@@ -74,7 +74,7 @@ class Setup(NamedTuple):
 
     teacher: FrozenNet
     student: nn.Module
-    """the student's frozen twin: shares its storage, eval, no weight gradients"""
+    """the student's frozen alias: shares its storage, eval, no weight gradients"""
     info: ModelInfo
     """what teacher and student agree on: classes, image size, mean and std"""
     label_embeddings: Tensor
@@ -125,7 +125,7 @@ class PoolPlan(NamedTuple):
     extra_bytes: int = 0
     """what the extras of one image take in the pool, where that is more than a few numbers"""
     fill_images: int = 0
-    """images that follow the warm-up's last round without steps: what a generator makes when it has learnt, real ones
+    """images that follow the warm-up's last round without steps: what a generator makes when it has learned, real ones
     """
     fill_batches: int = 0
     """batches that they come in, of which any may be smaller than `synthesis_batch_size`"""

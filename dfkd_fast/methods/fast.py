@@ -41,11 +41,11 @@ class FastConfig(MethodConfig):
     latent_lr: float = setting(1e-2, at_least=0)
     """inner Adam's learning rate for the latents (release: lr_z)"""
     start: Start = "fomaml"
-    """where a round's generator starts: learnt by fomaml (the tables) or reptile (ImageNet), carry (the released plain
+    """where a round's generator starts: learned by fomaml (the tables) or reptile (ImageNet), carry (the released plain
     `fast`: where the last round ended), or fresh
     """
     meta_lr: float | None = setting(None, at_least=0)
-    """outer Adam's learning rate of a learnt start; without it generator_lr x synthesis_steps, as released for CIFAR"""
+    """outer Adam's learning rate of a learned start; else generator_lr x synthesis_steps, as released for CIFAR"""
     meta_latent_lr: float = setting(0.0, at_least=0)
     """outer learning rate of latents that all rounds share (release: ImageNet); 0: each round draws its own"""
     meta_life: int = setting(0, at_least=0)

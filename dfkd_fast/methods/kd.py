@@ -63,7 +63,7 @@ class Kd(Method):
         assert setup.collected is not None, "KD needs collected images"
         self.collected, self.count = setup.collected, len(setup.collected.labels)
         if not (config.kd_weight or config.ce_weight):
-            raise UserError("--method.kd-weight 0: with --method.ce-weight 0 nothing is learnt; choose one above 0")
+            raise UserError("--method.kd-weight 0: with --method.ce-weight 0 nothing is learned; choose one above 0")
 
     def rounds(self, epoch: int) -> int:
         return 0

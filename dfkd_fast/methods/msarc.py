@@ -46,13 +46,13 @@ class MsarcConfig(MethodConfig):
     latent_lr: float = setting(0.015, at_least=0)
     """inner Adam's learning rate for the latents (paper: noise vector)"""
     start: Start = "fomaml"
-    """where a round's generator starts: learnt by fomaml or reptile, or without meta-learning: carry (where the last
+    """where a round's generator starts: learned by fomaml or reptile, or without meta-learning: carry (where the last
     round ended) or fresh
     """
     meta_lr: float | None = setting(None, at_least=0)
-    """outer Adam's learning rate of a learnt start; without it generator_lr x synthesis_steps, as Fast"""
+    """outer Adam's learning rate of a learned start; without it generator_lr x synthesis_steps, as Fast"""
     meta_decay: float = setting(0.0, at_least=0, formerly=0.0)
-    """weight of the learnt start's L2 penalty, sum of squares over 2 (paper: gamma of Eq. 7, whose Omega it leaves
+    """weight of the learned start's L2 penalty, sum of squares over 2 (paper: gamma of Eq. 7, whose Omega it leaves
     open)
     """
     reset_epoch: int = setting(120, at_least=0)

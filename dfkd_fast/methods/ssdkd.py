@@ -44,7 +44,7 @@ class SsdkdConfig(MethodConfig):
     latent_lr: float = setting(1.5e-2, at_least=0)
     """Adam's learning rate for the latents"""
     start: Start = "fresh"
-    """where a round's generator starts: fresh (Alg. 1 line 4), or as in Fast: learnt by fomaml or reptile, or carry"""
+    """where a round's generator starts: fresh (Alg. 1 line 4), or as in Fast: learned by fomaml or reptile, or carry"""
     reset_epoch: int = setting(0, at_least=0, formerly=0)
     """epochs after warm-up at which the start's first layers are drawn anew, as Fast; 0, or a fresh start: never"""
     diversity: bool = True

@@ -27,7 +27,7 @@ class CamPair:
     def __init__(
         self, teacher: FrozenNet, student: nn.Module, stages: int, alphas: Sequence[float] = (), alphas_flag: str = ""
     ) -> None:
-        """`student` is seen as it learns: its frozen twin, which shares its storage, will do.
+        """`student` is seen as it learns: a frozen alias, which shares its storage, will do.
 
         `alphas_flag` is what errors about `alphas` name.
         """

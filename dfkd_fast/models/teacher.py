@@ -185,13 +185,13 @@ def frozen_alias(student: nn.Module) -> nn.Module:
     Steps of the student's optimiser and updates of its BN statistics show at once, since every tensor is an alias;
     toggling requires_grad on the student itself would recompile graphs and upset data-parallel wrappers.
     """
-    twin = copy.deepcopy(student)
-    for own, shared in zip(twin.modules(), student.modules(), strict=True):
+    alias = copy.deepcopy(student)
+    for own, shared in zip(alias.modules(), student.modules(), strict=True):
         for name, parameter in shared.named_parameters(recurse=False):
             own.register_parameter(name, nn.Parameter(parameter.detach(), requires_grad=False))
         for name, buffer in shared.named_buffers(recurse=False):
             own.register_buffer(name, buffer, persistent=name not in shared._non_persistent_buffers_set)
-    return twin.eval()
+    return alias.eval()
 
 
 Names = tuple[str, ...]

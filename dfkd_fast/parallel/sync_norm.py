@@ -27,7 +27,9 @@ def convert_sync_batchnorm(module: M, global_batch: GlobalBatch, flag: str) -> M
             layer.global_batch = global_batch
         elif isinstance(layer, nn.modules.batchnorm._BatchNorm) and not isinstance(layer, _JoinedNorm):
             kind = type(layer).__name__
-            raise UserError(f"{flag}: its layer {name} is a {kind}, which --bn.scope global cannot join; choose rank")
+            raise UserError(
+                f"{flag}: its layer {name} is a {kind}, which --bn.scope global cannot synchronise; choose rank"
+            )
     return module
 
 

@@ -49,7 +49,7 @@ def make_pool(
     if config.capacity is not None:
         capacity = -(-config.capacity // runtime.shares)
     channels, height, width = image_shape
-    writes = runtime.is_main or not runtime.global_batch  # joined ranks have one pool, each the whole of it in memory
+    writes = runtime.is_main or not runtime.global_batch  # with a global batch all ranks hold the same pool, whole
     storage, why = choose_storage(
         config.storage,
         capacity * (channels * height * width + extra_bytes),

@@ -46,7 +46,7 @@ class AlternatingLoop(Loop):
     def _take(self, batch: SynthBatch, epoch: int, on_step: OnStep) -> None:
         """Put what a method hands over into its pool, once it is known to be sound."""
         taken = [engine.taken(epoch) for engine in self.engines]
-        if not any(taken):  # nothing has been learnt for it: what fills the pool
+        if not any(taken):  # nothing has been learned for it: what fills the pool
             on_step({}, len(batch.images))
         elif any(steps and engine.inner.shared for steps, engine in zip(taken, self.engines, strict=True)):
             self.runtime.average_buffers(self.method)

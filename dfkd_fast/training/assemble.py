@@ -36,7 +36,9 @@ from dfkd_fast.training.teachers.cache import cached_teacher
 def runtime_of(config: TrainConfig) -> Runtime:
     """The runtime that a run's settings ask for; raises UserError as `make_runtime` does."""
     if config.bn.scope == "global" and not load_method(config.method_name).supports.global_batch:
-        raise UserError(f"--bn.scope global: {config.method_name} cannot join the batches of its ranks; choose rank")
+        raise UserError(
+            f"--bn.scope global: {config.method_name} cannot train on one batch over all ranks; choose rank"
+        )
     return make_runtime(
         device=config.device,
         precision=config.precision,
@@ -152,8 +154,8 @@ def make_method(
     seed_phase(config.seed, 0, 0, "method")
     share = share_of_rank(config.method, runtime.shares)
     parts = config.synthesis_micro_batches
-    twin, global_batch = frozen_alias(student), runtime.global_batch if parts == 1 else MicroBatches(parts)
-    method = method_class(share, Setup(teacher, twin, teacher.info, vectors, text, collected, global_batch))
+    alias, global_batch = frozen_alias(student), runtime.global_batch if parts == 1 else MicroBatches(parts)
+    method = method_class(share, Setup(teacher, alias, teacher.info, vectors, text, collected, global_batch))
     runtime.place(method)
     give_fused_batchnorm(method, config.bn.fused, runtime, trace=False)
     method.check_run()

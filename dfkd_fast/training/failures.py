@@ -68,7 +68,7 @@ def rate_settings(learning: Sequence[str], config: MethodConfig) -> str:
     if "synthesis" in learning:
         rates = [item.name for item in fields(config) if stated_of(type(config), item.name).synthesis_rate]
         names += rates
-    if not names:  # nothing is learnt: what is not finite came in
+    if not names:  # nothing is learned: what is not finite came in
         return "--precision"
     return " or ".join(f"--method.{name.replace('_', '-')} {getattr(config, name)}" for name in names)
 

@@ -91,7 +91,7 @@ class InnerLoop:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         parts = [self._part(share, variant) for share in self.global_batch.micro_batches()]
-        made, loss, terms = parts[0] if len(parts) == 1 else _joined(parts)
+        made, loss, terms = parts[0] if len(parts) == 1 else _concatenated(parts)
         if self.runtime.global_batch:  # the batch's loss decides which images are kept, and its terms are shown
             self.runtime.average([*self._gradients(), loss, *terms.values()])
         elif self.inner.shared:
@@ -153,7 +153,7 @@ class InnerLoop:
             self.patience.count(better)
 
 
-def _joined(parts: Sequence[_Made]) -> _Made:
+def _concatenated(parts: Sequence[_Made]) -> _Made:
     """All rows, and the means of losses and terms."""
     made, losses, terms = zip(*parts, strict=True)
     means = {name: torch.stack([part[name] for part in terms]).mean() for name in terms[0]}

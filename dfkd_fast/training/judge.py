@@ -154,7 +154,7 @@ def _untrained(logits: Tensor, teacher: FrozenNet) -> Iterator[str]:
         yield "has the BatchNorm statistics of a network that has seen no image; check the weights"
     elif not spread >= _LEAST_SPREAD:
         yield (
-            f"has logits that spread by {spread:.2g} over the classes on noise, as those of a network that has learnt "
+            f"has logits that spread by {spread:.2g} over the classes on noise, as those of a network that has learned "
             "nothing; check the weights"
         )
 

@@ -61,7 +61,9 @@ def check_micro_batches(method: Method, name: str, number: int, runtime: Runtime
     if not method.supports.micro_batches:
         raise UserError(f"{flag}: {name} needs its whole batch in one step; choose 1")
     if runtime.global_batch:
-        raise UserError(f"{flag}: parts are not joined, so --bn.scope global cannot hold; choose 1, or --bn.scope rank")
+        raise UserError(
+            f"{flag}: each part has its own BN statistics, which --bn.scope global rules out; choose 1, or rank"
+        )
     if runtime.compilation != "off":  # which part it is is Python's: each would be compiled by itself
         raise UserError(f"{flag}: does not go with --compile {runtime.compilation}; choose off")
     for plan in method.pools():

@@ -69,8 +69,8 @@ class StudentSteps:
         """After its last: each rank's BN has seen its own images; one student is saved and seen by synthesis."""
         if self.runtime.global_batch:  # it has seen those of all
             return
-        side = self.method.student_head()
-        self.runtime.average_buffers(self.student, *([] if side is None else [side]))
+        head = self.method.student_head()
+        self.runtime.average_buffers(self.student, *([] if head is None else [head]))
 
     def inputs(self, count: int) -> Iterator[tuple[Any, ...]]:
         """What each of `count` steps is given from outside, on the host."""
@@ -183,10 +183,10 @@ class StudentTrainer(StudentSteps):
 
 
 def student_optimizer(
-    config: MethodConfig, student: nn.Module, side: nn.Module | None, runtime: Runtime
+    config: MethodConfig, student: nn.Module, head: nn.Module | None, runtime: Runtime
 ) -> torch.optim.Optimizer:
-    """What trains the student, and the method's side module with it."""
-    parameters: list[Tensor] = [*student.parameters(), *(side.parameters() if side is not None else ())]
+    """What trains the student, and the method's head with it."""
+    parameters: list[Tensor] = [*student.parameters(), *(head.parameters() if head is not None else ())]
     return OptimizerSpec(
         kind=config.student_optimizer,
         groups=[{"params": parameters, "lr": config.student_lr}],

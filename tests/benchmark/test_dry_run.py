@@ -145,13 +145,13 @@ def test_a_busy_machine_is_told() -> None:
 def test_processor_time_counts_what_is_computed(monkeypatch) -> None:
     """A step that sleeps as long as another computes: the wall sees both, the clock of a CPU's dry run one."""
     runtime = make_runtime(device="cpu", precision="fp32", threads=1)
-    watch = StepTimer(TimingWindow(warmup=0, samples=3, clock=idle_clock(runtime)), runtime)
-    watch.start()
+    timer = StepTimer(TimingWindow(warmup=0, samples=3, clock=idle_clock(runtime)), runtime)
+    timer.start()
     for _ in range(3):
         end = time.thread_time() + 0.02
         while time.thread_time() < end:
             pass
         time.sleep(0.05)
-        watch.on_step({}, 0)
-    assert watch.counted_seconds == pytest.approx(0.06, rel=0.2)
-    assert watch.wall_seconds > 0.2
+        timer.on_step({}, 0)
+    assert timer.counted_seconds == pytest.approx(0.06, rel=0.2)
+    assert timer.wall_seconds > 0.2

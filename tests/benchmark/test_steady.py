@@ -97,15 +97,15 @@ def test_time_of_a_student_step_does_not_depend_on_the_pool(tmp_path: Path) -> N
     info = ModelInfo(name="", num_classes=10, image_size=32, mean=(0.5,) * 3, std=(0.2,) * 3)
     sizes = ("--epochs", "3", "--batch-size", "64", "--pool.capacity", "110000", "--pool.storage", "device")
     config = load_config(default_config("nayer"), preset="digits", flags=[*FLAGS, *sizes])
-    rehearsal = StepProfiler(config, info, runtime, tmp_path)
-    pool, chunk = rehearsal.pool[32], 10_000
+    profiler = StepProfiler(config, info, runtime, tmp_path)
+    pool, chunk = profiler.pool[32], 10_000
     pixels = torch.randint(0, 256, (chunk, 32, 32, 3), dtype=torch.uint8)
     labels = torch.zeros(chunk, dtype=torch.int64)
     window = TimingWindow(warmup=2, samples=9, clock=time.process_time)
     pool.add_bytes(pixels[:100], labels[:100])
-    few = sample(rehearsal.student_step, window, runtime).median
+    few = sample(profiler.student_step, window, runtime).median
     while len(pool) < 100_000:
         pool.add_bytes(pixels, labels)
-    many = sample(rehearsal.student_step, window, runtime).median
-    rehearsal.close()
+    many = sample(profiler.student_step, window, runtime).median
+    profiler.close()
     assert 2 / 3 < many / few < 1.5

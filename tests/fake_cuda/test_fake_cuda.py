@@ -88,7 +88,7 @@ def check_bounds(name: str, run: dict[str, Any], part: str | None = None) -> Non
     """No step launches more than the table, or this part of it, allows."""
     table = json.loads(TABLE.read_text())
     if table["torch"] != torch.__version__.partition("+")[0]:
-        return  # another torch has other operators: nothing is to be learnt from how many
+        return  # another torch has other operators: nothing is to be learned from how many
     bounds = {step: row["bound"] for step, row in (table[part] if part else table)["steps"][name].items()}
     found = {step: sum(kernels.values()) for step, kernels in run["kernels"].items()}
     assert bounds.keys() == found.keys(), f"{name}: run `make bench SUITE=launches`"

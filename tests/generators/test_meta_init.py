@@ -78,7 +78,7 @@ def run(start: MetaInit, adapted: LatentGenerator, rounds: range, *, forget_befo
 
 @pytest.mark.parametrize("rule", ["fomaml", "reptile"])
 @pytest.mark.parametrize(("forget_before", "decay"), [(None, 0.0), (1, 0.0), (None, 0.3)])
-def test_a_learnt_start_equals_the_naive_version(rule: Start, forget_before: int | None, decay: float) -> None:
+def test_a_learned_start_equals_the_naive_version(rule: Start, forget_before: int | None, decay: float) -> None:
     """Float64, 1e-9, after each of three rounds; the latents, at learning rate 0, stay."""
     adapted = generator()
     start = make(adapted, rule, decay=decay)
@@ -107,7 +107,7 @@ def test_bias_correction_is_accurate_in_float32() -> None:
 
 
 @pytest.mark.parametrize("rule", ["carry", "fresh"])
-def test_starts_that_nothing_is_learnt_for(rule: Start) -> None:
+def test_starts_that_nothing_is_learned_for(rule: Start) -> None:
     """Rounds go on with the generator's own weights, or with new ones; no second set is kept or saved."""
     adapted = generator()
     start = make(adapted, rule)

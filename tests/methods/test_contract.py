@@ -189,15 +189,15 @@ def test_student_steps(run: Assembled, name: str) -> None:
     assert len(terms) == config.steps_per_epoch
     assert {"kd", "align"} & terms[0].keys()
     assert all(term.isfinite() for found in terms for term in found.values())
-    learnt = {name for name, value in run.student.named_parameters() if value.grad is not None}
-    unread = run.student.state_dict().keys() - learnt - {name for name, _ in run.student.named_buffers()}
+    learned = {name for name, value in run.student.named_parameters() if value.grad is not None}
+    unread = run.student.state_dict().keys() - learned - {name for name, _ in run.student.named_buffers()}
     assert unread <= ({"fc.weight", "fc.bias"} if "align" in terms[0] else set()), (
         "who shares a classifier needs no own"
     )
-    assert learnt <= changed(before, run.student)
+    assert learned <= changed(before, run.student)
     values = dict(run.method.named_parameters())
     for name in changed(others, run.method) & values.keys():
-        assert values[name].data_ptr() in learning, f"{name} learnt from a student step"
+        assert values[name].data_ptr() in learning, f"{name} learned from a student step"
     assert all(value.grad is None for value in values.values() if value.data_ptr() not in learning)
     assert all(value.grad is None for value in run.teacher.net.parameters())
 

@@ -37,7 +37,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
 
 @pytest.fixture
 def tiny(bench: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every cell's run in seconds: a few steps from a teacher that has learnt nothing."""
+    """Every cell's run in seconds: a few steps from a teacher that has learned nothing."""
     model, info = load_model("cnn", num_classes=10, image_size=32, mean=(0.3,) * 3, std=(0.3,) * 3)
     save_network(tmp_path / "cnn.safetensors", model, info)
     cls = bench["cells"].Cell

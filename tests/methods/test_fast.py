@@ -201,7 +201,7 @@ def test_what_happens_once_in_an_epoch_happens_in_its_first_round(make_method: C
     begin_round(method, 1)
     latents = method.start.weights.latents.clone()
     torch.manual_seed(0)
-    begin_round(method, 1, 1)  # the first round is drawn as before, and nothing is learnt in it
+    begin_round(method, 1, 1)  # the first round is drawn as before, and nothing is learned in it
     assert torch.equal(method.start.weights.latents, latents)
 
 

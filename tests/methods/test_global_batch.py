@@ -105,7 +105,7 @@ def test_goes_on_with_two_as_with_one(folder: Path) -> None:
 
 def test_a_method_that_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_method("fast"), "supports", Supports())
-    message = r"^--bn\.scope global: fast cannot join the batches of its ranks; choose rank$"
+    message = r"^--bn\.scope global: fast cannot train on one batch over all ranks; choose rank$"
     with pytest.raises(UserError, match=message):
         run("fast", tmp_path)
 

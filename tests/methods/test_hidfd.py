@@ -84,7 +84,7 @@ def step_of(method: Hidfd, turn: int) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def fill(method: Hidfd, runtime: Runtime) -> Iterator[SynthBatch]:
-    """What goes into the pool once the GAN has learnt."""
+    """What goes into the pool once the GAN has learned."""
     bind(method, runtime)
     return method.hybrid.batches()
 
@@ -138,8 +138,8 @@ def test_discriminators_terms(make: Make, teacher: nn.Module, released: bool) ->
         torch.testing.assert_close(terms[name], value, rtol=1e-9, atol=1e-9)
         if released and name in ("blend", "trans"):
             assert not terms[name].requires_grad
-    learnt = ("d_gan", "d_adc") if released else tuple(expected)
-    (ours,) = torch.autograd.grad(sum(terms[name] for name in learnt), weights)
+    learned = ("d_gan", "d_adc") if released else tuple(expected)
+    (ours,) = torch.autograd.grad(sum(terms[name] for name in learned), weights)
     assert ours.abs().max() > 0
 
 
@@ -160,7 +160,7 @@ def test_generators_terms(make: Make, teacher: nn.Module, released: bool, mean_o
     method.gan.frequency.counts.copy_(torch.tensor([1.0, 2.0, 3.0, 0.5]))
     counts = method.gan.frequency.counts.clone()
     images, terms = step_of(method, 1)
-    judged = method.gan._twin[0](images)
+    judged = method.gan._alias[0](images)
     logits = teacher(2 * images - 1 if released else normalised(images))
     shares = F.softmax(logits, 1).mean(0)
     weights = torch.ones(4) if released else counts.sum() / counts

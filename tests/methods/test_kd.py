@@ -71,7 +71,7 @@ def test_the_row_student_learns_from_labels_alone(method: Kd) -> None:
 
 
 def test_nothing_to_learn_is_refused(setup: Setup, collected: CollectedImages) -> None:
-    with pytest.raises(UserError, match=r"^--method\.kd-weight 0: with --method\.ce-weight 0 nothing is learnt"):
+    with pytest.raises(UserError, match=r"^--method\.kd-weight 0: with --method\.ce-weight 0 nothing is learned"):
         Kd(replace(CONFIG, kd_weight=0.0, ce_weight=0.0), setup._replace(collected=collected))
 
 

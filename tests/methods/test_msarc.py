@@ -209,7 +209,7 @@ def test_no_weight_of_the_teacher_asks_for_gradients(method: Msarc, setup: Setup
 
 
 def test_ablations(make_method: Callable[..., Any], setup: Setup, student: nn.Module) -> None:
-    """Each flag takes out its part: no attention module, no term and no maps, no learnt start, no adversary."""
+    """Each flag takes out its part: no attention module, no term and no maps, no learned start, no adversary."""
     whole = make_method(Msarc, CONFIG)
     assert sum(isinstance(module, SpatialAttention) for module in whole.generator.modules()) == 4
     plain = make_method(Msarc, replace(CONFIG, attention=False))

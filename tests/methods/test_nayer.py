@@ -123,8 +123,8 @@ def test_noise_is_drawn_each_round_and_only_the_noise(make_method: Callable[...,
     assert changed == {"noise.weight"}
 
 
-def test_without_re_initialisation_the_noise_is_learnt_on(make_method: Callable[..., Any], runtime: Any) -> None:
-    """The paper's ablation: the noisy layers keep what they have learnt, as the rest of the generator does."""
+def test_without_re_initialisation_the_noise_is_learned_on(make_method: Callable[..., Any], runtime: Any) -> None:
+    """The paper's ablation: the noisy layers keep what they have learned, as the rest of the generator does."""
     method = make_method(Nayer, replace(CONFIG, reset_noise=False, generator_life=0))
     rounds = Rounds(method, runtime)
     rounds.round(0, 0)

@@ -29,7 +29,7 @@ PIECES = [name for name in METHODS if name not in STEPWISE[1:]]
 """what is also run in two pieces: of the stepwise methods, which are one loop and one kind of state, the first"""
 EVEN = {"synthesis_batch_size": 24, "batch_size": 20}
 ELASTIC = ("fast", "muse", "ssdkd", "deepinversion", "cmi")
-"""a learnt start, several pools, a ring with priorities, images as parameters, a bank"""
+"""a learned start, several pools, a ring with priorities, images as parameters, a bank"""
 
 # One pair of processes makes all runs, as their start takes longer than these. Each run also in two pieces.
 EVERY_RUN = f"""

@@ -1,6 +1,6 @@
 """HiDFD's first module: a GAN on few real images, guided by the teacher (Tang et al., arXiv:2412.13525, Eqs. 1-13).
 
-Discriminator and generator step in turn. The generator sees the discriminator through a frozen twin that shares its
+Discriminator and generator step in turn. The generator sees the discriminator through a frozen alias that shares its
 weights, so that its steps cost no gradients for them.
 """
 
@@ -49,7 +49,7 @@ class TeacherGuidedGan(nn.Module):
         momentum, mean_one = config.frequency_momentum, config.reg_mean_one
         self.frequency = ClassFrequency(info.num_classes, batch_size, momentum=momentum, mean_one=mean_one)
         self.augment = Augment(info, pad=0, flip=False)
-        self._twin: tuple[nn.Module, ...] = unregistered()
+        self._alias: tuple[nn.Module, ...] = unregistered()
         self._rows = pixels if isinstance(pixels, ImageRows) else None
         self._places: Tensor | None = None
         for name, value in {
@@ -84,8 +84,8 @@ class TeacherGuidedGan(nn.Module):
 
     def shuffle(self) -> None:
         """Put the collected images in a new order."""
-        if not self._twin:  # only now do the weights lie where they stay
-            self._twin = unregistered(frozen_alias(self.discriminator))
+        if not self._alias:  # only now do the weights lie where they stay
+            self._alias = unregistered(frozen_alias(self.discriminator))
         torch.randperm(len(self.order), out=self.order)
         self.cursor.zero_()
         if self._rows is not None:
@@ -143,7 +143,7 @@ class TeacherGuidedGan(nn.Module):
         """Generated images (B, C, H, W), and L_g, the classes and L_reg of Eq. 13."""
         self.draw()
         images = self.generator(self.latents, self.labels)
-        judged = self._twin[0](images)
+        judged = self._alias[0](images)
         terms = {
             "g_gan": gan.generator_gan(judged.scores, hinge=self.config.released),
             "g_adc": gan.generator_classes(judged.classes, self.labels),

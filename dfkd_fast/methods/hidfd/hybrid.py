@@ -19,7 +19,7 @@ from dfkd_fast.pool.pool import REPEATS
 
 
 class HybridData:
-    """What fills the pool when the GAN has learnt: |D_s| generated images, then the |D_c| collected ones."""
+    """What fills the pool when the GAN has learned: |D_s| generated images, then the |D_c| collected ones."""
 
     def __init__(self, config: HidfdConfig, gan: TeacherGuidedGan) -> None:
         self.config, self._gan = config, gan

@@ -21,7 +21,7 @@ class ClassEmbedding(nn.Module):
     that learns with the student. `radii` are (inner, outer) distances (MSE), for embeddings of CLIP's scale.
 
     `rescale` brings `centres` to that scale: the smallest distance of two classes becomes `CLIP_SEPARATION`. With
-    `learnt` the centres are rescaled too, and `centres` only gives their shape and dtype: see `learn`.
+    `learned` the centres are rescaled too, and `centres` only gives their shape and dtype: see `learn`.
     Raises UserError, naming `flag`, where two classes have the same embedding and so no scale.
     """
 
@@ -36,16 +36,16 @@ class ClassEmbedding(nn.Module):
         *,
         radii: tuple[float, float],
         rescale: bool = False,
-        learnt: bool = False,
+        learned: bool = False,
         per_sample: bool = False,
         flag: str = "--text",
     ) -> None:
         super().__init__()
-        self.radii, self.learnt, self.per_sample = radii, learnt, per_sample
-        self.register_buffer("centres", centres.clone(), persistent=learnt)
-        self.register_buffer("scale", centres.new_ones(()), persistent=learnt)
-        self.register_buffer("known", torch.full((len(centres),), not learnt), persistent=learnt)
-        if rescale and not learnt:
+        self.radii, self.learned, self.per_sample = radii, learned, per_sample
+        self.register_buffer("centres", centres.clone(), persistent=learned)
+        self.register_buffer("scale", centres.new_ones(()), persistent=learned)
+        self.register_buffer("known", torch.full((len(centres),), not learned), persistent=learned)
+        if rescale and not learned:
             if not separation(centres):
                 raise UserError(f"{flag}: two classes have the same embedding; choose orthogonal or one-hot")
             self._rescale()
@@ -66,8 +66,8 @@ class ClassEmbedding(nn.Module):
         return repelling(embedded, self._of(labels), self.radii[1], per_sample=self.per_sample)
 
     def repulsion_in_teacher(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Eq. 12 of the teacher's own pooled features (B, D), the space that learnt centres lie in -> scalar."""
-        assert self.learnt, "other centres lie in another space"
+        """Eq. 12 of the teacher's own pooled features (B, D), the space that learned centres lie in -> scalar."""
+        assert self.learned, "other centres lie in another space"
         return repelling(features * self.scale, self._of(labels), self.radii[1], per_sample=self.per_sample)
 
     @torch.no_grad()

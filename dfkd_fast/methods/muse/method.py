@@ -48,15 +48,15 @@ class Muse(Method):
         super().__init__(config, setup)
         setup.teacher.window.decay = config.window_decay
         student, centres = FeatureExtractor(setup.student, window=setup.teacher.window), setup.label_embeddings
-        learnt = setup.text == CENTRES
-        if learnt:
+        learned = setup.text == CENTRES
+        if learned:
             centres = centres.new_zeros(len(centres), setup.teacher.class_weights.shape[1])
         self.embedding = ClassEmbedding(
             student.width(setup.info),
             centres,
             radii=(config.inner_radius, config.outer_radius),
             rescale={"always": True, "never": False}.get(config.rescale, setup.text not in CLIP_SCALE),
-            learnt=learnt,
+            learned=learned,
             per_sample=config.hinge_per_sample,
             flag=f"--text {setup.text}",
         )

@@ -83,7 +83,7 @@ class MuseScale(nn.Module):
         """
         _, embedding = self._shared
         passes = -(-self.info.num_classes // len(self.labels))
-        if embedding.learnt and number < passes:
+        if embedding.learned and number < passes:
             with self.inner.inference():
                 seen = self.teacher(self.augment.normalize(images), moments=False)
                 features = self.global_batch.all_gather(seen.pooled())
@@ -148,7 +148,7 @@ def round_plan(config: MuseSConfig, full_size: int) -> RoundPlan:
 
 
 def check_centres(config: MuseSConfig, text: str, first: MuseScale) -> None:
-    """Raise UserError where class centres are needed and not learnt, or not all of them before the student starts:
+    """Raise UserError where class centres are needed and not learned, or not all of them before the student starts:
     they are the features of the first images of each class, which `first` makes.
     """
     if config.aed_network == "teacher" and not config.aed_weight:

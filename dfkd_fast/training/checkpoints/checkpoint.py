@@ -155,7 +155,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path / _TENSORS}: written by dfkd-fast {table.get('program')} in format {table['version']}, in which a "
             "generator's optimiser is kept otherwise: go on with that program, or start a new run"
         )
-    if table["version"] < 2:  # what a learnt start's weights were called
+    if table["version"] < 2:  # what a learned start's weights were called
         tensors = {name.replace("/start.learnt.", "/start.meta_parameters."): value for name, value in tensors.items()}
     return Checkpoint(epoch=table["epoch"], phase=table["phase"], tensors=tensors, record=table["record"])
 

@@ -47,8 +47,8 @@ def bn_stat_loss(
             arXiv:2112.07438; NAYER, arXiv:2310.00258). A 0-dim tensor as momentum lets a captured graph switch it from
             0 to 0.9.
         unbiased: divide the batch variance by count - 1; the papers' codes use the biased one.
-        group: sum the moments over its ranks first, with one all_reduce. Every rank gets the joined batch's value, and
-            for its own x the joined batch's gradient: multiply the loss by the world size where gradients of weights
+        group: sum the moments over its ranks first, with one all_reduce. Every rank gets the global batch's value, and
+            for its own x the global batch's gradient: multiply the loss by the world size where gradients of weights
             are then averaged, as DDP does.
 
     Returns:
@@ -103,17 +103,17 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def _summed_over(group: ProcessGroup, moments: Sequence[Moments], shifts: Sequence[Tensor]) -> list[Moments]:
-    """Moments of the joined batch, about `shifts` (equal on all ranks), with one all_reduce for all layers."""
+    """Moments of the global batch, about `shifts` (equal on all ranks), with one all_reduce for all layers."""
     moved = [_about(layer, shift) for layer, shift in zip(moments, shifts, strict=True)]
     packed = torch.cat([torch.cat([layer.sum, layer.sum_sq, layer.count.reshape(1)]) for layer in moved])
     total: Tensor = _SumOverRanks.apply(packed, group)
     parts = total.split([2 * layer.sum.numel() + 1 for layer in moved])
-    joined = []
+    summed = []
     for part, layer in zip(parts, moved, strict=True):
         channels = layer.sum.numel()
         sums, sums_sq, count = part.split([channels, channels, 1])
-        joined.append(Moments(sums, sums_sq, layer.shift, count.detach()[0]))
-    return joined
+        summed.append(Moments(sums, sums_sq, layer.shift, count.detach()[0]))
+    return summed
 
 
 def _about(layer: Moments, shift: Tensor) -> Moments:

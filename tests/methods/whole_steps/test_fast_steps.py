@@ -1,6 +1,6 @@
 """Fast's whole steps in float64, from the paper (arXiv:2112.06253) and its release's description, not from the code.
 
-Two rounds, without and with the adversarial term, each from a learnt start that the outer Adam then moves; two student
+Two rounds, without and with the adversarial term, each from a learned start that the outer Adam then moves; two student
 steps. Weights, temperature and rates are written out as published for Fast-5.
 """
 
@@ -57,8 +57,8 @@ def ours(config: FastConfig) -> tuple[Trace, list[Start]]:
     rounds, starts = Rounds(method, place.runtime), []
     for epoch in range(2):
         starts.append(follow_round(rounds, epoch, 0, trace, ("generator",)))
-        learnt = method.start.weights.named_parameters()
-        trace |= {f"after {epoch} {META}{name}": value.detach().clone() for name, value in learnt}
+        learned = method.start.weights.named_parameters()
+        trace |= {f"after {epoch} {META}{name}": value.detach().clone() for name, value in learned}
     follow_student(place.trainer(method), 3, [batch_of(views(12, seed)) for seed in range(2)], trace)
     return trace, starts
 
@@ -67,18 +67,20 @@ def published(starts: list[Start], meta: str = "fomaml") -> tuple[Trace, list[fl
     """The same by hand, and the shares of images that the adversarial term counts."""
     place, trace, shares = arena(), Trace(), []
     teacher, student = state_of(place.teacher), state_of(place.student)
-    learnt = {name.removeprefix(META): v for name, v in starts[0].state.items() if name.startswith(META)}
+    learned = {name.removeprefix(META): v for name, v in starts[0].state.items() if name.startswith(META)}
     outer, pool = Adam((0.5, 0.999)), None
     for epoch, start in enumerate(starts):
-        adapted = {name: value.detach().clone().requires_grad_("running" not in name) for name, value in learnt.items()}
+        adapted = {
+            name: value.detach().clone().requires_grad_("running" not in name) for name, value in learned.items()
+        }
         adapted["latents"] = start.state["generator.latents"]  # drawn anew
         sums, pool, counted = one_round(epoch, trace, adapted, start, (teacher, student), pool)
         shares += counted
         if meta == "reptile":
-            sums = {name: 67 * (learnt[name] - adapted[name].detach()) for name in sums}
-        # the latents are no part of what is learnt
-        outer.step(learnt, sums, {name: 0.0 if name == "latents" else 5 * 3e-3 for name in sums})
-        trace |= {f"after {epoch} {META}{name}": learnt[name].detach().clone() for name in sums}
+            sums = {name: 67 * (learned[name] - adapted[name].detach()) for name in sums}
+        # the latents are no part of what is learned
+        outer.step(learned, sums, {name: 0.0 if name == "latents" else 5 * 3e-3 for name in sums})
+        trace |= {f"after {epoch} {META}{name}": learned[name].detach().clone() for name in sums}
     optimizer, rate = Sgd(momentum=0.9, decay=1e-4), cosine_lr(3, first=2, last=6, high=0.2, low=2e-4)
     for step in range(2):
         key, view = f"student 3 step {step}", views(12, step)

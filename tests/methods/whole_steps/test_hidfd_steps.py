@@ -196,25 +196,25 @@ def published(config: HidfdConfig, given: Given) -> tuple[Trace, Gan]:
 
 def student_steps(trace: Trace, student: State, teacher: State, side: State) -> None:
     """L_align; the student has no classifier of its own. A tenth of the rate from distilled epoch 150 on."""
-    learnt = student | {f"side.{name}": value for name, value in side.items()}
+    learned = student | {f"side.{name}": value for name, value in side.items()}
     for name in ("fc.weight", "fc.bias"):
-        learnt[name].requires_grad_(False)
+        learned[name].requires_grad_(False)
     optimizer = Sgd(0.9, 5e-4)
     for step in range(2):
         key, view = f"student 162 step {step}", views(12, step)
-        own, other = look(learnt, view, train=True), look(teacher, view)
+        own, other = look(learned, view, train=True), look(teacher, view)
         if not side:
             loss = apart(own.pooled, other.pooled.detach())  # Eq. 14
         else:  # SimKD's projector
             x = own.maps[2]
             for place, pad in ((0, 0), (3, 1), (6, 0)):
                 name = "side.projector.layers"
-                x = F.conv2d(x, learnt[f"{name}.{place}.weight"], padding=pad)
-                x = batch_norm(learnt, f"{name}.{place + 1}", x, train=True).clamp(min=0)
+                x = F.conv2d(x, learned[f"{name}.{place}.weight"], padding=pad)
+                x = batch_norm(learned, f"{name}.{place + 1}", x, train=True).clamp(min=0)
             loss = (x - other.maps[2].detach()).square().mean()
-        descend(trace, key, {"align": loss}, loss, learnt, optimizer, 0.005)
-        note_statistics(trace, key, {name: value for name, value in learnt.items() if name.startswith("bn")})
-        sides = {name.removeprefix("side."): value for name, value in learnt.items() if name.startswith("side.")}
+        descend(trace, key, {"align": loss}, loss, learned, optimizer, 0.005)
+        note_statistics(trace, key, {name: value for name, value in learned.items() if name.startswith("bn")})
+        sides = {name.removeprefix("side."): value for name, value in learned.items() if name.startswith("side.")}
         note_statistics(trace, f"{key} side", sides)
 
 

@@ -1,7 +1,7 @@
 """MSARC's whole steps in float64, from the paper (Scientific Reports 2024; where it is silent, Fast's release) and not
 from the code.
 
-Two rounds of the attention generator from a learnt start, without and with the adversarial term; two student steps:
+Two rounds of the attention generator from a learned start, without and with the adversarial term; two student steps:
 as the defaults read the paper, and as its equations are printed, with one kappa, the divergence on all images, Eqs. 6
 and 12 to 14.
 """
@@ -130,8 +130,8 @@ def ours(config: MsarcConfig) -> tuple[Trace, list[Start]]:
     rounds = Rounds(method, place.runtime)
     for epoch in (0, 1):
         starts.append(follow_round(rounds, epoch, 0, trace, ("generator",)))
-        learnt = method.start.weights.named_parameters()
-        trace |= {f"after {epoch} {META}{name}": value.detach().clone() for name, value in learnt}
+        learned = method.start.weights.named_parameters()
+        trace |= {f"after {epoch} {META}{name}": value.detach().clone() for name, value in learned}
     follow_student(place.trainer(method), 3, [batch_of(views(12, seed)) for seed in range(2)], trace)
     return trace, starts
 
@@ -140,15 +140,17 @@ def published(reading: Reading, starts: list[Start]) -> tuple[Trace, list[float]
     """The same by hand, and the shares of images that the adversarial term counts."""
     place, trace, shares, pool = arena(), Trace(), [], None
     teacher, student = state_of(place.teacher), state_of(place.student)
-    learnt = {name.removeprefix(META): v for name, v in starts[0].state.items() if name.startswith(META)}
+    learned = {name.removeprefix(META): v for name, v in starts[0].state.items() if name.startswith(META)}
     outer = Adam((0.5, 0.999))
     for epoch, start in enumerate(starts):
-        adapted = {name: value.detach().clone().requires_grad_("running" not in name) for name, value in learnt.items()}
+        adapted = {
+            name: value.detach().clone().requires_grad_("running" not in name) for name, value in learned.items()
+        }
         adapted["latents"] = start.state["generator.latents"]
         sums, pool, counted = one_round(epoch, trace, reading, adapted, start, (teacher, student), pool)
         shares += counted
-        outer.step(learnt, sums, {name: 0.0 if name == "latents" else 2 * 5e-3 for name in sums})  # Fast's FOMAML
-        trace |= {f"after {epoch} {META}{name}": learnt[name].detach().clone() for name in sums}
+        outer.step(learned, sums, {name: 0.0 if name == "latents" else 2 * 5e-3 for name in sums})  # Fast's FOMAML
+        trace |= {f"after {epoch} {META}{name}": learned[name].detach().clone() for name in sums}
     optimizer, rate = Sgd(0.9, 1e-4), cosine_lr(3, first=2, last=6, high=0.2, low=2e-4)
     for step in range(2):
         key, view = f"student 3 step {step}", views(12, step)

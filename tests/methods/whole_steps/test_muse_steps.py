@@ -117,17 +117,17 @@ def published(
                 pooled = look(networks[0], normalised(trace[f"{key} images"])).pooled.detach()
                 centres, scale = spread(torch.stack([pooled[start.labels == label].mean(0) for label in range(4)]))
     optimizer, rate = Adam((0.9, 0.999), decay=0.01), cosine_lr(2, first=1, last=5, high=1e-3, low=0.0)  # AdamW
-    learnt = networks[1] | {f"side.{name}": value for name, value in side.items()}
+    learned = networks[1] | {f"side.{name}": value for name, value in side.items()}
     for step, parts in enumerate(batches(sizes)):
         key, terms = f"student 2 step {step}", {"kd": torch.zeros(()).double(), "ed": torch.zeros(()).double()}
         for batch in parts:  # a mini-batch of each size: the mean over all images
             share = len(batch.images) / sum(len(other.images) for other in parts)
-            seen = look(learnt, batch.images, train=True)
+            seen = look(learned, batch.images, train=True)
             terms["kd"] = terms["kd"] + share * kl(seen.logits, look(networks[0], batch.images).logits, 20).mean()
-            distance = distance_to(centres, seen.pooled, batch.labels, learnt["side.weight"], learnt["side.bias"])
+            distance = distance_to(centres, seen.pooled, batch.labels, learned["side.weight"], learned["side.bias"])
             terms["ed"] = terms["ed"] + share * (distance - 0.015).clamp(min=0)  # Eq. 10: r_i
-        descend(trace, key, terms, terms["kd"] + 10 * terms["ed"], learnt, optimizer, rate)  # Eq. 8: alpha_ed
-        note_statistics(trace, key, learnt)
+        descend(trace, key, terms, terms["kd"] + 10 * terms["ed"], learned, optimizer, rate)  # Eq. 8: alpha_ed
+        note_statistics(trace, key, learned)
     return trace, shares
 
 
