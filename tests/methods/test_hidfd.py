@@ -382,7 +382,7 @@ def test_learning_rate_falls_in_steps() -> None:
     assert rates == pytest.approx([0.05, 0.05, 5e-3, 5e-3, 5e-4, 5e-5, 5e-5])
 
 
-@pytest.mark.parametrize("name", [name for name in presets("hidfd") if name != "digits"])
+@pytest.mark.parametrize("name", [name for name in presets("hidfd") if "digits" not in name])
 def test_an_epoch_is_one_pass(name: str) -> None:
     """Of the GAN over a tenth of the data, of the student over as many generated and as many inflated images."""
     recipe = load_config(default_config("hidfd"), preset=name).method

@@ -161,7 +161,7 @@ def test_cam_of_patch_tokens(kind: str) -> None:
 
 
 def test_teacher_and_student_look_through_one_window() -> None:
-    """The teacher draws, the student in training and its frozen twin follow; equal networks answer equally."""
+    """The teacher draws, the student in training and its frozen alias follow; equal networks answer equally."""
     runtime = make_runtime(device="cpu", precision="fp64")
     model = tiny_vit()
     frozen = FrozenNet(model, INFO, runtime)
