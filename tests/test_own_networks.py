@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from dfkd_fast.cli.eval import EvalOptions
 from dfkd_fast.cli.main import main
-from dfkd_fast.cli.teacher import InfoOptions
+from dfkd_fast.cli.teacher_info import InfoOptions
 from dfkd_fast.config.own_networks import folder_name, own_network, settled, unplaced
 from dfkd_fast.config.sources import load_run
 from dfkd_fast.config.train import TrainConfig

@@ -58,3 +58,31 @@ def test_a_modules_docstring_says_what_it_holds() -> None:
     opened = {str(file): ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) for file in files}
     clause = re.compile(r"(What|Where|Which|How|Whether|When|In which|Who)\b")
     assert [name for name, text in opened.items() if text and clause.match(text)] == []
+
+
+def test_no_module_and_no_function_is_long() -> None:
+    """Modules of both packages at most 250 lines, a paper's at most 180, functions 50 without their docstrings.
+
+    Triton kernels are excepted: one is a whole formula, that nothing can be called out of at no cost.
+    """
+    files = [*PACKAGE.rglob("*.py"), *(ROOT / "kernels" / "dfkd_kernels").rglob("*.py")]
+    long = []
+    for file in files:
+        count = len(lines_of(file))
+        if count > (180 if PACKAGE / "methods" in file.parents else 250):
+            long.append(f"{file.relative_to(ROOT)}: {count} lines")
+        functions = (node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.FunctionDef))
+        long += [f"{file.relative_to(ROOT)}: {each.name}" for each in functions if length(each) > 50]
+    assert long == []
+    assert len(files) > 200
+
+
+def length(function: ast.FunctionDef) -> int:
+    """Lines of a function without its docstring; 0 for a Triton kernel."""
+    if any("triton.jit" in ast.unparse(decorator) for decorator in function.decorator_list):
+        return 0
+    whole, first = function.end_lineno, function.body[0]
+    assert whole is not None
+    assert first.end_lineno is not None
+    documented = ast.get_docstring(function) is not None
+    return whole - function.lineno + 1 - (first.end_lineno - first.lineno + 1 if documented else 0)

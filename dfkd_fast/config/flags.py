@@ -111,8 +111,7 @@ def parse(
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            config: C = tyro.cli(schema, args=arguments, default=default, prog=prog, description=description)
-            return config
+            return tyro.cli(schema, args=arguments, default=default, prog=prog, description=description)
     except SystemExit as stop:
         if not stop.code:  # --help was asked for and printed
             raise

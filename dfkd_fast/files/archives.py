@@ -22,6 +22,7 @@ from dfkd_fast.messages.notes import printable
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_RATIO, FREE_BYTES = 300, 2**30
 """an archive may unpack to so many times its size, or to so many bytes if that is more: images hardly compress"""
+_NO_ZIP = "not a readable zip"
 _ENCRYPTED = 1  # of a zip member's flags
 _MOST_LINKS = 40  # followed one after another, as in Linux
 _DEEPEST = 64  # folders within folders
@@ -64,11 +65,9 @@ def tar_sequence(path: Path, what: str) -> list[tuple[str, InTar]]:
 
 
 def zip_tree(path: Path, what: str) -> Tree:
-    """The files of a zip archive. Raises UserError, which begins with `what`, for a damaged one, and
-    for one that would unpack to more than it can hold.
-    """
+    """The files of a zip archive. Raises UserError as `tar_tree`, and for one that claims more than it can hold."""
     tree = Tree({}, set())
-    with _opened_zip(path, what) as archive:
+    with _refused(f"{what}: {_NO_ZIP}"), zipfile.ZipFile(path) as archive:
         claimed, limit = 0, _limit(path)
         for info in archive.infolist():
             claimed += info.file_size
@@ -88,14 +87,19 @@ def zip_tree(path: Path, what: str) -> Tree:
 @contextlib.contextmanager
 def opened_tar(path: Path, what: str, words: str = "not a readable tar") -> Iterator[tarfile.TarFile]:
     """A tar for reading; whatever is wrong with it, now or while it is read, becomes a UserError."""
+    with _refused(f"{what}: {words}"), tarfile.open(path, encoding="utf-8") as tar:
+        yield tar
+
+
+@contextlib.contextmanager
+def _refused(words: str) -> Iterator[None]:
     try:
-        with tarfile.open(path, encoding="utf-8") as tar:
-            yield tar
+        yield
     except UserError:
         raise
     except Exception as error:  # damaged archives make their readers fail in any way
         reason = (str(error).partition("\n")[0] or type(error).__name__).rstrip(":")
-        raise UserError(f"{what}: {words} ({printable(reason)})") from error
+        raise UserError(f"{words} ({printable(reason)})") from error
 
 
 def tar_members(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
@@ -153,7 +157,7 @@ def read_places(source: Path, places: Sequence[Place], what: str) -> Iterator[tu
                     known = place, _read_at(tar.fileobj, place, what)
                 yield position, known[1]
     if places and isinstance(places[0], str):
-        with _opened_zip(source, what) as archive:
+        with _refused(f"{what}: {_NO_ZIP}"), zipfile.ZipFile(source) as archive:
             for position, name in enumerate(places):
                 yield position, read_zipped(archive, str(name), what)
 
@@ -174,17 +178,6 @@ def _read_at(file: Any, place: InTar, what: str) -> bytes:
     check_size(place.size, what)
     file.seek(place.offset)
     return file.read(place.size)
-
-
-@contextlib.contextmanager
-def _opened_zip(path: Path, what: str) -> Iterator[zipfile.ZipFile]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{what}: not a readable zip ({printable(error)})") from error
 
 
 def _normal(name: str) -> str:

@@ -1,12 +1,18 @@
 """One-line messages for the machine's refusals: a file that cannot be read or written, memory that is not there.
 
-The last resort of a command line, behind the errors that name a flag. Imports nothing of ours, and no torch.
+The last resort of a command line, behind the errors that name a flag. Imports no torch.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import sys
+from pathlib import Path
+
+from dfkd_fast.errors import UserError
+from dfkd_fast.messages.terminal import quoted
 
 _NO_MEMORY = (
     "can't allocate memory",  # the CPU's allocator
@@ -17,6 +23,7 @@ _NO_MEMORY = (
     "std::bad_alloc",
     "Storage size calculation overflowed",  # more bytes than 64 bits count
 )
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ASKED = re.compile(r"tried to allocate (\d+) bytes")
 
 
@@ -41,3 +48,19 @@ def refusal(error: BaseException) -> str | None:
         second = f" -> {error.filename2}" if error.filename2 is not None else ""
         return f"{error.filename}{second}: {error.strerror.lower()}"
     return None
+
+
+def disk_error(error: Exception, folder: Path, *, flag: str = "--run-dir", go_on: str | None = None) -> Exception:
+    """What the system refused, worded for the user; an error that is none of files as it is.
+
+    `folder`: of the run, or what `flag` named; `go_on`: what to do then, by default to resume the run.
+    """
+    if not isinstance(error, OSError) or error.errno is None or isinstance(error, ConnectionError | ChildProcessError):
+        return error
+    what = os.strerror(error.errno) + (f": {error.filename}" if error.filename else "")
+    if error.errno in _FULL:
+        why, mend = f"no room to write ({what})", "free space"
+    else:
+        why, mend = f"the system refused a file ({what})", "mend that"
+    then = go_on or f"--resume {quoted(folder)}"
+    return UserError(f"{flag} {folder}: {why}; the last checkpoint is whole: {mend}, then {then}")

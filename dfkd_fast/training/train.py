@@ -8,10 +8,10 @@ from pathlib import Path
 from dfkd_fast.config.sources import settle
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.device.runtime import Runtime
+from dfkd_fast.messages.refusals import disk_error
 from dfkd_fast.models.teacher import FrozenNet, lower_dtype
 from dfkd_fast.pool.build import check_pool
 from dfkd_fast.training.assemble import class_vectors, load_method, load_teacher, make_method, make_student, runtime_of
-from dfkd_fast.training.checkpoints.checkpoint import disk_error
 from dfkd_fast.training.checkpoints.identity import Likeness, content_identity
 from dfkd_fast.training.checkpoints.sources import check_sources
 from dfkd_fast.training.evaluate import evaluation_images

@@ -4,9 +4,7 @@ checked against their checksums before they are used.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from dfkd_fast import __version__
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.digests import crc_of_json, find_damage, seal
 from dfkd_fast.files.write import drop_folder, write_file, write_folder
-from dfkd_fast.messages.terminal import quoted
+from dfkd_fast.messages.refusals import disk_error
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.weights.header import read_header, sealed_header
 
@@ -191,25 +189,6 @@ def _content(file: Path) -> bytes:
     except OSError as error:
         why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise DamagedCheckpoint(f"{file}: {why}") from error
-
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def disk_error(error: Exception, folder: Path, *, flag: str = "--run-dir", go_on: str | None = None) -> Exception:
-    """What the system refused, worded for the user; an error that is none of files as it is.
-
-    `folder`: of the run, or what `flag` named; `go_on`: what to do then, by default to resume the run.
-    """
-    if not isinstance(error, OSError) or error.errno is None or isinstance(error, ConnectionError | ChildProcessError):
-        return error
-    what = os.strerror(error.errno) + (f": {error.filename}" if error.filename else "")
-    if error.errno in _FULL:
-        why, mend = f"no room to write ({what})", "free space"
-    else:
-        why, mend = f"the system refused a file ({what})", "mend that"
-    then = go_on or f"--resume {quoted(folder)}"
-    return UserError(f"{flag} {folder}: {why}; the last checkpoint is whole: {mend}, then {then}")
 
 
 def save_network(path: Path, model: nn.Module, info: ModelInfo, *, top1: float | None = None) -> None:

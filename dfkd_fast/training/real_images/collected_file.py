@@ -23,7 +23,7 @@ from dfkd_fast.files.image_rows import ImageRows
 from dfkd_fast.files.locks import Busy, lock_file
 from dfkd_fast.files.write import make_folder, placed_file, write_file
 from dfkd_fast.messages.notes import note
-from dfkd_fast.training.checkpoints.checkpoint import disk_error
+from dfkd_fast.messages.refusals import disk_error
 
 _IN_FLIGHT = 64  # decoded at once, of which each may have millions of pixels
 _PAUSE = 0.5

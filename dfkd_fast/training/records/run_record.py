@@ -49,8 +49,7 @@ def write_run_record(
     `published_weights`: which the teacher has (`ModelInfo.published`). `collected`: how many real images took part.
     `costs`: what `run_costs` found.
     """
-    seconds, counts = progress.seconds, progress.counts
-    last = progress.last_evaluation
+    seconds, counts, last = progress.seconds, progress.counts, progress.last_evaluation
     record = {
         "format": FORMAT,
         "complete": complete,

@@ -27,9 +27,10 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.files import cache, digests
 from dfkd_fast.files.locks import Busy
 from dfkd_fast.files.write import make_folder, write_file
+from dfkd_fast.messages.refusals import disk_error
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.reporting.console import ConsoleKind, make_console
-from dfkd_fast.training.checkpoints.checkpoint import disk_error, save_network
+from dfkd_fast.training.checkpoints.checkpoint import save_network
 from dfkd_fast.training.evaluate import Evaluation
 from dfkd_fast.training.interrupt import Interrupted
 from dfkd_fast.training.teachers import train as teacher
