@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from dfkd_fast.catalog import METHODS
+from dfkd_fast.config.combinations import check_together
 from dfkd_fast.config.data_sets import DATA_SETS
 from dfkd_fast.config.own_networks import check_untrained, folder_name
 from dfkd_fast.config.recipes import TeacherRecipe
@@ -60,8 +61,10 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
     imagewoof, ham10000, pathmnist, bloodmnist, pneumoniamnist, mnist, svhn; its convention and class names stand
     in for what neither flags nor file nor library say; without it the preset's
     """
-    teacher_precision: Literal["same", "bf16", "fp16"] = setting("same", formerly="same")
-    """numeric mode of the frozen teacher in a run in fp32; another than the run's changes its results"""
+    teacher_precision: Literal["same", "bf16", "fp16", "int8"] = setting("same", formerly="same")
+    """numeric mode of the frozen teacher in a run in fp32; int8: of its answers in student steps alone, on a CPU, by
+    onnxruntime (pip install dfkd-fast[int8]), in a run of any precision. Another than the run's changes its results
+    """
     cache_teacher_logits: int | Literal["auto"] = setting(0, at_least=0, formerly=0)
     """let the student see so many crops and flips of each image, answered by the teacher once and kept; 0: all of them,
     answered in each step; auto: 16, 8 or 0, as pays by a measurement before the start. Changes results
@@ -169,28 +172,12 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
                 raise UserError(
                     f"--method.student-ramp-share {share}: give it or --method.student-ramp-epochs, not both"
                 )
-        _check_together(values)
+        check_together(values)
         self.method.check()  # type: ignore[attr-defined]
         if self.train_teacher and self.teacher_weights is not None:
             raise UserError("--train-teacher: leave it out where --teacher-weights brings a trained one")
         if self.train_teacher and self.data is None:
             raise UserError("--train-teacher: needs --data with a training split")
-
-
-def _check_together(values: dict[str, Any]) -> None:
-    """Raise UserError for settings of a recipe that do not go with each other."""
-    patience, steps = values.get("method.patience", 0), values.get("method.synthesis_steps", 0)
-    if patience and values["method.keep"] != "best":
-        raise UserError(
-            f"--method.patience {patience}: no image is better than another where the last is kept "
-            f"(--method.keep {values['method.keep']}); choose 0"
-        )
-    if patience >= max(steps, 1):
-        raise UserError(
-            f"--method.patience {patience}: ends no round of {steps} steps; choose fewer than --method.synthesis-steps"
-        )
-    if values.get("method.rounds") == 0 and not (values.get("method.warmup_rounds") and values["method.warmup_epochs"]):
-        raise UserError("--method.rounds 0: makes no images; choose 1 or more, or --method.warmup-rounds and epochs")
 
 
 def check_values(config: Any) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.info import ModelInfo
+from dfkd_fast.models.int8_answers import Int8Answers, check_int8_runtime
 from dfkd_fast.models.vit import FrozenVit, TokenWindow, check_size, is_vit
 from dfkd_kernels import Moments, freeze_teacher
 
@@ -50,13 +51,16 @@ class FrozenNet:
     """
 
     def __init__(self, model: nn.Module, info: ModelInfo, runtime: Runtime, *, precision: str = "same") -> None:
-        """`precision` bf16 or fp16 computes it in that where the run itself computes in float32; same: as the run."""
+        """`precision` bf16 or fp16 computes it in that where the run itself computes in float32; same: as the run.
+        int8: as the run, but for `answer`, once `int8` has been calibrated.
+        """
         self.info, self.global_batch = info, runtime.global_batch
         self._stages = stage_ends(model)
         # torch.compile takes no new leaves: what a graph must start from is this zero
         self._anchor = torch.zeros((), device=runtime.device, requires_grad=True)
         placed = copy.deepcopy(model).to(runtime.device)
         dtype = lower_dtype(precision, runtime)
+        self.int8 = Int8Answers(model, info, runtime) if precision == "int8" else None
         shape = (info.in_chans, info.image_size, info.image_size)
         self.window = TokenWindow(runtime.device, is_led=is_vit(model))
         """where vision transformers see images that are smaller than theirs; drawn here at each call if this is one"""
@@ -86,6 +90,9 @@ class FrozenNet:
         """What a student learns from: logits, features and `maps`; with `gradients` there is a graph from the maps to
         the logits, so that Grad-CAM can ask how much each counts.
         """
+        if self.int8 is not None and self.int8.is_calibrated and not gradients:
+            assert not maps, "of answers in int8 there are logits alone"
+            return NetOutput(self.int8(view))
         if gradients:
             return self(view.detach() + self._anchor, maps=maps, moments=False)
         with torch.no_grad():
@@ -168,8 +175,13 @@ class FrozenNet:
 
 
 def lower_dtype(precision: str, runtime: Runtime) -> torch.dtype:
-    """The dtype that `--teacher-precision` asks for. Raises UserError where the run computes in no more than it."""
+    """The dtype that `--teacher-precision` asks for, of int8 that of all but answers. Raises UserError where the run
+    computes in no more than it, or cannot have it.
+    """
     if precision == "same":
+        return runtime.compute_dtype
+    if precision == "int8":
+        check_int8_runtime(runtime)
         return runtime.compute_dtype
     if runtime.precision not in ("fp32", "tf32"):
         raise UserError(

@@ -157,6 +157,8 @@ class Loop:
             tensors |= {f"priorities-{size}/{name}": value for name, value in priorities.state_dict().items()}
         for name, lasting in self._lasting_optimizers():
             tensors |= optimizer_tensors(name, lasting)
+        if (int8 := self.trainer.teacher.int8) is not None:
+            tensors |= {f"teacher_int8/{name}": value for name, value in int8.tensors().items()}
         return tensors
 
     def restore(self, checkpoint: Checkpoint) -> tuple[int, str]:
@@ -168,6 +170,8 @@ class Loop:
         load_optimizer("optimizer", self.trainer.optimizer, checkpoint.tensors)
         for name, lasting in self._lasting_optimizers():
             load_optimizer(name, lasting, checkpoint.tensors)
+        if (int8 := self.trainer.teacher.int8) is not None:
+            int8.restore(part_tensors("teacher_int8", checkpoint.tensors))
         for scaler, state in zip(self._scalers, checkpoint.record["scalers"], strict=True):
             scaler.load_state_dict(state)
         with self.runtime.main_first() if self.runtime.global_batch else nullcontext():  # one writes, the others read

@@ -24,6 +24,7 @@ from dfkd_fast.training.checkpoints.identity import Identity
 from dfkd_fast.training.checkpoints.keeping import Keeper
 from dfkd_fast.training.evaluate import agreement, deployed, deployed_name, evaluate
 from dfkd_fast.training.failures import CollapseWatch
+from dfkd_fast.training.int8_teacher import int8_figures
 from dfkd_fast.training.interrupt import StopSignals
 from dfkd_fast.training.judge import Verdict
 from dfkd_fast.training.logit_cache import LogitCache
@@ -161,6 +162,7 @@ class Run:
         teacher_top1 = self.teacher_evaluation.top1 if self.teacher_evaluation else None
         work = recipe_work(self.method, self.step_flops.round_steps, self.config.stop_after_epoch)
         costs = run_costs(work, self.step_flops, self.loop.progress, self.runtime, patience=self.config.method.patience)
+        int8 = int8_figures(self.teacher, self.test, self.runtime, batch_size=self.config.eval.batch_size)
         record = write_run_record(
             self.folder / "run.json",
             self.config,
@@ -170,7 +172,7 @@ class Run:
             published_weights=self.teacher.info.published,
             complete=complete,
             collected=0 if self.collected is None else len(self.collected),
-            costs=costs,
+            costs=costs | int8,
         )
         self.logger.close()
         if not complete:

@@ -22,6 +22,7 @@ from dfkd_fast.pool.stream import AugmentSpec
 from dfkd_fast.sampling import ByPriority, EpochShuffle, Sampler
 from dfkd_fast.training.capture import make_runner
 from dfkd_fast.training.inner import OnStep
+from dfkd_fast.training.int8_teacher import calibrate
 from dfkd_fast.training.logit_cache import EXTRA, LogitCache
 from dfkd_kernels import PrioritySampler
 
@@ -145,6 +146,10 @@ class StudentTrainer(StudentSteps):
         self.priorities = {size: tree for size, tree in opened.items() if tree is not None}
         view = AugmentSpec(info=method.info, pad=self.pad, flip=self.flip) if cache is None else cache.view
         self.views = dict.fromkeys(self.plans, view)
+
+    def begin_epoch(self, epoch: int) -> None:
+        super().begin_epoch(epoch)
+        calibrate(self.teacher, self.pool[next(iter(self.plans))])
 
     def store(self, made: SynthBatch) -> None:
         """Put what a round made into the pool of its size, with its priorities where the method has them."""

@@ -1,0 +1,23 @@
+"""Settings of a recipe that do not go with each other, though each by itself is within its limits. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dfkd_fast.errors import UserError
+
+
+def check_together(values: dict[str, Any]) -> None:
+    """Raise UserError for the first that do not; `values` are all settings by their dotted keys."""
+    patience, steps = values.get("method.patience", 0), values.get("method.synthesis_steps", 0)
+    if patience and values["method.keep"] != "best":
+        raise UserError(
+            f"--method.patience {patience}: no image is better than another where the last is kept "
+            f"(--method.keep {values['method.keep']}); choose 0"
+        )
+    if patience >= max(steps, 1):
+        raise UserError(
+            f"--method.patience {patience}: ends no round of {steps} steps; choose fewer than --method.synthesis-steps"
+        )
+    if values.get("method.rounds") == 0 and not (values.get("method.warmup_rounds") and values["method.warmup_epochs"]):
+        raise UserError("--method.rounds 0: makes no images; choose 1 or more, or --method.warmup-rounds and epochs")
