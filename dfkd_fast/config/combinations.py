@@ -10,10 +10,10 @@ from dfkd_fast.errors import UserError
 def check_together(values: dict[str, Any]) -> None:
     """Raise UserError for the first that do not; `values` are all settings by their dotted keys."""
     patience, steps = values.get("method.patience", 0), values.get("method.synthesis_steps", 0)
-    if patience and values["method.keep"] != "best":
+    if patience and values["method.select_iterate"] != "best":
         raise UserError(
             f"--method.patience {patience}: no image is better than another where the last is kept "
-            f"(--method.keep {values['method.keep']}); choose 0"
+            f"(--method.select-iterate {values['method.select_iterate']}); choose 0"
         )
     if patience >= max(steps, 1):
         raise UserError(

@@ -127,7 +127,11 @@ def test_the_last_of_several_processes_decides(others_end: int, steps: int, monk
     ("method", "flags", "reason"),
     [
         ("nayer", ["--patience", "40"], r"--method\.patience 40: ends no round of 40 steps; choose fewer"),
-        ("nayer", ["--patience", "5", "--keep", "last"], r"--method\.patience 5: no image is better .* choose 0$"),
+        (
+            "nayer",
+            ["--patience", "5", "--select-iterate", "last"],
+            r"--method\.patience 5: no image is better .* choose 0$",
+        ),
         ("hidfd", ["--patience", "5"], r"--method\.patience 5: no image is better"),
         ("nayer", ["--patience", "-1"], r"--method\.patience -1: choose 0 or more"),
     ],
@@ -143,12 +147,13 @@ def test_what_was_not_done_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> No
     """Half of the steps: half of the synthesis' FLOPs."""
     monkeypatch.setattr(run_costs, "matmul_rate", lambda _runtime: 1.0)
     kind = SynthesisKind(0, (), True)
-    work, flops = Work(student_steps=3), StepFlops(synthesis={kind: 8.0}, student=2.0, round_steps={})
-    work.synthesis_steps[kind] = 10
+    work, counted = Work(student_steps=3), StepFlops(synthesis={kind: 8.0}, student=2.0, round_steps={})
+    work.synthesis_steps[kind], flops = 10, replace(counted, done=counted)
     progress, runtime = Progress(), make_runtime(device="cpu")
     progress.seconds["synthesis"], progress.counts["generator_steps"] = 2.0, 5
     found = run_costs.run_costs(work, flops, progress, runtime, patience=3)
-    assert (found["synthesis_flops"], found["synthesis_mfu"], found["distillation_flops"]) == (40.0, 20.0, 6.0)
+    assert (found["synthesis_flops"], found["synthesis_mfu"], found["synthesis_hfu"]) == (40.0, 20.0, 20.0)
+    assert found["distillation_flops"] == 6.0
     assert run_costs.run_costs(work, flops, progress, runtime)["synthesis_flops"] == 80.0
 
 
