@@ -46,7 +46,7 @@ def freeze_teacher(
         image_shape: (C, H, W) of an image that the network takes. None: the channels of its first convolution, and
             the first of 32, 64, 128 and 224 pixels that it takes.
         moments: False makes a network for answers: it hands out no moments, and on a CPU each BatchNorm behind a
-            convolution is folded into its weights. Without gradients such a convolution, with the activation or sum
+            convolution is folded into its weights. Without gradients such a convolution, with the activation
             behind it, is one operator; logits differ by rounding. With gradients it is slower than the other form.
 
     Raises:

@@ -74,40 +74,19 @@ def convolve(
 
 
 def convolve_act(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: Geometry,
-    packed: PackedWeights,
-    residual: Tensor | None,
-    act: int,
-    slope: float,
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, packed: PackedWeights, act: int, slope: float
 ) -> Tensor | None:
-    """act(conv(x) [+ residual]) as one operator, without gradients; None where there is no such operator."""
+    """act(conv(x)) as one operator, without gradients; None where there is no such operator."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.dtype != weight.dtype or not _can(x):
         return None
     if torch.is_autocast_enabled("cpu") or x.shape[1] != weight.shape[1] * geometry[3]:
         return None
     stride, padding, dilation, groups = geometry
-    constants = (padding, stride, dilation, groups)
-    operator = torch.ops.mkldnn._convolution_pointwise
-    if residual is None:
-        name = ("leaky_relu", [slope], None) if act == reference.LEAKY_RELU else _NAMES[act]
-        y: Tensor = operator(x, packed.of("forward", x, weight, geometry), bias, *constants, *name)
-        return y
-    fits = residual.dtype == x.dtype and residual.is_contiguous(memory_format=torch.channels_last)
-    if act not in (reference.NONE, reference.RELU) or not fits or residual.shape != _shape(x, weight, geometry):
-        return None
-    relu: tuple[str | None, list[float], None] = ("relu" if act == reference.RELU else None, [], None)
-    pair = (x, residual, packed.of("forward", x, weight, geometry), bias)
-    total: Tensor = operator.binary(*pair, *constants, "add", None, *relu)
-    return total
-
-
-def _shape(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, ...]:
-    """Of the convolution's output."""
-    sides = zip(x.shape[2:], weight.shape[2:], *geometry[:3], strict=True)
-    return (x.shape[0], weight.shape[0], *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides))
+    name = ("leaky_relu", [slope], None) if act == reference.LEAKY_RELU else _NAMES[act]
+    y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        x, packed.of("forward", x, weight, geometry), bias, padding, stride, dilation, groups, *name
+    )
+    return y
 
 
 def _pays(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
