@@ -220,7 +220,7 @@ def assemble(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime) -> tup
     student = make_student(config, info, runtime)
     calibrate_batchnorm(model, info)
     calibrate_batchnorm(student, info)
-    teacher = FrozenNet(model, info, runtime, precision=config.teacher_precision)
+    teacher = FrozenNet(model, info, runtime, precision=config.teacher_precision, folded=config.fold_teacher)
     collected = CollectedImages.noise(info) if method_class.needs.real_images else None
     return make_method(config, method_class, teacher, student, runtime, collected, vectors=vectors), teacher, student
 

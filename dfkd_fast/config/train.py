@@ -65,14 +65,15 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
     """numeric mode of the frozen teacher in a run in fp32; int8: of its answers in student steps alone, on a CPU, by
     onnxruntime (pip install dfkd-fast[int8]), in a run of any precision. Another than the run's changes its results
     """
+    fold_teacher: bool = setting(False, formerly=False)
+    """on a CPU, answer students with the teacher's BatchNorms folded into its weights; changes results by rounding"""
     cache_teacher_logits: int | Literal["auto"] = setting(0, at_least=0, formerly=0)
     """let the student see so many crops and flips of each image, answered by the teacher once and kept; 0: all of them,
     answered in each step; auto: 16, 8 or 0, as pays by a measurement before the start. Changes results
     """
     synthesis_micro_batches: int = setting(1, at_least=1, formerly=1)
     """parts that a synthesis batch is computed in, one after another, to save memory; batch statistics are each
-    part's own, which changes results
-    """
+    part's own, which changes results"""
     train_teacher: bool = False
     """first train the teacher on the training split of --data, by [teacher_recipe]; kept for the next run"""
     teacher_recipe: TeacherRecipe = field(default_factory=TeacherRecipe)

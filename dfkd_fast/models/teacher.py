@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
+from dfkd_fast.models.frozen_forms import check_foldable, lower_dtype
 from dfkd_fast.models.info import ModelInfo
-from dfkd_fast.models.int8_answers import Int8Answers, check_int8_runtime
+from dfkd_fast.models.int8_answers import Int8Answers
 from dfkd_fast.models.vit import FrozenVit, TokenWindow, check_size, is_vit
-from dfkd_kernels import Moments, freeze_teacher
+from dfkd_kernels import FrozenTeacher, Moments, freeze_teacher
 
 _NO_MAPS: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -50,9 +51,14 @@ class FrozenNet:
     neither saves nor trains it.
     """
 
-    def __init__(self, model: nn.Module, info: ModelInfo, runtime: Runtime, *, precision: str = "same") -> None:
+    def __init__(
+        self, model: nn.Module, info: ModelInfo, runtime: Runtime, *, precision: str = "same", folded: bool = False
+    ) -> None:
         """`precision` bf16 or fp16 computes it in that where the run itself computes in float32; same: as the run.
         int8: as the run, but for `answer`, once `int8` has been calibrated.
+
+        With `folded`, answers without gradients come from a second copy, whose BatchNorms are folded into its
+        convolutions. Raises UserError where there is nothing to fold, or no CPU, where alone it gains.
         """
         self.info, self.global_batch = info, runtime.global_batch
         self._stages = stage_ends(model)
@@ -69,6 +75,12 @@ class FrozenNet:
             if is_vit(model)
             else freeze_teacher(placed, dtype=dtype, channels_last=runtime.channels_last, image_shape=shape)
         )
+        self._answering = self.net
+        if folded:
+            check_foldable(info.name, runtime, has_norms=bool(getattr(self.net, "targets", ())))
+            self._answering = freeze_teacher(
+                placed, dtype=dtype, channels_last=runtime.channels_last, image_shape=shape, moments=False
+            )
         path = getattr(self.net, "classifier", None)  # no other kind of frozen network has one to share
         self._classifier = None if path is None else model.get_submodule(path)
 
@@ -76,14 +88,17 @@ class FrozenNet:
         """Views (B, C, H, W), normalised -> NetOutput. `moments=False` skips the statistics (the student phase needs
         none). `maps`: modules whose outputs to hand out, `layer1:input` for what a module reads.
         """
-        if isinstance(self.net, FrozenVit):
-            self.net.prepare(maps=maps)
-            tokens = self.net(view)
+        return self._run(self.net, view, maps, moments)
+
+    def _run(self, net: FrozenVit | FrozenTeacher, view: Tensor, maps: Sequence[str], moments: bool) -> NetOutput:
+        if isinstance(net, FrozenVit):
+            net.prepare(maps=maps)
+            tokens = net(view)
             return NetOutput(tokens.logits, tokens.features, embedding=tokens.embedding)
         if maps:
-            logits, features, found, named = self.net(view, maps=tuple(maps), moments=moments)
+            logits, features, found, named = net(view, maps=tuple(maps), moments=moments)
             return NetOutput(logits, features, named, self.global_batch.moments(found))
-        logits, features, found = self.net(view, moments=moments)
+        logits, features, found = net(view, moments=moments)
         return NetOutput(logits, features, _NO_MAPS, self.global_batch.moments(found))
 
     def answer(self, view: Tensor, *, maps: Sequence[str] = (), gradients: bool = False) -> NetOutput:
@@ -96,12 +111,13 @@ class FrozenNet:
         if gradients:
             return self(view.detach() + self._anchor, maps=maps, moments=False)
         with torch.no_grad():
-            return self(view, maps=maps, moments=False)
+            return self._run(self._answering, view, maps, moments=False)
 
     def prepare(self, maps: Sequence[str]) -> None:
         """Get ready to hand out these maps: a call does so by itself, except in a step that is compiled."""
         for moments in (True, False):
             self.net.prepare(maps=tuple(maps), moments=moments)
+        self._answering.prepare(maps=tuple(maps), moments=False)
 
     def stage_maps(self, count: int) -> tuple[str, ...]:
         """Names for `maps` of the ends of the first stages, `count` of them or as many as there are. Raises UserError
@@ -116,6 +132,7 @@ class FrozenNet:
         for name in names:
             try:
                 self.net.prepare(maps=(name,))
+                self._answering.prepare(maps=(name,))
             except ValueError:  # fusion has taken it away
                 continue
             return name
@@ -128,7 +145,7 @@ class FrozenNet:
 
     def logits(self, view: Tensor) -> Tensor:
         """Logits (B, K) alone, for evaluation."""
-        return self(view, moments=False).logits
+        return self._run(self._answering, view, (), moments=False).logits
 
     @property
     def unmatched(self) -> list[str]:
@@ -172,23 +189,6 @@ class FrozenNet:
     def norm_inputs(self) -> tuple[str, ...]:
         """Names for `maps` of the input of each BatchNorm layer."""
         return self.net.norm_inputs
-
-
-def lower_dtype(precision: str, runtime: Runtime) -> torch.dtype:
-    """The dtype that `--teacher-precision` asks for, of int8 that of all but answers. Raises UserError where the run
-    computes in no more than it, or cannot have it.
-    """
-    if precision == "same":
-        return runtime.compute_dtype
-    if precision == "int8":
-        check_int8_runtime(runtime)
-        return runtime.compute_dtype
-    if runtime.precision not in ("fp32", "tf32"):
-        raise UserError(
-            f"--teacher-precision {precision}: the run computes in {runtime.precision}, and the teacher as it does; "
-            "choose same, or --precision fp32"
-        )
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def frozen_alias(student: nn.Module) -> nn.Module:

@@ -74,7 +74,7 @@ def _train(config: TrainConfig, runtime: Runtime, resumed: Resumed | None, liken
         collected = load_collected(config, method_class, info)
         vectors = class_vectors(config, method_class, info.num_classes, info.class_names)
         likeness.check(content_identity(config, model, info, vectors, collected))
-        teacher = FrozenNet(model, info, runtime, precision=config.teacher_precision)
+        teacher = FrozenNet(model, info, runtime, precision=config.teacher_precision, folded=config.fold_teacher)
         check_frozen(teacher, runtime)
         student = make_student(config, info, runtime)
         real = rank_part(collected, info, runtime)
