@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,8 +23,13 @@ from statistics_loss import (
 from timing import Race, Variants
 from torch import Tensor, nn
 
+from dfkd_kernels import freeze_teacher
+
 OURS, HOOKS, COMPILED, WITHOUT = "ours", "hooks", "compiled", "without"
 """`freeze_teacher`; NVlabs' hooks; `torch.compile` with var_mean in the graph; the network without the loss"""
+
+PLAIN, FROZEN, FOLDED = "plain", "frozen", "folded"
+"""for logits without gradients: the network; `freeze_teacher`; `freeze_teacher(moments=False)`"""
 
 LEAST_TURNS, MOST_TURNS = 5, 15
 
@@ -80,25 +86,54 @@ def variants_of(network: nn.Module, images: Tensor, compiled: bool) -> Variants:
     return {way: input_gradient(run, images) for way, run in networks.items()}
 
 
+def answer_variants(network: nn.Module, images: Tensor) -> Variants:
+    """Logits without gradients: the network itself, frozen, and frozen for answers."""
+    networks = {
+        PLAIN: network,
+        FROZEN: freeze_teacher(network),
+        FOLDED: freeze_teacher(network, moments=False),
+    }
+
+    def run(made: nn.Module, **kwargs: Any) -> Callable[[], object]:
+        def step() -> object:
+            with torch.no_grad():
+                return made(images, **kwargs)
+
+        return step
+
+    return {way: run(made, **({"moments": False} if way == FROZEN else {})) for way, made in networks.items()}
+
+
+def answers(name: str, dtype: str, *, seconds: float) -> dict[str, Any]:
+    """Medians, samples and ratios of logits alone."""
+    network, images = prepared(name, dtype)
+    return _timed(answer_variants(network, images), seconds, FOLDED) | {"shape": list(images.shape)}
+
+
 def race(name: str, dtype: str, *, compiled: bool, seconds: float) -> dict[str, Any]:
     """Medians, samples and ratios; `seconds` is the time to spend, warm-up apart."""
     network, images = prepared(name, dtype)
-    run = Race(variants_of(network, images, compiled), torch.device("cpu"), inner=1)
+    found = _timed(variants_of(network, images, compiled), seconds, OURS)
+    ratios = found["ratios"]
+    ratios[f"{OURS} / {WITHOUT}"] = 1 / ratios.pop(f"{WITHOUT} / {OURS}")
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    return {"shape": list(images.shape), "batchnorms": norms, **found}
+
+
+def _timed(variants: Variants, seconds: float, ours: str) -> dict[str, Any]:
+    """By turns, for about so many seconds; ratios are medians over turns."""
+    run = Race(variants, torch.device("cpu"), inner=1)
     turns = max(LEAST_TURNS, min(MOST_TURNS, int(seconds / run.warm_up(2))))
     for _ in range(turns):
         run.round()
     samples = run.seconds
-    ratios = {
-        f"{way} / {OURS}": statistics.median(theirs / ours for theirs, ours in zip(taken, samples[OURS], strict=True))
-        for way, taken in samples.items()
-        if way != OURS
-    }
-    ratios[f"{OURS} / {WITHOUT}"] = 1 / ratios.pop(f"{WITHOUT} / {OURS}")
     return {
-        "shape": list(images.shape),
-        "batchnorms": sum(isinstance(module, nn.BatchNorm2d) for module in network.modules()),
         "seconds": {way: statistics.median(taken) for way, taken in samples.items()},
-        "ratios": ratios,
+        "ratios": {
+            f"{way} / {ours}": statistics.median(other / own for other, own in zip(taken, samples[ours], strict=True))
+            for way, taken in samples.items()
+            if way != ours
+        },
         "samples": samples,
     }
 

@@ -6,7 +6,11 @@ bench/results/frozen-networks-cpu.jsonl; what has one is left out, so a run that
 
 Compiling takes minutes a network, and is a pass of its own: `run.py --compile` fills Inductor's cache below
 build/frozen-networks, one network after the other, as long as it is left to. A race takes the compiled form where it is
-in that cache; lines without it are measured anew once it is. `run.py --table` prints table and shortfalls alone.
+in that cache; lines without it are measured anew once it is. `run.py --table` prints table and shortfalls alone,
+`--docs` writes them into docs/performance.md.
+
+`run.py --answers` compares logits without gradients: the network, frozen, and frozen for answers with its BatchNorms
+folded; lines go to bench/results/frozen-answers-cpu.jsonl.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ from typing import Any
 
 BENCH = Path(__file__).resolve().parents[1]
 RESULTS = BENCH / "results" / "frozen-networks-cpu.jsonl"
+ANSWERS = RESULTS.with_name("frozen-answers-cpu.jsonl")
+DOCUMENT = BENCH.parent / "docs" / "performance.md"
 CACHE = BENCH.parent / "build" / "frozen-networks"
 COMPILED = "compiled.jsonl"
 sys.path[:0] = [str(BENCH / "frozen"), str(BENCH / "kernels")]
@@ -43,9 +49,17 @@ def main() -> None:
     for name in [name for name in options.networks if why_not(name)]:
         print(f"{name}: left out, {why_not(name)}")
         keys = [key for key in keys if key[0] != name]
+    if options.answers:
+        results = ANSWERS if options.results == RESULTS else options.results
+
+        def answer(name: str, dtype: str) -> dict[str, Any]:
+            return _answers(name, dtype, options.seconds)
+
+        _each(keys, results, answer, lambda key, line: options.again or _is_due(line, compiled=False))
+        return
     if options.compile:
         _each(keys, options.cache / COMPILED, _compile, lambda key, line: line is None)
-    elif not options.table:
+    elif not (options.table or options.docs):
         ready = {key for key, line in table.read(options.cache / COMPILED).items() if "error" not in line}
 
         def work(name: str, dtype: str) -> dict[str, Any]:
@@ -54,6 +68,8 @@ def main() -> None:
         _each(keys, options.results, work, lambda key, line: options.again or _is_due(line, key in ready))
     lines = table.read(options.results)
     measured = [lines[key] for key in keys if key in lines and "error" not in lines[key]]
+    if options.docs:
+        DOCUMENT.write_text(table.document(DOCUMENT.read_text(encoding="utf-8"), measured), encoding="utf-8")
     print(table.markdown(measured))
     print("\n".join(table.summary(measured)))
     print("\n".join(table.shortfalls(measured)) or "nothing falls short")
@@ -64,7 +80,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("networks", nargs="*", help="default: all")
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     parser.add_argument("--compile", action="store_true", help="fill the cache of compiled forms, measure nothing")
+    parser.add_argument("--answers", action="store_true", help="measure logits without gradients instead")
     parser.add_argument("--table", action="store_true", help="print what is there, measure nothing")
+    parser.add_argument("--docs", action="store_true", help="the same, and write it into docs/performance.md")
     parser.add_argument("--again", action="store_true", help="measure what has a line, too")
     parser.add_argument("--seconds", type=float, default=10.0, help="time for each race, warm-up apart")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -130,13 +148,22 @@ def _compile(name: str, dtype: str) -> dict[str, Any]:
 def _race(name: str, dtype: str, compiled: bool, seconds: float) -> dict[str, Any]:
     from race import race
 
+    return {**race(name, dtype, compiled=compiled, seconds=seconds), **_machine()}
+
+
+def _answers(name: str, dtype: str, seconds: float) -> dict[str, Any]:
+    from race import answers
+
+    return {**answers(name, dtype, seconds=seconds), **_machine()}
+
+
+def _machine() -> dict[str, Any]:
     from dfkd_fast.device.runtime import make_runtime
     from dfkd_fast.training.records.run_record import machine_record
 
-    found = race(name, dtype, compiled=compiled, seconds=seconds)
     where = machine_record(make_runtime(device="cpu", channels_last=True, threads=1))
     where.pop("precision")
-    return {**found, **where}
+    return where
 
 
 if __name__ == "__main__":

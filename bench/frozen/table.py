@@ -33,17 +33,38 @@ def best_baseline(line: Line) -> float:
 
 
 def markdown(lines: Iterable[Line]) -> str:
-    """A row for each network and dtype."""
-    rows = [
-        "| network | BatchNorms | | hooks / ours | compiled / ours | ours / without the loss |",
-        "|---|---|---|---|---|---|",
-    ]
+    """A row for each network, fp32 and bf16 beside each other; "-" is not measured."""
+    by_network: dict[str, dict[str, Line]] = {}
     for line in lines:
-        ratios = line["ratios"]
-        compiled = f"{ratios['compiled / ours']:.2f}" if "compiled / ours" in ratios else "not compiled"
-        hooks, cost = f"{ratios['hooks / ours']:.2f}", f"{ratios['ours / without']:.2f}"
-        rows.append(f"| {line['network']} | {line['batchnorms']} | {line['dtype']} | {hooks} | {compiled} | {cost} |")
+        by_network.setdefault(line["network"], {})[line["dtype"]] = line
+    dtypes = ("fp32", "bf16")
+    ratios = ("hooks / ours", "compiled / ours", "ours / without")
+    rows = [
+        f"| network | BatchNorms | {' | '.join(f'{ratio}, {dtype}' for ratio in ratios for dtype in dtypes)} |",
+        "|---" * (2 + len(ratios) * len(dtypes)) + "|",
+    ]
+    for network, found in by_network.items():
+        count = next(iter(found.values()))["batchnorms"]
+        cells = [_cell(found.get(dtype), ratio) for ratio in ratios for dtype in dtypes]
+        rows.append(f"| {network} | {count} | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _cell(line: Line | None, ratio: str) -> str:
+    return f"{line['ratios'][ratio]:.2f}" if line and ratio in line["ratios"] else "-"
+
+
+BEGIN, END = "<!-- frozen networks: bench/frozen/run.py --docs writes this -->", "<!-- end of frozen networks -->"
+
+
+def document(page: str, lines: list[Line]) -> str:
+    """The page with table, summary and shortfalls of these lines between its two marks."""
+    head, _, rest = page.partition(BEGIN)
+    _, mark, tail = rest.partition(END)
+    assert mark, "the page lacks its marks"
+    short = [f"- {text}" for text in shortfalls(lines)] or ["- nothing"]
+    parts = [BEGIN, markdown(lines), "", *(f"- {text}" for text in summary(lines)), "", "What falls short:", "", *short]
+    return head + "\n".join([*parts, END]) + tail
 
 
 def shortfalls(lines: Iterable[Line]) -> list[str]:
@@ -72,10 +93,11 @@ def summary(lines: Iterable[Line]) -> list[str]:
     texts = []
     for dtype, rows in by_dtype.items():
         costs = [row["ratios"]["ours / without"] for row in rows]
-        compiled = sum("compiled / ours" in row["ratios"] for row in rows)
-        fast = sum(best_baseline(row) >= 1 for row in rows)
+        compiled = [row for row in rows if "compiled / ours" in row["ratios"]]
+        fast = sum(best_baseline(row) >= 1 for row in compiled)
         texts.append(
-            f"{dtype}: {len(rows)} networks, {compiled} of them compiled; {fast} as fast as the best baseline; "
-            f"ours / without the loss {statistics.median(costs):.2f} in the median, {max(costs):.2f} at worst"
+            f"{dtype}: {len(rows)} networks, {len(compiled)} of them compiled; of these ours is as fast as the best "
+            f"baseline on {fast}; ours / without the loss {statistics.median(costs):.2f} in the median, "
+            f"{max(costs):.2f} at worst"
         )
     return texts

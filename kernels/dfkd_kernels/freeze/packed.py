@@ -40,7 +40,7 @@ class PackedWeights:
     """The packed forms of one layer's constant weights, made when they are first used."""
 
     def __init__(self) -> None:
-        self._by_way: dict[str, Tensor] = {}
+        self._by_way: dict[str, tuple[torch.Size, Tensor]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeights:
         return PackedWeights()
@@ -50,13 +50,18 @@ class PackedWeights:
         return PackedWeights, ()
 
     def of(self, way: str, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-        """`weight` (D, C / groups, k, l) laid out for inputs of about x's shape; an opaque tensor."""
-        if way not in self._by_way:
+        """`weight` (D, C / groups, k, l) laid out for inputs of x's shape, an opaque tensor.
+
+        It is made anew when the shape changes, by which oneDNN chooses the layout; torch does that at every call.
+        """
+        shape, packed = self._by_way.get(way, (None, weight))
+        if shape != x.shape:
             stride, padding, dilation, groups = geometry
-            self._by_way[way] = torch.ops.mkldnn._reorder_convolution_weight(
+            packed = torch.ops.mkldnn._reorder_convolution_weight(
                 weight.detach(), padding, stride, dilation, groups, list(x.shape)
             )
-        return self._by_way[way]
+            self._by_way[way] = x.shape, packed
+        return packed
 
 
 def convolve(
