@@ -1,4 +1,4 @@
-"""`make bench SUITE=dry-run`: does `--dry-run` foretell what a run then takes?
+"""`make bench SUITE=dry-run`: does `--dry-run` predict what a run then takes?
 
 Runs `dfkd-fast train ... --dry-run` and the run itself, one after the other, each in a process of its own, and compares
 the seconds of both phases: on a CPU processor time of the thread that runs the steps, which is what an idle machine
@@ -35,7 +35,7 @@ MOST_SLOWER = 1.1
 """seconds by the wall to processor seconds of a run that had its core to itself"""
 
 
-def foretell(arguments: Sequence[str]) -> dict[str, Any]:
+def predict(arguments: Sequence[str]) -> dict[str, Any]:
     """What `--dry-run` projects, and where."""
     from dfkd_fast.benchmark.dry_run import dry_run
     from dfkd_fast.cli.train import read_arguments
@@ -85,7 +85,7 @@ def check(arguments: Sequence[str], results: Path) -> bool:
     """Foretell, run, compare; appends the line and says whether they are near enough to each other."""
     before = os.getloadavg()[0]
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        projected = pool.apply(foretell, (arguments,))
+        projected = pool.apply(predict, (arguments,))
     with tempfile.TemporaryDirectory(prefix="dfkd-fast-") as folder:
         spent = spend(arguments, Path(folder))
     line = compare(arguments, projected, spent)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend. The command line prints its text and exits with status 2, without a
+    """A mistake that the user can fix. The command line prints its text and exits with status 2, without a
     traceback.
     """
 

@@ -302,7 +302,7 @@ def test_teacher_train_stops_and_resumes(
     status, error = run([*command, "--resume"], capsys)
     assert (status, error) == (
         2,
-        f"dfkd-fast: --resume: no training of {out} to go on with ({state} is not there); leave it out\n",
+        f"dfkd-fast: --resume: no training of {out} to resume ({state} is not there); leave it out\n",
     )
     step, left = teacher_module._Trainer.step, iter(range(7))
 
@@ -317,7 +317,7 @@ def test_teacher_train_stops_and_resumes(
     assert (status, error) == (130, "dfkd-fast: stopped by SIGINT; to go on: the same command with --resume\n")
     assert not out.exists()
     words = (
-        f"dfkd-fast: --out {out}: a training was stopped there after epoch 1; go on with --resume, or delete {state}\n"
+        f"dfkd-fast: --out {out}: a training was stopped there after epoch 1; resume with --resume, or delete {state}\n"
     )
     assert run(command, capsys) == (2, words)
     status, error = run([*command, "--resume", "--lr", "0.3"], capsys)

@@ -1,4 +1,4 @@
-"""What kernels of each kind take on the card: its entry in the table of rates, by which `--on` predicts.
+"""Rates of kernels of each kind on the card: its entry in the table by which `--on` predicts.
 
 Writes the table with the card's own rates to OUT_DIR/cards.toml, and over the checkout's. A rehearsal on a CPU writes
 the first alone, a few points as those of an L4.

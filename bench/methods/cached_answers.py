@@ -98,7 +98,7 @@ def equal_time(cells: Sequence[AnswersCell], cache: Path) -> list[AnswersCell]:
 
 def steps_in_equal_time(times: AnswerTimes, count: int) -> int:
     """Student steps with `count` answers, the answers included, that take as long as the recipe's without."""
-    return int((times.steps * times.step - times.spent(count)) / times.kept_step)
+    return int((times.steps * times.step - times.spent(count)) / times.cached_step)
 
 
 def _measured(cell: AnswersCell) -> AnswerTimes:
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str]) -> int:
         first = same_steps(options, more, seed)
         cells += [*first, *equal_time(first, options.cache)]
     if options.dry_run:
-        return _foretell(cells)
+        return _predict(cells)
     runner = Runner(options.cache, options.results, jobs=options.jobs)
     try:
         complete = runner.run(cells)
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if complete else 1
 
 
-def _foretell(cells: Sequence[AnswersCell]) -> int:
+def _predict(cells: Sequence[AnswersCell]) -> int:
     """Processor hours of each kind of run, evaluation and checkpoints apart, and of all."""
     hours: dict[str, float] = {}
     for cell in cells:

@@ -1,4 +1,4 @@
-"""What kernels of each kind take on this machine's device: points of a roofline (dfkd_fast/costs/cards.py).
+"""Rates of kernels of each kind on this machine's device: points of a roofline (dfkd_fast/costs/cards.py).
 
 Representative operators at a few sizes, of shapes that no method has in particular. On a CPU seconds are processor
 time of one thread, the median of calls; on a GPU a CUDA graph of some calls is replayed, so that the host is not in it.

@@ -39,8 +39,8 @@ class AnswerTimes:
 
     step: float
     """of a student step that the teacher answers"""
-    kept_step: float
-    """of one that reads kept answers"""
+    cached_step: float
+    """of one that reads cached answers"""
     answer: float
     """of the teacher's answer to one view of one image"""
     steps: int
@@ -54,7 +54,7 @@ class AnswerTimes:
 
     def saved(self, count: int) -> float:
         """In all, what is spent taken off; negative where it does not pay."""
-        return self.steps * (self.step - self.kept_step) - self.spent(count)
+        return self.steps * (self.step - self.cached_step) - self.spent(count)
 
     def choose(self, possible: int) -> int:
         """The first of `COUNTS` that pays, or all views where there are fewer; 0 for none."""
@@ -67,15 +67,15 @@ class AnswerTimes:
     def line(self, count: int, unit: str, devices: int) -> str:
         """What `count` answers save."""
         saved, whole = (devices * seconds / 3600 for seconds in (self.saved(count), self.steps * self.step))
-        steps = f"student step {1e3 * self.step:,.1f} -> {1e3 * self.kept_step:,.1f} ms"
+        steps = f"student step {1e3 * self.step:,.1f} -> {1e3 * self.cached_step:,.1f} ms"
         return f"{saved:,.3g} of {whole:,.3g} {unit} of student steps ({steps}); it changes results"
 
 
 def decide(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime) -> tuple[int, str]:
-    """How many answers to each image a run keeps that leaves it to the machine, and why. All ranks call it."""
+    """How many answers to each image a run caches that leaves it to the machine, and why. All ranks call it."""
     try:
         times, possible = measure_answers(config, info, runtime, window_on(runtime))
-    except UserError as error:  # the method's student needs more than kept logits, or the pool has no room for them
+    except UserError as error:  # the method's student needs more than cached answers, or the pool has no room for them
         return 0, str(error).partition(": ")[2].replace("; leave it out", "")
     mine = times.choose(possible) if runtime.is_main else 0
     count = int(runtime.all_reduce(torch.tensor(mine, device=runtime.device)))
@@ -87,8 +87,8 @@ def decide(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime) -> tuple
 
 
 def offer(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime, window: TimingWindow, step: float) -> str:
-    """What a dry run says of kept answers where they are off and would pay; "" where they would not. `step`: seconds of
-    a student step without them.
+    """The line of a dry run about cached answers that are off and would pay; "" if they would not. `step`: seconds of a
+    student step without them.
     """
     try:
         times, possible = measure_answers(config, info, runtime, window, step=step)
@@ -113,18 +113,18 @@ def window_on(runtime: Runtime) -> TimingWindow:
 def measure_answers(
     config: TrainConfig[Any], info: ModelInfo, runtime: Runtime, window: TimingWindow, step: float | None = None
 ) -> tuple[AnswerTimes, int]:
-    """Time student steps with and without kept answers, one after the other, and the answers; returns how many views
+    """Time student steps with and without cached answers, one after the other, and the answers; returns how many views
     there are, too. `step`: seconds without, where they are known.
 
-    Raises UserError for a method or a pool that cannot keep answers.
+    Raises UserError for a method or a pool that cannot cache answers.
     """
     possible = possible_views(config.method.student_crops)
-    kept = replace(config, cache_teacher_logits=min(_counts(possible)))
-    kept_step, answer, method = _student_seconds(kept, info, runtime, window)
+    cached = replace(config, cache_teacher_logits=min(_counts(possible)))
+    cached_step, answer, method = _student_seconds(cached, info, runtime, window)
     if step is None:
         step, _, _ = _student_seconds(replace(config, cache_teacher_logits=0), info, runtime, window)
     work = _work(method)
-    times = AnswerTimes(step=step, kept_step=kept_step, answer=answer, steps=work.student_steps, images=work.images)
+    times = AnswerTimes(step=step, cached_step=cached_step, answer=answer, steps=work.student_steps, images=work.images)
     return times, possible
 
 
@@ -140,7 +140,7 @@ def _work(method: Method) -> Work:
 def _student_seconds(
     config: TrainConfig[Any], info: ModelInfo, runtime: Runtime, window: TimingWindow
 ) -> tuple[float, float, Method]:
-    """Median seconds of a student step, and of an answer to one view of one image (0 where none is kept)."""
+    """Median seconds of a student step, and of an answer to one view of one image (0 where none is cached)."""
     with tempfile.TemporaryDirectory(prefix="dfkd-fast-") as folder:
         profiler = StepProfiler(config, info, runtime, Path(folder))
         try:

@@ -129,7 +129,7 @@ def measure(
     return _record(target, ours.record(), None if theirs is None else theirs.record(), share, unit)
 
 
-def foretell(target: Target, card: Card, stated: Any) -> dict[str, Any]:
+def predict_target(target: Target, card: Card, stated: Any) -> dict[str, Any]:
     """One preset's record as `measure` makes it, predicted for a card; `stated` has precision, layout and graphs."""
     config = replace(
         target.config, precision=stated.precision, channels_last=stated.channels_last, cuda_graphs=stated.cuda_graphs

@@ -1,4 +1,4 @@
-"""What a recipe would take on a card that is not here: its recorded kernels on a roofline. Nothing is timed."""
+"""Predict the time of a recipe on a card that is not here: its recorded kernels on a roofline. Nothing is timed."""
 
 from __future__ import annotations
 

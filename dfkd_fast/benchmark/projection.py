@@ -136,7 +136,7 @@ class Projection:
         memory = self.peak_memory_bytes / 2**30
         yield f"  {self.images:,} images in {self.rounds:,} rounds, peak memory {memory:.2f} GiB"
         if self.patience:
-            yield f"  at most: --patience {self.patience} ends rounds that no longer improve; how many is not foretold"
+            yield f"  at most: --patience {self.patience} ends rounds that no longer improve; how many is not predicted"
         yield f"  on top: compilation (first steps took {self.warmup_seconds:.1f} s), evaluation, checkpoints"
 
 

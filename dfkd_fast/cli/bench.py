@@ -132,7 +132,7 @@ def predict_methods(names: Sequence[str], options: BenchOptions, on: str) -> Non
     file, records = options.results / f"predicted-{card.key}.jsonl", []
     for target in targets:
         show(f"{target.name} ...")
-        record = methods.foretell(target, card, options)
+        record = methods.predict_target(target, card, options)
         append_line(file, json.dumps(record))
         records.append(record)
     show(f"PREDICTIONS: {UNIT} on one {card.name}, {records[0]['precision']}, by {card.rates_from}; nothing was timed")

@@ -1,7 +1,7 @@
 """`--devices N`: the same command in N processes, one for each GPU or for a part of the cores, under torchrun's agent.
 
-What the ranks have to say when they do not end well comes out once: their own lines are left in a folder (`report`),
-the streams of all but the first go to files there, and torchrun's reports are not printed.
+The message of a failure is printed once: ranks leave their own lines in a folder (`report`), the streams of all but
+the first go to files there, and torchrun's reports are not printed.
 """
 
 from __future__ import annotations

@@ -119,10 +119,10 @@ def train_into(
     words: dict[str, Any] = {"flag": "--out", "go_on": again}
     state = TrainingState(out.with_suffix(ENDING), made_from(recipe, model, images, runtime, options), **words)
     if resume and not state.folder.exists():
-        raise UserError(f"--resume: no training of {out} to go on with ({state.folder} is not there); leave it out")
+        raise UserError(f"--resume: no training of {out} to resume ({state.folder} is not there); leave it out")
     if state.epochs and not resume:
         raise UserError(
-            f"--out {out}: a training was stopped there after epoch {state.epochs}; go on with --resume, or delete "
+            f"--out {out}: a training was stopped there after epoch {state.epochs}; resume with --resume, or delete "
             f"{state.folder}"
         )
 

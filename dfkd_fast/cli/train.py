@@ -25,7 +25,7 @@ USAGE = """usage: dfkd-fast train METHOD [--preset P] [--config FILE] [--run-dir
 
 A preset fills in a published or tried recipe, a TOML file changes it, flags change both.
 --resume goes on from the last checkpoint of DIR, or of the run folder that the other flags lead to.
---other-code lets a run go on with another dfkd-fast, library or kind of device than it was started with.
+--other-code lets a run resume with another dfkd-fast, library or kind of device than it was started with.
 --dry-run times a few steps on this machine, says what the run would cost, and writes nothing.
 --on predicts that for a card that is not here, from the kernels of the steps and the card's rates; nothing is timed.
 --devices runs N processes, one for each GPU (auto: all), on a CPU with a part of the cores each.

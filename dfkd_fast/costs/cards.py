@@ -1,4 +1,4 @@
-"""What a card can do: the table of datasheets (cards.toml) and what `make gpu-check` has measured on some of them."""
+"""Peak rates of cards: the table of datasheets (cards.toml), and rates that `make gpu-check` has measured on some."""
 
 from __future__ import annotations
 

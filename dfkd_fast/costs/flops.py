@@ -52,9 +52,9 @@ class StepFlops:
     round_steps: RoundSteps
     """how many steps of each kind a round has"""
     answers: Mapping[int, float] = field(default_factory=dict)
-    """image size -> answers of the teacher to a round's images that are kept beside them"""
+    """image size -> the teacher's cached answers to a round's images"""
     done: StepFlops | None = None
-    """as it is computed: upsampling folded into the convolution behind it, kept answers not asked for in each step"""
+    """as it is computed: upsampling folded into the convolution behind it, cached answers not asked for in each step"""
 
     def of_synthesis(self, work: Work) -> float:
         """Of all synthesis of `work`."""

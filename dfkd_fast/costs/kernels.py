@@ -1,4 +1,4 @@
-"""What kind of kernel an operator is, and its arithmetic and traffic: what a roofline needs to know of it.
+"""The kind, arithmetic and traffic of an operator's kernel, as a roofline needs them.
 
 FLOPs are those of convolutions and matrix products, a multiplication and an addition as two; bytes are each tensor of a
 call once. An operator that is several kernels of different work, a convolution's backward pass, is told as several.

@@ -59,8 +59,8 @@ def disk_error(error: Exception, folder: Path, *, flag: str = "--run-dir", go_on
         return error
     what = os.strerror(error.errno) + (f": {error.filename}" if error.filename else "")
     if error.errno in _FULL:
-        why, mend = f"no room to write ({what})", "free space"
+        why, fix = f"no room to write ({what})", "free space"
     else:
-        why, mend = f"the system refused a file ({what})", "mend that"
+        why, fix = f"the system refused a file ({what})", "fix that"
     then = go_on or f"--resume {quoted(folder)}"
-    return UserError(f"{flag} {folder}: {why}; the last checkpoint is whole: {mend}, then {then}")
+    return UserError(f"{flag} {folder}: {why}; the last checkpoint is whole: {fix}, then {then}")

@@ -85,7 +85,7 @@ def load_model(
         info = replace(info, claimed_top1=found[0], claimed_by=found[1])
     elif order.pretrained or own_network(spec) is not None:  # elsewhere weights are at random
         why = "its published weights are of no use" if order.pretrained else "its code made it so"
-        hint = "give --teacher-weights" if flag == "--teacher" else "mend it"
+        hint = "give --teacher-weights" if flag == "--teacher" else "fix it"
         check_numbers(model.state_dict(), f"{flag} {full}", why=f"{why}: {hint}")
     return model, info
 

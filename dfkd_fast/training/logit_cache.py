@@ -66,7 +66,7 @@ def settled_count(count: int | Literal["auto"]) -> int:
 
 
 class LogitCache:
-    """The teacher's answers to the augmentations of `view`, kept in the pool as an extra of each image."""
+    """The teacher's cached answers to the augmentations of `view`, kept in the pool as an extra of each image."""
 
     def __init__(self, count: int, *, seed: int, method: Method, teacher: FrozenNet) -> None:
         """Raises UserError for more augmentations than there are or crops drawn anew in each step, in any size; and for

@@ -176,7 +176,7 @@ class Run:
         )
         self.logger.close()
         if not complete:
-            self.logger.message(f"stopped as asked; go on with: {command('train', '--resume', self.folder)}")
+            self.logger.message(f"stopped as asked; resume with: {command('train', '--resume', self.folder)}")
         elif record["top1_last"] is not None:
             self.logger.message(
                 f"student top-1 {record['top1_last']:.4f}, teacher {teacher_top1:.4f} (last epoch, held-out images)"

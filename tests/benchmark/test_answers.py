@@ -25,7 +25,7 @@ from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.training.train import train
 
-PAYS = AnswerTimes(step=0.3, kept_step=0.1, answer=1e-4, steps=1000, images=2000)
+PAYS = AnswerTimes(step=0.3, cached_step=0.1, answer=1e-4, steps=1000, images=2000)
 """200 of 300 s saved; 1.6 s for 8 answers to each image"""
 
 
@@ -39,8 +39,8 @@ PAYS = AnswerTimes(step=0.3, kept_step=0.1, answer=1e-4, steps=1000, images=2000
         ({"answer": 0.01}, 162, 0),  # 16 take 320 s, 8 take 160
         ({"answer": 0.005}, 162, 8),  # 160 s of 200 are too much, 80 are not
         ({"answer": 0.0015}, 162, 16),  # 48 s
-        ({"kept_step": 0.28}, 162, 0),  # 20 s of 300
-        ({"kept_step": 0.31}, 162, 0),
+        ({"cached_step": 0.28}, 162, 0),  # 20 s of 300
+        ({"cached_step": 0.31}, 162, 0),
     ],
 )
 def test_what_is_chosen(changed: dict[str, float], possible: int, chosen: int) -> None:
@@ -61,7 +61,7 @@ def test_steps_and_answers_are_timed(name: str) -> None:
     runtime = make_runtime(device="cpu", precision="fp32", threads=1)
     times, possible = measure_answers(config, INFO, runtime, TimingWindow(warmup=1, samples=2), step=1e-9)
     assert possible == 25
-    assert 0 < times.answer < times.kept_step
+    assert 0 < times.answer < times.cached_step
     assert times.steps == 8
     assert times.images > 0
     assert times.choose(possible) == 0  # a step that takes no time cannot be made faster

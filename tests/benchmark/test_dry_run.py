@@ -1,4 +1,4 @@
-"""`--dry-run`: what it prints, what it leaves alone, and that it foretells a run."""
+"""`--dry-run`: what it prints, what it leaves alone, and that it predicts a run."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def test_seconds_add_up() -> None:
     assert timings.student_seconds(work) == Quantiles(15, 10, 20)
 
 
-def test_foretells_a_run(tmp_path: Path) -> None:
+def test_predicts_a_run(tmp_path: Path) -> None:
     """Loose, since steps are short here and machines that test are busy: a factor of 1.5 of processor time, the third
     time at the latest. `make bench SUITE=dry-run` asks for 10 %.
     """
     flags = [*TINY, "--warmup-rounds", "2", "--rounds", "2", "--synthesis-steps", "10", "--student-steps", "60"]
     config = load_config(default_config("nayer"), preset="digits", flags=flags)
-    foretold = [dry_run(config, show=lambda line: None) for _ in range(3)]
-    projected = sorted(foretold, key=lambda each: each.hours.median)[1]
+    predicted = [dry_run(config, show=lambda line: None) for _ in range(3)]
+    projected = sorted(predicted, key=lambda each: each.hours.median)[1]
     recipe = ("--teacher-recipe.epochs", "1", "--teacher-recipe.batch-size", "512")
     assert main(["train", "nayer", "--preset", "digits", *flags, *recipe, "--run-dir", str(tmp_path / "run")]) == 0
     spent = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -118,7 +118,7 @@ def test_the_check_compares_what_both_say(tmp_path: Path, monkeypatch) -> None:
         "16",
     ]
     monkeypatch.chdir(tmp_path)
-    projected = check.foretell(arguments)
+    projected = check.predict(arguments)
     assert projected["synthesis"]["steps"] == 9
     assert 0 < projected["timed_seconds"] < 2 * projected["timed_wall_seconds"]
     spent = {"evaluation_seconds": 1.0}

@@ -135,7 +135,7 @@ def test_student_step_is_two_forwards_and_a_backward(make) -> None:
 
 
 def test_what_is_computed_in_fact_is_counted_beside(make) -> None:
-    """Upsampling is folded into the convolutions behind it, with four ninths of the FLOPs; kept answers are asked for
+    """Upsampling is folded into the convolutions behind it, with four ninths of the FLOPs; cached answers are asked for
     once for each image and not in each step.
     """
     method = make("nayer", synthesis_batch_size=24, batch_size=30, noise_features=20)

@@ -20,7 +20,7 @@ from dfkd_fast.training.train import train
 
 BENCH = Path(__file__).parents[2] / "bench" / "methods"
 PARTS = ("cells", "runs", "table", "quick", "cached_answers")
-TIMES = AnswerTimes(step=0.3, kept_step=0.1, answer=1e-4, steps=1000, images=2000)
+TIMES = AnswerTimes(step=0.3, cached_step=0.1, answer=1e-4, steps=1000, images=2000)
 TINY = [
     *("--teacher", "cnn", "--student", "cnn_s", "--image-size", "32", "--precision", "fp32", "--eval.every", "0"),
     *("--epochs", "3", "--warmup-epochs", "1", "--synthesis-batch-size", "10", "--batch-size", "8"),

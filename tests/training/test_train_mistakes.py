@@ -117,7 +117,7 @@ def test_folder_that_holds_a_run(mistake: Callable[..., str], tmp_path: Path) ->
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").write_text("")
     line = mistake("--teacher", "cnn", "--teacher-weights", weights, "--student", "cnn_s", "--run-dir", "run")
-    assert line == "--run-dir run: holds a run already; go on with --resume run, or choose another folder"
+    assert line == "--run-dir run: holds a run already; resume with --resume run, or choose another folder"
 
 
 def test_folder_that_cannot_be_made(mistake: Callable[..., str], tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if table["version"] < 2 and any(name.startswith(_RENAMED) for name in tensors):
         raise UserError(
             f"{path / _TENSORS}: written by dfkd-fast {table.get('program')} in format {table['version']}, in which a "
-            "generator's optimiser is kept otherwise: go on with that program, or start a new run"
+            "generator's optimiser is kept otherwise: resume with that program, or start a new run"
         )
     if table["version"] < 2:  # what a learned start's weights were called
         tensors = {name.replace("/start.learnt.", "/start.meta_parameters."): value for name, value in tensors.items()}
@@ -170,7 +170,7 @@ def read_record(path: Path) -> dict[str, Any]:
     if table.get("magic") != MAGIC and "crc" not in table:
         raise UserError(
             f"{file}: written by a dfkd-fast {__version__} of before checkpoints had checksums; this one cannot check "
-            "it: go on with the program that wrote it, or start a new run"
+            "it: resume with the program that wrote it, or start a new run"
         )
     if table.pop("crc", None) != crc_of_json(table):  # first: what it says of its version may be the damage
         raise DamagedCheckpoint(f"{file}: damaged (its checksum does not fit)")

@@ -144,14 +144,14 @@ def check_identity(
     if config.teacher_weights is None:
         named["teacher"] = f"--teacher {config.teacher}: the network"
     saved = {**saved, "precision": _precision(saved, found)}
-    mends = {"code": go_on, "precision": f"--precision {saved['precision'].get('precision')} goes on as it was"}
+    fixes = {"code": go_on, "precision": f"--precision {saved['precision'].get('precision')} goes on as it was"}
     for section, what in named.items():
         differ = _differences(section, saved[section], found[section]) if section in found else []
         if differ and section == "code" and other_code:
             note(f"--other-code: no longer bit for bit the same run ({'; '.join(differ)})")
         elif differ:
-            mend = mends.get(section, undo)
-            raise UserError(f"{what} is not what the run was started with ({'; '.join(differ)}); {mend}")
+            fix = fixes.get(section, undo)
+            raise UserError(f"{what} is not what the run was started with ({'; '.join(differ)}); {fix}")
 
 
 def _precision(saved: Mapping[str, Any], found: Identity) -> dict[str, Any]:

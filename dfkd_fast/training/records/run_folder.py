@@ -38,7 +38,7 @@ def check_folder(folder: Path, *, resume: bool) -> None:
         raise UserError(f"--resume {folder}: no run there")
     if not resume and held:
         go_on = f"--resume {quoted(folder)}"
-        raise UserError(f"--run-dir {folder}: holds a run already; go on with {go_on}, or choose another folder")
+        raise UserError(f"--run-dir {folder}: holds a run already; resume with {go_on}, or choose another folder")
     if not there.is_dir():
         raise UserError(f"--run-dir {folder}: cannot be written ({os.strerror(errno.ENOTDIR)})")
     if not os.access(there, os.W_OK | os.X_OK):

@@ -1,4 +1,4 @@
-"""What the fused kernels compute, in plain torch: the specification, differentiable by autograd, exact in float64."""
+"""The fused kernels' specification in plain torch: differentiable by autograd, exact in float64."""
 
 from __future__ import annotations
 
