@@ -85,15 +85,21 @@ def test_made_up_vectors() -> None:
     assert label_embeddings("orthogonal", 20, dim=16).shape == (20, 20)
 
 
-def test_many_made_up_vectors_are_told_with_their_size(monkeypatch, capsys) -> None:
-    monkeypatch.setattr("dfkd_fast.text.label_embeddings.MANY_CLASSES", 6)
-    for source, more in (("one-hot", ""), ("orthogonal", "while they are made")):
-        label_embeddings(source, 7)
-        out = "".join(capsys.readouterr())
-        assert f"--text {source}: 7 vectors of 7 numbers" in out
-        assert more in out
-    label_embeddings("one-hot", 6)
+def test_many_classes_get_fewer_numbers_than_classes(monkeypatch, capsys) -> None:
+    """Which is said; up to the limit nothing changes, and one-hot vectors are what they are called."""
+    monkeypatch.setattr("dfkd_fast.text.label_embeddings.MANY_CLASSES", 60)
+    assert label_embeddings("orthogonal", 60, dim=50).shape == (60, 60)
+    assert label_embeddings("one-hot", 60).shape == (60, 60)
     assert not "".join(capsys.readouterr())
+    for source in ("orthogonal", CENTRES):
+        many = label_embeddings(source, 61, dim=50)
+        assert many.shape == (61, 50)
+        torch.testing.assert_close(many.norm(dim=1), torch.ones(61))
+        assert (many @ many.T - torch.eye(61)).abs().max() < 0.7
+        assert torch.equal(many, label_embeddings(source, 61, dim=50))
+        assert f"--text {source}: for 61 classes random directions of 50 numbers" in "".join(capsys.readouterr())
+    assert label_embeddings("one-hot", 61).shape == (61, 61)
+    assert "--text one-hot: 61 vectors" in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize(

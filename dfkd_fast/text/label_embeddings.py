@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dfkd_fast.errors import UserError, one_of
 from dfkd_fast.messages.notes import note
@@ -34,7 +35,7 @@ MADE_UP = ("orthogonal", "one-hot")
 ENCODED_WIDTH = 512
 """numbers in a class vector of CLIP's text encoder, of which made-up ones have at least as many"""
 MANY_CLASSES = 4096
-"""from where on vectors of as many numbers as there are classes are a burden"""
+"""beyond it vectors have fewer numbers than there are classes: K x K of them are gigabytes"""
 SOURCES = (*ENCODED, "class-index", *MADE_UP, "file")
 """where class vectors can come from; `file` stands for a .safetensors file, which is named itself"""
 CENTRES = "class-centre"
@@ -55,15 +56,19 @@ def label_embeddings(
     "clip", "sbert": of the class `names` in the template `prompt` (a name of `PROMPTS`, or text with {name} or
     {index}), by the encoder `model`; "class-index": CLIP's of "a photo of a 7", which needs no names. "orthogonal": K
     orthonormal directions of dimension max(dim, K), the same on every machine and run, which "class-centre" also
-    starts from; "one-hot": D = K; anything else: a safetensors file with one (K, D) tensor.
+    starts from; for more than 4096 classes random directions of dimension `dim`, which it says. "one-hot": D = K;
+    anything else: a safetensors file with one (K, D) tensor.
     Raises UserError for what is unavailable.
     """
-    if num_classes > MANY_CLASSES and source in (*MADE_UP, CENTRES):
-        _say_how_large(source, num_classes)
     if source == "one-hot":
+        if num_classes > MANY_CLASSES:
+            note(f"--text one-hot: {num_classes:,} vectors of as many numbers take {4e-9 * num_classes**2:.1f} GB")
         return torch.eye(num_classes)
     if source in ("orthogonal", CENTRES):
         generator = torch.Generator().manual_seed(derive_seed(0, "label-embeddings"))
+        if num_classes > MANY_CLASSES:
+            note(f"--text {source}: for {num_classes:,} classes random directions of {dim} numbers, nearly orthogonal")
+            return F.normalize(torch.randn(num_classes, dim, generator=generator))
         directions = torch.randn(max(dim, num_classes), num_classes, generator=generator, dtype=torch.float64)
         return torch.linalg.qr(directions).Q.T.float().contiguous()
     if source == "class-index":
@@ -73,18 +78,6 @@ def label_embeddings(
     if source in SOURCES:
         return encode(source, prompted(num_classes, names, prompt, flag=f"--text {source}"), model=model)
     return _read(Path(source), num_classes)
-
-
-def _say_how_large(source: str, num_classes: int) -> None:
-    """One line on made-up vectors that take memory with the square of the classes, orthogonal ones time with its cube:
-    a QR decomposition in float64, four matrices of that size at once.
-    """
-    size = f"{4e-9 * num_classes**2:.1f} GB"
-    first = "" if source == "one-hot" else f", {32e-9 * num_classes**2:.0f} GB and many minutes while they are made"
-    note(
-        f"--text {source}: {num_classes:,} vectors of {num_classes:,} numbers take {size}{first}; "
-        "class-index or FILE.safetensors take 512 numbers a class"
-    )
 
 
 def origin(source: str) -> str:
