@@ -37,6 +37,9 @@ BENCH_steps      := $(RUN) bench/steps/run.py
 # Frozen networks with the statistics loss against hooks, torch.compile and the network without it, 49 networks; stopped,
 # it goes on where it was. Compiling them takes hours, and is a pass of its own: bench/frozen/run.py --compile.
 BENCH_frozen     := $(RUN) bench/frozen/run.py
+# How the cost of a step grows with classes, pixels, batch, processes, depth and pool, and docs/images/scaling.png. Half an
+# hour, 3 GB of memory and of disk for a while; stopped, it goes on where it was.
+BENCH_scaling    := $(RUN) bench/scaling/run.py
 # Two data-parallel processes against two independent ones, one core each. Wall time: nothing else may run. Ten minutes.
 BENCH_ranks      := $(RUN) bench/ranks.py
 # Hours of each method's recipe: ours, the baseline's, the published, the floor; draws a chart, too.
