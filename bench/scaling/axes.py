@@ -1,4 +1,4 @@
-"""What is made larger, in which steps, and how the cost of a step is expected to grow with it."""
+"""The sizes that are made larger, and how the cost of a step is expected to grow with them."""
 
 from __future__ import annotations
 

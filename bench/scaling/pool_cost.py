@@ -1,4 +1,4 @@
-"""What a batch costs from pools of 10^4 to 10^7 images of 32 px: from the page cache, and from the disk where the pool
+"""The cost of a batch from pools of 10^4 to 10^7 images of 32 px: from the page cache, and from the disk where the pool
 is larger than memory.
 """
 

@@ -206,9 +206,8 @@ class StepProfiler:
 
 
 def assemble(config: TrainConfig[Any], info: ModelInfo, runtime: Runtime) -> tuple[Method, FrozenNet, nn.Module]:
-    """A run's method, teacher and student, on random weights: they change no time.
-
-    An encoder's class vectors are made up, of CLIP's width, and so are collected images: none is needed.
+    """A run's method, teacher and student, on random weights: they change no time. An encoder's class vectors are made
+    up, of CLIP's width, and so are collected images: none is needed.
     """
     method_class = load_method(config.method_name)
     seed_phase(config.seed, 0, 0, "dry run")
