@@ -24,8 +24,8 @@ from dfkd_fast.generators.meta_init import MetaInit, Start
 from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.generator import label_ce
 from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, Setup, Supports, SynthBatch
+from dfkd_fast.methods.recipe import rounds_in_epoch
 from dfkd_fast.models.statistics import PoolStatistics
-from dfkd_fast.pool.budget import rounds_in_epoch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,3 +110,13 @@ def weighted_sum(terms: LossTerms, config: MethodConfig) -> Tensor:
     if missing:
         raise AttributeError(f"{type(config).__name__} has no {', '.join(f'{name}_weight' for name in missing)}")
     return torch.stack([getattr(config, f"{name}_weight") * term for name, term in terms.items()]).sum()
+
+
+def rounds_in_epoch(epoch: int, *, epochs: int, capacity: int, batch_size: int) -> int:
+    """Synthesis rounds of `batch_size` in an epoch, so that all epochs together just fill `capacity`.
+
+    Spread evenly, from the first epoch on: a student needs images however small the budget. How the paper enforces its
+    limit is not stated. With the policy "cap" the pool leaves out what the last round has too much.
+    """
+    rounds = -(-capacity // batch_size)
+    return -(-(epoch + 1) * rounds // epochs) + (-epoch * rounds // epochs)

@@ -22,9 +22,9 @@ from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.costs.flops import count_step_flops
 from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.losses.embedding import separation
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.muse import class_embedding
+from dfkd_fast.methods.muse.class_embedding import separation
 from dfkd_fast.methods.muse.method import Muse, MuseConfig, MuseS, MuseSConfig
 from dfkd_fast.methods.muse.scale import MuseScale
 from dfkd_fast.models.feature_extractor import FeatureExtractor

@@ -1,4 +1,4 @@
-"""Several resolutions in one pool, and the budget they share."""
+"""Several resolutions in one pool."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.pool.budget import data_ratio_capacity, rounds_in_epoch
 from dfkd_fast.pool.disk.journal import Journal
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.pool.pool import Pool
@@ -60,21 +59,3 @@ def test_a_step_has_a_batch_of_each_resolution_and_resume_is_exact(tmp_path: Pat
 def test_a_pool_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match="the one of size 12"):
         MultiPool({12: Pool(4, (3, 16, 16), runtime=CPU)})
-
-
-def test_the_papers_numbers() -> None:
-    assert data_ratio_capacity(1_000_000, 0.1, full_size=224, image_size=112) == 400_000
-    assert data_ratio_capacity(10_000, 0.01, full_size=224, image_size=96) == 544
-    assert data_ratio_capacity(50_000, 1.0, full_size=32, image_size=28) == 65_306
-
-
-@pytest.mark.parametrize(
-    ("capacity", "batch_size", "epochs"), [(400_000, 200, 400), (544, 100, 100), (10, 3, 7), (9, 3, 1)]
-)
-def test_rounds_are_spread_evenly_and_just_fill_the_pool(capacity: int, batch_size: int, epochs: int) -> None:
-    rounds = [
-        rounds_in_epoch(epoch, epochs=epochs, capacity=capacity, batch_size=batch_size) for epoch in range(epochs)
-    ]
-    assert capacity <= sum(rounds) * batch_size < capacity + batch_size
-    assert max(rounds) - min(rounds) <= 1
-    assert rounds[0] > 0

@@ -24,10 +24,15 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.generators.latent import LatentGenerator
 from dfkd_fast.generators.layers import dcgan_init
 from dfkd_fast.losses.adversarial import disagreement
-from dfkd_fast.losses.contrastive import instance_discrimination
 from dfkd_fast.losses.generator import label_ce
 from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, Setup, Supports, SynthBatch, parameters_of
-from dfkd_fast.methods.cmi.instance_features import FeatureBank, ProjectionHead, describe, description_width
+from dfkd_fast.methods.cmi.instance_features import (
+    FeatureBank,
+    ProjectionHead,
+    describe,
+    description_width,
+    instance_discrimination,
+)
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_kernels import bn_stat_loss
 

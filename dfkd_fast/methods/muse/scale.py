@@ -14,12 +14,12 @@ from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.cam import cam_margin
 from dfkd_fast.losses.generator import label_ce
 from dfkd_fast.methods.base import Inner, LossTerms, PoolPlan, Setup, SynthBatch, augment_of, parameters_of
+from dfkd_fast.methods.muse.budget import RoundPlan, data_ratio_capacity
 from dfkd_fast.methods.muse.class_embedding import ClassEmbedding
 from dfkd_fast.methods.muse.config import MuseSConfig
 from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.statistics import PoolStatistics
 from dfkd_fast.models.teacher import unregistered
-from dfkd_fast.pool.budget import RoundPlan, data_ratio_capacity
 from dfkd_fast.rng import labels_in_turn
 from dfkd_fast.text.label_embeddings import CENTRES
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dfkd_fast.losses.contrastive import instance_discrimination
+from dfkd_fast.methods.cmi.instance_features import instance_discrimination
 
 NEW, STORED = 3, 5
 

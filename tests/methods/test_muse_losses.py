@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfkd_fast.losses import embedding
 from dfkd_fast.losses.cam import cam_margin, gaussian_target
-from dfkd_fast.losses.embedding import bounding, repelling, separation
+from dfkd_fast.methods.muse import class_embedding
+from dfkd_fast.methods.muse.class_embedding import bounding, repelling, separation
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -102,6 +102,6 @@ def test_separation_takes_blocks_of_classes(monkeypatch: pytest.MonkeyPatch) -> 
     centres = random(23, 5)
     whole = separation(centres)
     for rows in (1, 4, 22, 23):
-        monkeypatch.setattr(embedding, "_ROWS", rows)
+        monkeypatch.setattr(class_embedding, "_ROWS", rows)
         assert torch.equal(separation(centres), whole)
         assert torch.equal(separation(centres.flip(0)), whole)

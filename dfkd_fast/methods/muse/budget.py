@@ -1,4 +1,4 @@
-"""The pool size that a data ratio allows, and the schedule on which it is filled over the epochs.
+"""MUSE's pool size, which a data ratio allows, and the schedule on which it is filled over the epochs.
 
 After Tran et al., "Large-Scale Data-Free Knowledge Distillation for ImageNet via Multi-Resolution Data Generation"
 (MUSE): a budget is a share of the data set, counted in images of full resolution. At a lower resolution e each of them
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dfkd_fast.methods.recipe import rounds_in_epoch
+
 
 def data_ratio_capacity(data_size: int, ratio: float, *, full_size: int, image_size: int) -> int:
     """Images of `image_size` pixels a side that `ratio` (1.0: all) of `data_size` images of `full_size` pixels pay for.
@@ -16,16 +18,6 @@ def data_ratio_capacity(data_size: int, ratio: float, *, full_size: int, image_s
     ImageNet-1k counts as 1,000 images a class: 10 % of 1,000,000 at 224 px is 400,000 at 112 px.
     """
     return round(data_size * ratio * (full_size / image_size) ** 2)
-
-
-def rounds_in_epoch(epoch: int, *, epochs: int, capacity: int, batch_size: int) -> int:
-    """Synthesis rounds of `batch_size` in an epoch, so that all epochs together just fill `capacity`.
-
-    Spread evenly, from the first epoch on: a student needs images however small the budget. How the paper enforces its
-    limit is not stated. With the policy "cap" the pool leaves out what the last round has too much.
-    """
-    rounds = -(-capacity // batch_size)
-    return -(-(epoch + 1) * rounds // epochs) + (-epoch * rounds // epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
