@@ -17,7 +17,7 @@ FusedBatchNorm = Literal["off", "on", "auto"]
 
 def takes_fused_batchnorm(choice: FusedBatchNorm, runtime: Runtime) -> bool:
     """Whether networks are given it: always with "on"; with "auto" where it has been measured to be faster, on a CPU
-    that has the C++ form, without torch.compile, which fuses these passes itself.
+    that has the C++ form, in bf16 or in contiguous layout, without torch.compile, which fuses these passes itself.
 
     Raises UserError for "on" where there is no fused form, or BatchNorm is of the batches of several processes.
     """
@@ -30,7 +30,8 @@ def takes_fused_batchnorm(choice: FusedBatchNorm, runtime: Runtime) -> bool:
             raise UserError(f"--bn.fused on: {reason or 'the reference is chosen'}; choose off or auto")
         return True
     native = device == "cpu" and pick("bn_act_train", device, torch.float32) == "native"
-    return choice == "auto" and native and runtime.compilation == "off" and not runtime.global_batch
+    gains = runtime.precision == "bf16" or not runtime.channels_last  # fp32, channels-last: within 1 %
+    return choice == "auto" and native and gains and runtime.compilation == "off" and not runtime.global_batch
 
 
 def give_fused_batchnorm(network: nn.Module, choice: FusedBatchNorm, runtime: Runtime, *, trace: bool) -> None:

@@ -35,6 +35,8 @@ def test_auto_takes_it_where_it_is_known_to_be_faster() -> None:
     runtime = make_runtime(device="cpu", precision="fp32")
     assert takes_fused_batchnorm("auto", runtime)
     assert not takes_fused_batchnorm("off", runtime)
+    assert not takes_fused_batchnorm("auto", replace(runtime, channels_last=True))
+    assert takes_fused_batchnorm("auto", replace(runtime, channels_last=True, precision="bf16"))
     assert not takes_fused_batchnorm("auto", replace(runtime, compilation="default"))
     assert not takes_fused_batchnorm("auto", replace(runtime, global_batch=GlobalBatch(0, 2)))
     use("reference", op="bn_act_train")
