@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "dfkd_fast"
 
@@ -41,6 +43,13 @@ def test_the_house_is_one_page() -> None:
     page = lines_of(ROOT / "docs" / "architecture.md")
     assert len(page) <= 120
     assert max(map(len, page)) <= 120
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_prose_is_at_most_120_columns_wide(page: str) -> None:
+    """Tables and code excepted."""
+    prose = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert [line for line in prose.splitlines() if len(line) > 120 and not line.startswith("|")] == []
 
 
 def test_make_has_at_most_ten_targets() -> None:

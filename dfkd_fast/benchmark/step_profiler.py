@@ -163,9 +163,7 @@ class StepProfiler:
         self.trainer.epoch(student_epoch(self.method), 1, ignore)
 
     def fill(self, batch: SynthBatch) -> None:
-        """Fill the pool of a batch, where the method has one, with copies of it, for two student batches, or as far as
-        it goes with room left for a few rounds.
-        """
+        """Fill a batch's pool with copies of it: two student batches, or less, with room left for a few rounds."""
         if self.method.loop == "stepwise":
             return
         size = batch.images.shape[-1]

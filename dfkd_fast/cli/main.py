@@ -33,7 +33,7 @@ USAGE = """usage: dfkd-fast COMMAND ...
 {commands}
 
 dfkd-fast COMMAND --help says more; dfkd-fast --version prints the version.
-Start here: dfkd-fast train nayer --preset digits"""
+Start here: dfkd-fast train nayer --preset digits-quick"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
