@@ -164,6 +164,14 @@ def test_the_way_back(build):
     assert torch.equal(fused(images()), plain(images()))
 
 
+def test_a_forward_of_somebody_else_stays():
+    network = Block()
+    network.forward = lambda x: x
+    assert fuse_batchnorm_(network)[-1] == "network: not traced, somebody has replaced its forward"
+    unfuse_batchnorm_(network)
+    assert network(1) == 1
+
+
 def test_it_freezes_as_the_plain_one():
     plain = nn.Sequential(Block(), nn.Linear(5, 2)).eval()
     fused = copy.deepcopy(plain)

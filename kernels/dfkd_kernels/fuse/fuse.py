@@ -16,6 +16,7 @@ from ..freeze.derived import has_hooks
 from ..freeze.patterns import Modules, kind, other_summand
 from .norm import BatchNormAct2d
 
+_MARK = "_has_fused_forward"
 _RELU = {nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"}
 _LEAKY_RELU = {F.leaky_relu, F.leaky_relu_}
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem}
@@ -73,7 +74,7 @@ def unfuse_batchnorm_(network: nn.Module) -> None:
             module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
         elif type(module) is FusedSequential:
             module.__class__ = nn.Sequential  # type: ignore[assignment]
-        if isinstance(vars(module).get("forward"), MethodType):
+        if vars(module).pop(_MARK, False):  # a forward that somebody else has put there stays
             del vars(module)["forward"]
 
 
@@ -86,6 +87,8 @@ class _Tracer(fx.Tracer):
 
 def _fuse_traced(network: nn.Module) -> tuple[dict[str, str], str]:
     """What was fused, by layer; or why the network cannot be traced."""
+    if "forward" in vars(network):
+        return {}, "somebody has replaced its forward"
     if len(inspect.signature(network.forward).parameters) != 1:
         return {}, "its forward takes more than one argument"
     if any(has_hooks(module) for module in network.modules() if not isinstance(module, BatchNormAct2d)):
@@ -109,6 +112,7 @@ def _fuse_traced(network: nn.Module) -> tuple[dict[str, str], str]:
     held = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
     if any(node.op == "get_attr" and node.target not in held for node in graphs[-1].nodes):
         return {}, "its forward makes constants"
+    vars(network)[_MARK] = True
     vars(network)["forward"] = MethodType(type(fx.GraphModule(network, graphs[-1])).forward, network)
     return lines, ""
 
