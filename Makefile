@@ -44,6 +44,12 @@ BENCH_scaling    := $(RUN) bench/scaling/run.py
 BENCH_ranks      := $(RUN) bench/ranks.py
 # Hours of each method's recipe: ours, the baseline's, the published, the floor; draws a chart, too.
 BENCH_methods    := $(RUN) bench/predict.py
+# The generators' forward and backward on one thread: upsample then convolve, and both in one.
+BENCH_generator  := $(RUN) bench/generator.py
+# What checkpoints, the pool and metrics.jsonl cost, in processor time and syncs; and the table of docs/reliability.md from
+# what `make test SUITE=nightly` has found. bench/reliability_race.py OLD NEW races two checkouts, and is run by hand.
+BENCH_reliability := $(RUN) bench/reliability_cost.py
+BENCH_faults     := $(RUN) bench/reliability.py
 # What decodes test images fastest, DALI or Pillow (DALI: pip install -e ".[dali]").
 BENCH_evaluation := $(RUN) bench/evaluation.py
 # Whether the roofline, with this CPU's rates, gives the step times that all methods have here. Some minutes, one thread.

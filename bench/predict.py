@@ -23,6 +23,7 @@ from dfkd_fast.costs.work import Work
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 
+RESULTS = Path(__file__).parent / "results"
 BASELINES = ("nayer", "muse-s")
 """methods that the baseline has"""
 
@@ -54,6 +55,8 @@ def time_baseline(
 
 if __name__ == "__main__":
     try:
-        sys.exit(run(["methods", *sys.argv[1:]], time_baseline))
+        given = sys.argv[1:]
+        where = [] if any(flag.startswith("--results") for flag in given) else [f"--results={RESULTS}"]
+        sys.exit(run(["methods", *given, *where], time_baseline))
     except UserError as error:
         sys.exit(f"bench/predict.py: {error}")

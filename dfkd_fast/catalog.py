@@ -25,6 +25,18 @@ METHODS: dict[str, str] = {
 }
 """method name -> "module:Class"; the class's config is `<Class>Config` in the same module"""
 
+BENCH_TARGETS = (
+    "nayer/cifar10",
+    "nayer/cifar100",
+    "fast/cifar10-fast5",
+    "ssdkd/cifar10",
+    "cmi/cifar10",
+    "deepinversion/cifar10",
+    "muse-s/imagenet",
+    "muse/imagenet",
+)
+"""presets that `bench methods` measures when nothing is named"""
+
 
 class MethodFacts(NamedTuple):
     """What `dfkd-fast ls methods` and the README's table say of a method without importing it."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from dfkd_fast.catalog import BENCH_TARGETS
 from dfkd_fast.config.flags import from_flags, parse, take
 from dfkd_fast.config.train import Hardware, check_values
 from dfkd_fast.errors import UserError, unknown
@@ -43,7 +44,7 @@ class BenchOptions(Hardware):
     """timed windows of each kind of step"""
     plot: bool = True
     """draw the picture"""
-    results: Path = Path("bench/results")
+    results: Path = Path("results")
     """folder that lines and picture go to"""
 
 
@@ -84,7 +85,7 @@ def bench_methods(names: Sequence[str], options: BenchOptions, rival: Rival | No
     from dfkd_fast.device.runtime import make_runtime
     from dfkd_fast.training.records.run_record import machine_record
 
-    targets = [methods.read_target(name) for name in names or methods.TARGETS]
+    targets = [methods.read_target(name) for name in names or BENCH_TARGETS]
     runtime = make_runtime(
         device=options.device,
         precision=options.precision,
@@ -127,7 +128,7 @@ def predict_methods(names: Sequence[str], options: BenchOptions, on: str) -> Non
     check_predictable(options)
     if options.batch_share is not None:
         raise UserError(f"--batch-share {options.batch_share}: --on predicts whole batches; leave it out")
-    targets = [methods.read_target(name) for name in names or methods.TARGETS]
+    targets = [methods.read_target(name) for name in names or BENCH_TARGETS]
     make_folder(options.results)
     file, records = options.results / f"predicted-{card.key}.jsonl", []
     for target in targets:

@@ -14,7 +14,7 @@ import torch
 from dfkd_fast.benchmark import methods
 from dfkd_fast.benchmark.methods import plot
 from dfkd_fast.benchmark.step_timer import TimingWindow
-from dfkd_fast.catalog import METHODS, presets
+from dfkd_fast.catalog import BENCH_TARGETS, METHODS, presets
 from dfkd_fast.cli.main import main
 from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.device.runtime import Runtime, make_runtime
@@ -99,7 +99,7 @@ def test_recipe_of_a_preset() -> None:
 
 
 def test_every_target_of_the_default_exists_and_published_hours_are_the_presets() -> None:
-    targets = {name: methods.read_target(name) for name in methods.TARGETS}
+    targets = {name: methods.read_target(name) for name in BENCH_TARGETS}
     assert targets["nayer/cifar100"].published_hours == 7.22
     assert targets["muse-s/imagenet"].published_hours == 31.4
     assert all(target.published_hours for target in targets.values())
