@@ -41,4 +41,4 @@ def check_predictable(stated: Any) -> None:
     if stated.compile != "off":
         raise UserError(f"--compile {stated.compile}: --on knows the steps without torch.compile only; choose off")
     if getattr(stated, "cache_teacher_logits", 0) == "auto":
-        raise UserError("--cache-teacher-logits auto: is settled by timing, which --on cannot; choose 0 or a number")
+        raise UserError("--cache-teacher-logits auto: is resolved by timing, which --on cannot; choose 0 or a number")

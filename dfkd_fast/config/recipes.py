@@ -51,7 +51,7 @@ class TeacherRecipe:
     """numeric mode of the training, where it is not the command's own --precision; in a run in tf32 fp32 is that"""
 
     def for_size(self, image_size: int) -> Self:
-        """What is trained by on images of so many pixels a side: every value stated, the style settled."""
+        """What is trained by on images of so many pixels a side: every value stated, the style resolved."""
         if self.style == "small" or (self.style == "auto" and image_size < LARGE_FROM):
             return replace(self, style="small", kept=())
         left = {key: value for key, value in LARGE.items() if self._is_default(key) and key not in self.kept}

@@ -228,7 +228,7 @@ def made_from(
 
 
 _UNSAID = {("style", "small"), ("style", "large"), ("crop_scale", 1.0), ("kept", ())}
-"""of a settled recipe: what teachers of before there was a choice have, and what its other values say"""
+"""of a resolved recipe: what teachers of before there was a choice have, and what its other values say"""
 
 
 def _in_precision(recipe: TeacherRecipe, runtime: Runtime) -> Runtime:
