@@ -11,7 +11,7 @@ import pytest
 
 from dfkd_fast.catalog import presets
 from dfkd_fast.config.sources import default_config, load_config
-from dfkd_fast.training.records import run_costs, run_record
+from dfkd_fast.training.records import run_record
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -65,6 +65,6 @@ def test_the_demos_student_is_a_third_of_its_teacher() -> None:
 
 
 def test_run_json_has_what_the_readme_says() -> None:
-    source = inspect.getsource(run_record.write_run_record) + inspect.getsource(run_costs.run_costs)
+    source = inspect.getsource(run_record.write_run_record) + inspect.getsource(run_record.run_costs)
     for key in ("top1_last", "agreement", "_seconds", "_flops", "_mfu", "versions", "label_text"):
         assert key in source, key

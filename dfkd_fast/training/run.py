@@ -32,8 +32,7 @@ from dfkd_fast.training.loop import Loop
 from dfkd_fast.training.pools import make_pools
 from dfkd_fast.training.ranks import Resumed
 from dfkd_fast.training.real_images.collected import Collected
-from dfkd_fast.training.records.run_costs import run_costs
-from dfkd_fast.training.records.run_record import write_run_record
+from dfkd_fast.training.records.run_record import run_costs, write_run_record
 from dfkd_fast.training.stepwise import StepwiseLoop
 from dfkd_fast.training.student import make_trainer
 

@@ -23,7 +23,7 @@ import torch
 
 from dfkd_fast.cli.main import main
 from dfkd_fast.training import run as run_parts
-from dfkd_fast.training.records import run_costs
+from dfkd_fast.training.records import run_record
 
 
 def child(request: dict[str, Any]) -> int:
@@ -97,7 +97,7 @@ def serve() -> None:
     """Answer requests until stdin ends."""
     torch.set_num_threads(1)
     remember(run_parts, "count_step_flops")
-    remember(run_costs, "matmul_rate")
+    remember(run_record, "matmul_rate")
     print("ready", flush=True)
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), flush=True)

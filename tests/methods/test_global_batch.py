@@ -23,7 +23,7 @@ from dfkd_fast.methods.base import Supports
 from dfkd_fast.parallel.global_batch import GlobalBatch
 from dfkd_fast.pool.build import check_pool
 from dfkd_fast.training.assemble import load_method
-from dfkd_fast.training.records import run_costs
+from dfkd_fast.training.records import run_record
 from dfkd_fast.training.train import train
 
 RANKS = 2
@@ -44,9 +44,9 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_global_batch import CLAIMED, STOPPED, run
-from dfkd_fast.training.records import run_costs
+from dfkd_fast.training.records import run_record
 from dfkd_fast.device.runtime import make_runtime
-run_costs.matmul_rate = lambda runtime: 1.0
+run_record.matmul_rate = lambda runtime: 1.0
 make_runtime(device="cpu")
 for name in CLAIMED:
     run(name, Path(sys.argv[2]) / "two", stop=2 if name in STOPPED else None)
@@ -73,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("joined")
     write_teacher(folder / "teacher.safetensors")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_costs, "matmul_rate", lambda runtime: 1.0)  # measuring it takes as long as a run
+        patch.setattr(run_record, "matmul_rate", lambda runtime: 1.0)  # measuring it takes as long as a run
         for name in CLAIMED:
             run(name, folder / "one")
         run("fast", folder / "one-two", stop=2)

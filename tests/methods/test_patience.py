@@ -25,7 +25,7 @@ from dfkd_fast.parallel.global_batch import LOCAL_BATCH, GlobalBatch, MicroBatch
 from dfkd_fast.training.capture import CapturedSteps
 from dfkd_fast.training.inner import InnerLoop
 from dfkd_fast.training.loop import Progress
-from dfkd_fast.training.records import run_costs
+from dfkd_fast.training.records import run_record
 
 NAN = float("nan")
 BETTER = [9.0, 8, 7, 6, 5, 4, 3, 2, 1, 0]
@@ -145,16 +145,16 @@ def test_patience_that_means_nothing_is_refused(method: str, flags: list[str], r
 
 def test_what_was_not_done_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the steps: half of the synthesis' FLOPs."""
-    monkeypatch.setattr(run_costs, "matmul_rate", lambda _runtime: 1.0)
+    monkeypatch.setattr(run_record, "matmul_rate", lambda _runtime: 1.0)
     kind = SynthesisKind(0, (), True)
     work, counted = Work(student_steps=3), StepFlops(synthesis={kind: 8.0}, student=2.0, round_steps={})
     work.synthesis_steps[kind], flops = 10, replace(counted, done=counted)
     progress, runtime = Progress(), make_runtime(device="cpu")
     progress.seconds["synthesis"], progress.counts["generator_steps"] = 2.0, 5
-    found = run_costs.run_costs(work, flops, progress, runtime, patience=3)
+    found = run_record.run_costs(work, flops, progress, runtime, patience=3)
     assert (found["synthesis_flops"], found["synthesis_mfu"], found["synthesis_hfu"]) == (40.0, 20.0, 20.0)
     assert found["distillation_flops"] == 6.0
-    assert run_costs.run_costs(work, flops, progress, runtime)["synthesis_flops"] == 80.0
+    assert run_record.run_costs(work, flops, progress, runtime)["synthesis_flops"] == 80.0
 
 
 def test_a_dry_run_times_all_steps_and_says_that_they_are_a_bound() -> None:

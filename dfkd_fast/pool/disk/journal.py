@@ -21,8 +21,7 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.files.write import make_folder, sweep, sync_folder
 from dfkd_fast.pool.disk.files import PoolFiles, as_bytes
 from dfkd_fast.pool.disk.layout import BLOCK, Layout, fields_of
-from dfkd_fast.pool.disk.lock import lock_folder
-from dfkd_fast.pool.disk.manifest import COPY, MANIFEST, Manifest, load_manifest
+from dfkd_fast.pool.disk.manifest import COPY, MANIFEST, Manifest, load_manifest, lock_folder
 from dfkd_fast.pool.disk.writer import WriteQueue
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.digests import crc_of_json
+from dfkd_fast.files.locks import lock_file
 from dfkd_fast.files.write import write_file
 from dfkd_fast.messages.terminal import command
 from dfkd_fast.pool.disk.layout import BLOCK, Field, Layout
@@ -147,3 +148,11 @@ def _damaged(file: Path, why: str) -> ManifestError:
     command = f"`dfkd-fast pool verify --repair {file.parent}`"
     what_to_do = f"{command} takes its copy" if has_copy else "no copy is whole, and without one the pool is lost"
     return ManifestError(f"pool {file}: {why}; {what_to_do}")
+
+
+def lock_folder(folder: Path) -> int:
+    """Lock a pool's folder for writing; returns the handle that holds the lock until it is closed.
+
+    Raises UserError when another writer has it.
+    """
+    return lock_file(folder / "lock", "pool", "is writing to this pool; let it end, or stop it")

@@ -10,8 +10,7 @@ from typing import NamedTuple
 from dfkd_fast.errors import UserError
 from dfkd_fast.pool.disk.files import Damage, PoolFiles
 from dfkd_fast.pool.disk.layout import BLOCK
-from dfkd_fast.pool.disk.lock import lock_folder
-from dfkd_fast.pool.disk.manifest import COPY, MANIFEST, ManifestError, load_manifest
+from dfkd_fast.pool.disk.manifest import COPY, MANIFEST, ManifestError, load_manifest, lock_folder
 
 
 class Repair(NamedTuple):

@@ -19,6 +19,9 @@ import dfkd_fast
 from dfkd_fast.config.record import config_hash
 from dfkd_fast.config.sources import label_text
 from dfkd_fast.config.train import TrainConfig
+from dfkd_fast.costs.flops import StepFlops
+from dfkd_fast.costs.peak import matmul_rate
+from dfkd_fast.costs.work import Work
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.digests import crc_of_json
@@ -177,3 +180,29 @@ def processor(cpuinfo: str) -> str | None:
     extension = next((name for flag, name in EXTENSIONS.items() if flag in flags), None)
     about = ", ".join(part for part in (family, extension) if part)
     return f"{found['model name']} ({about})" if about else found["model name"]
+
+
+def run_costs(
+    work: Work, flops: StepFlops, progress: Progress, runtime: Runtime, *, patience: int = 0
+) -> dict[str, float]:
+    """FLOPs of both phases in their plain formulation, of all ranks together, and the share of the device's rate of
+    matrix products that they (MFU), and those that were computed in fact (HFU), make up of the seconds spent.
+
+    `work` and `flops` are a rank's. With `patience` the recipe is an upper bound: its synthesis counts in proportion to
+    the steps that were taken, as if rounds of all kinds had ended alike. Takes a fraction of a second, which does not
+    count as the run's.
+    """
+    rate, seconds = matmul_rate(runtime), progress.seconds
+    planned, taken = work.synthesis_steps.total(), progress.counts["generator_steps"]
+    share = taken / planned if patience and planned else 1.0
+    assert flops.done is not None, "counted"
+    found, done = (
+        {"synthesis": share * each.of_synthesis(work), "distillation": each.of_distillation(work)}
+        for each in (flops, flops.done)
+    )
+    return {
+        **{f"{phase}_flops": count * runtime.world_size for phase, count in found.items()},
+        **{f"{phase}_mfu": count / (seconds[phase] * rate) for phase, count in found.items() if seconds[phase]},
+        **{f"{phase}_hfu": count / (seconds[phase] * rate) for phase, count in done.items() if seconds[phase]},
+        "matmul_flops_per_second": rate,
+    }
