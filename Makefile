@@ -56,7 +56,7 @@ BENCH_evaluation := $(RUN) bench/evaluation.py
 BENCH_roofline   := $(RUN) bench/roofline/run.py
 # Hours of the released codes' style, predicted on the cards that papers name, beside the hours that they print; and the
 # tables of predictions in docs/performance.md.
-BENCH_published  := $(RUN) bench/roofline/released.py
+BENCH_published  := $(RUN) bench/roofline/released.py && $(RUN) bench/roofline/report.py
 # What --dry-run predicts for a run of five minutes, and what it then takes. On an idle machine.
 BENCH_dry-run    := $(RUN) bench/dry_run_check.py
 # Where the time of a step goes: a trace and a table by phase and kernel, in bench/results/profile-<device>/.

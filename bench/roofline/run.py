@@ -48,21 +48,21 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=BENCH / "results" / "roofline-cpu.jsonl")
     options = parser.parse_args()
     runtime = make_runtime(device="cpu", precision=options.precision, channels_last=True, threads=1)
-    measured, seen = rates(runtime), []
-    for name in options.cells:
-        target = cell(name)
-        recording = record(target.config, target.info, runtime)
-        _, timings = profile_steps(target.config, target.info, runtime, WINDOW)
-        seen.append((target, recording, timings))
-        print(f"{name}: recorded and timed", flush=True)
-    where = machine_record(runtime)
-    rows = [{"measured": measured} | where]
+    measured, where, rows = rates(runtime), machine_record(runtime), []
     card = this_cpu(measured, where["device"])
-    rows += [row | where for each in seen for row in compared(*each, card)]
     options.results.parent.mkdir(parents=True, exist_ok=True)
     with options.results.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    return show(rows[1:])
+        print(json.dumps({"measured": measured} | where), file=file, flush=True)
+        for name in options.cells:
+            target = cell(name)
+            recording = record(target.config, target.info, runtime)
+            _, timings = profile_steps(target.config, target.info, runtime, WINDOW)
+            found = [*compared(target, recording, timings, card)]
+            for row in found:
+                print(json.dumps(row | where), file=file, flush=True)
+            rows += found
+            print(f"{name}: recorded and timed", flush=True)
+    return show(rows)
 
 
 def rates(runtime: Runtime) -> dict[str, Any]:
