@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.pool.batch import PoolBatch as PoolBatch
 from dfkd_fast.pool.disk.files import PoolFiles
 from dfkd_fast.pool.disk.journal import Journal
 from dfkd_fast.pool.disk.layout import BLOCK, Field, check_batch
@@ -20,6 +19,7 @@ from dfkd_fast.pool.disk.writer import on_host
 from dfkd_fast.pool.quantize import Quantize, to_bytes
 from dfkd_fast.pool.storage import StorageKind, make_storage
 from dfkd_fast.pool.stream import AugmentSpec, Stream
+from dfkd_fast.pool.stream import PoolBatch as PoolBatch
 from dfkd_fast.pool.streams import StreamChoice, make_stream
 from dfkd_fast.rng import derive_seed
 from dfkd_fast.sampling import Sampler

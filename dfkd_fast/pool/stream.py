@@ -1,4 +1,4 @@
-"""Base of all streams: a first-in first-out queue of batches, each drawn from the pool as it was on request."""
+"""Batches that a pool hands out, and the base of all streams: a queue of batches, each drawn as the pool then was."""
 
 from __future__ import annotations
 
@@ -88,3 +88,20 @@ def on_device(extras: Mapping[str, Tensor], device: torch.device) -> dict[str, T
 def gather_extras(storage: Storage, rows: Tensor) -> dict[str, Tensor]:
     """The rows of every column but the images."""
     return {name: storage.column(name)[rows] for name in storage.extras()}
+
+
+class PoolBatch(NamedTuple):
+    """What a student step reads."""
+
+    images: Tensor
+    """(B, C, H, W), augmented and normalised, in the compute dtype"""
+    labels: Tensor
+    """(B,) int64, the class each image was made for; -1 where nobody knows"""
+    indices: Tensor
+    """(B,) int64 slots"""
+    extras: Mapping[str, Tensor]
+    """one (B, ...) tensor for each extra the pool holds"""
+    is_weights: Tensor | None = None
+    """(B,) importance weights of a sampler that prefers some slots"""
+    choices: Tensor | None = None
+    """(B,) int64: which of the view's fixed augmentations, where it has such"""
