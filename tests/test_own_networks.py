@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from dfkd_fast.cli.eval import EvalOptions
 from dfkd_fast.cli.main import main
 from dfkd_fast.cli.teacher_info import InfoOptions
-from dfkd_fast.config.own_networks import folder_name, own_network, settled, unplaced
+from dfkd_fast.config.own_networks import folder_name, own_network, resolved, unplaced
 from dfkd_fast.config.sources import load_run
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.errors import UserError
@@ -206,7 +206,7 @@ def test_that_code_is_run_is_said_before_it_is(code: Path, capsys: pytest.Captur
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_any_number_of_channels(code: Path, channels: int) -> None:
     shape = {"image_size": 8, "mean": (0.5,) * channels, "std": (0.2,) * channels}
-    spec = settled("net.py:Net", [f"in_chans={channels}", "classes=4"], "--teacher")
+    spec = resolved("net.py:Net", [f"in_chans={channels}", "classes=4"], "--teacher")
     model, info = load_model(spec, **shape)
     assert (info.in_chans, info.num_classes) == (channels, 4)
     assert model(torch.zeros(2, channels, 8, 8)).shape == (2, 4)
@@ -215,7 +215,7 @@ def test_any_number_of_channels(code: Path, channels: int) -> None:
 
 
 def test_arguments_are_python_values(code: Path) -> None:
-    spec = settled("net.py:Net", ["width=12", "pools=false"], "--student")
+    spec = resolved("net.py:Net", ["width=12", "pools=false"], "--student")
     model: Any = load_model(spec, **SHAPE)[0]
     assert (model.fc.in_features, model.pools) == (12, False)
     own = own_network("a.py:F?x=1%2C2&y=some%20text&z=%2Bshared3&s=3e-1")
@@ -454,7 +454,7 @@ def test_the_pages_file_for_transformers_works(code: Path, monkeypatch: pytest.M
     hugging = load_model("hugging.py:Net")[0]
     auto = SimpleNamespace(from_pretrained=lambda place: hugging if place == "me/net" else None)
     monkeypatch.setattr(sys.modules["transformers"], "AutoModelForImageClassification", auto, raising=False)
-    info = load_model(settled("hf.py:teacher", ["place=me/net"], "--teacher"))[1]
+    info = load_model(resolved("hf.py:teacher", ["place=me/net"], "--teacher"))[1]
     assert info.sources["mean"] == "the processor of me/net"
 
 
@@ -485,8 +485,8 @@ def test_a_timm_network_built_by_code_brings_its_configuration(code: Path) -> No
 def test_names_of_ours_and_of_libraries_are_no_code() -> None:
     for spec in ("cnn", "tv:resnet18", "timm:hf_hub:x/y", "resnet18+shared64x4"):
         assert own_network(spec) is None
-        assert settled(spec, (), "--teacher") == spec
-    assert settled("/a/c++/n.py:Net+shared8x2", ["d=2"], "--student") == "/a/c++/n.py:Net?d=2+shared8x2"
+        assert resolved(spec, (), "--teacher") == spec
+    assert resolved("/a/c++/n.py:Net+shared8x2", ["d=2"], "--student") == "/a/c++/n.py:Net?d=2+shared8x2"
     assert folder_name("/a/c++/n.py:Net?d=2") == "n_Net"
     assert folder_name("my.package.nets:Net") == "nets_Net"
     assert folder_name("tv:resnet18") == "tv_resnet18"

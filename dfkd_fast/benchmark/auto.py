@@ -7,7 +7,7 @@ from typing import Any
 
 from dfkd_fast.benchmark.answers import decide
 from dfkd_fast.benchmark.dry_run import teacher_info
-from dfkd_fast.config.sources import settle
+from dfkd_fast.config.sources import resolve
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.messages.notes import note
 from dfkd_fast.pool.build import check_pool
@@ -15,7 +15,7 @@ from dfkd_fast.training.assemble import runtime_of
 from dfkd_fast.training.logit_cache import FLAG
 
 
-def settled(config: TrainConfig[Any]) -> TrainConfig[Any]:
+def resolved(config: TrainConfig[Any]) -> TrainConfig[Any]:
     """The config with a number in place of `--cache-teacher-logits auto`, which one line says; any other as it is.
 
     Measured on random weights. All ranks of a run call it and get the same number; a run folder keeps it, so that a
@@ -23,7 +23,7 @@ def settled(config: TrainConfig[Any]) -> TrainConfig[Any]:
     """
     if config.cache_teacher_logits != "auto":
         return config
-    config = settle(config)
+    config = resolve(config)
     config.check()
     runtime = runtime_of(config)
     check_pool(config.pool, runtime)

@@ -11,7 +11,7 @@ from dfkd_fast.benchmark.idle import busy_line, load_average
 from dfkd_fast.benchmark.projection import Projection, project
 from dfkd_fast.benchmark.step_profiler import profile_steps
 from dfkd_fast.benchmark.step_timer import TimingWindow
-from dfkd_fast.config.sources import settle
+from dfkd_fast.config.sources import resolve
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.costs.flops import count_step_flops
 from dfkd_fast.costs.peak import matmul_rate
@@ -23,7 +23,7 @@ from dfkd_fast.pool.build import check_pool
 from dfkd_fast.training.assemble import load_method, runtime_of, stated_values
 from dfkd_fast.training.evaluate import evaluation_images
 from dfkd_fast.training.judge import check_teacher
-from dfkd_fast.training.logit_cache import settled_count
+from dfkd_fast.training.logit_cache import resolved_count
 
 
 def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) -> Projection:
@@ -31,7 +31,7 @@ def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) ->
 
     The teacher is neither trained nor fetched: weights change no time. Raises UserError for what a run would refuse.
     """
-    config = settle(config)
+    config = resolve(config)
     config.check()
     runtime = runtime_of(config)
     check_pool(config.pool, runtime)
@@ -46,7 +46,7 @@ def dry_run(config: TrainConfig[Any], *, show: Callable[[str], None] = print) ->
     load, window = load_average(), window_on(runtime)
     method, timings = profile_steps(config, info, runtime, window)
     counted = partial(count_step_flops, method, info, teacher=config.teacher, student=config.student)
-    flops = counted(cached_answers=settled_count(config.cache_teacher_logits))
+    flops = counted(cached_answers=resolved_count(config.cache_teacher_logits))
     work, patience = recipe_work(method, flops.round_steps), config.method.patience
     projection = project(work, timings, flops, matmul_rate(runtime), runtime, patience=patience)
     offered = (*_offers(config, info, runtime, window, timings.student.median),)

@@ -30,7 +30,7 @@ from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.files.write import write_file
 from dfkd_fast.methods.base import Method
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.training.logit_cache import settled_count
+from dfkd_fast.training.logit_cache import resolved_count
 from dfkd_fast.training.records.run_record import versions
 
 LEAST_BATCH = 8
@@ -102,7 +102,7 @@ def measure(
         info=target.info,
         teacher=config.teacher,
         student=config.student,
-        cached_answers=settled_count(config.cache_teacher_logits),
+        cached_answers=resolved_count(config.cache_teacher_logits),
     )
     flops = count(method)
     work = recipe_work(method, flops.round_steps)

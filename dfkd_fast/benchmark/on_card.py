@@ -7,7 +7,7 @@ from typing import Any
 
 from dfkd_fast.benchmark.dry_run import teacher_info
 from dfkd_fast.benchmark.prediction import Prediction, predict, runtime_on
-from dfkd_fast.config.sources import settle
+from dfkd_fast.config.sources import resolve
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.costs.cards import read_card
 from dfkd_fast.errors import UserError
@@ -19,7 +19,7 @@ def predict_run(config: TrainConfig[Any], on: str, *, show: Callable[[str], None
     Raises UserError for what a run would refuse, an unknown card, and settings that a prediction cannot follow.
     """
     card = read_card(on)
-    config = settle(config)
+    config = resolve(config)
     config.check()
     check_predictable(config)
     runtime = runtime_on(card, precision=config.precision, channels_last=config.channels_last)

@@ -28,7 +28,7 @@ from dfkd_fast.parallel.global_batch import GlobalBatch
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.pool.pool import Pool
 from dfkd_fast.training.inner import InnerLoop
-from dfkd_fast.training.logit_cache import make_cache, settled_count
+from dfkd_fast.training.logit_cache import make_cache, resolved_count
 from dfkd_fast.training.student import StudentTrainer, make_trainer
 from dfkd_kernels.backend import assumed
 
@@ -58,7 +58,7 @@ def record_steps(
     of our operators are meant ("triton" on a card); None: those of this machine.
     """
     with _recorded(config, info, runtime, backend) as steps:
-        kept = settled_count(config.cache_teacher_logits)
+        kept = resolved_count(config.cache_teacher_logits)
         counted = partial(count_step_flops, teacher=config.teacher, student=config.student, cached_answers=kept)
         return steps.method, steps.made, counted(steps.method, info)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dfkd_fast.config.flags import from_flags, parse
-from dfkd_fast.config.own_networks import own_network, settled
+from dfkd_fast.config.own_networks import own_network, resolved
 from dfkd_fast.config.setting import setting
 from dfkd_fast.config.sources import load_run
 from dfkd_fast.config.train import Hardware, NetworkInput, check_teacher_data, check_values
@@ -133,7 +133,7 @@ def load(
 
     if options.student is None:
         check_trusted(file, run)
-    spec = settled(options.student or written_name(file, flag="eval"), options.student_args, "--student")
+    spec = resolved(options.student or written_name(file, flag="eval"), options.student_args, "--student")
     model, info = load_model(
         spec,
         **stated_values(options),

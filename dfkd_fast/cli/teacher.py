@@ -10,7 +10,7 @@ from typing import Any
 
 from dfkd_fast.cli.report import report_exit
 from dfkd_fast.config.flags import from_flags, parse
-from dfkd_fast.config.own_networks import check_untrained, settled
+from dfkd_fast.config.own_networks import check_untrained, resolved
 from dfkd_fast.config.recipes import TeacherRecipe
 from dfkd_fast.config.setting import setting
 from dfkd_fast.config.sources import given_keys
@@ -78,7 +78,7 @@ def train(model: str, arguments: Sequence[str]) -> int:
     options = replace(options, recipe=options.recipe.keeping(given_keys(flags)))
     check_values(options)
     check_untrained(model, "teacher train")
-    model = settled(model, options.teacher_args, "--teacher")
+    model = resolved(model, options.teacher_args, "--teacher")
     if options.data is None:
         raise UserError("--data: missing; choose digits or the path of real images")
     out = check_out(options.out)

@@ -10,7 +10,7 @@ from typing import Any
 
 from dfkd_fast.catalog import MODELS
 from dfkd_fast.config.flags import from_flags, parse
-from dfkd_fast.config.own_networks import settled
+from dfkd_fast.config.own_networks import resolved
 from dfkd_fast.config.setting import setting
 from dfkd_fast.config.train import NetworkInput, check_teacher_data, check_values
 from dfkd_fast.errors import UserError
@@ -37,9 +37,9 @@ def info(target: str, arguments: Sequence[str]) -> None:
     check_values(options)
     check_teacher_data(options.teacher_data)
     if options.network is not None:
-        options = replace(options, network=settled(options.network, options.teacher_args, "--teacher"))
+        options = replace(options, network=resolved(options.network, options.teacher_args, "--teacher"))
     elif not Path(target).is_file():
-        target = settled(target, options.teacher_args, "--teacher")
+        target = resolved(target, options.teacher_args, "--teacher")
     elif options.teacher_args:
         raise UserError(f"--teacher-args {options.teacher_args[0]}: say by --network whose they are")
     rows = describe_file(Path(target), options) if Path(target).is_file() else describe_model(target, options)

@@ -14,7 +14,7 @@ from dfkd_fast.cli.report import REPORTS, report_exit
 from dfkd_fast.config.flags import take
 from dfkd_fast.config.own_networks import moved, unplaced
 from dfkd_fast.config.record import BY_MACHINE, FREE, MOVABLE, NETWORKS, differences
-from dfkd_fast.config.sources import default_config, load_config, load_run, named_method, settle
+from dfkd_fast.config.sources import default_config, load_config, load_run, named_method, resolve
 from dfkd_fast.config.train import CONFIG_FILE, TrainConfig
 from dfkd_fast.errors import UserError, refused
 from dfkd_fast.messages.terminal import command, page, show
@@ -55,12 +55,12 @@ def run(arguments: Sequence[str]) -> int:
         if count > 1:
             return launch(arguments, count, config.run_folder)
     if config.cache_teacher_logits == "auto":
-        from dfkd_fast.benchmark.auto import settled
+        from dfkd_fast.benchmark.auto import resolved
         from dfkd_fast.training.records.run_folder import check_folder
 
         if not rehearsed:  # before anything is measured for it
             check_folder(config.run_folder, resume=False)
-        config = settled(config)
+        config = resolved(config)
     if rehearsed:
         if card is None:
             from dfkd_fast.benchmark.dry_run import dry_run
@@ -101,7 +101,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[TrainConfig[Any], bool]:
             raise UserError(f"train: name a method first; choose {' or '.join(METHODS)}")
         base, folder = default_config(method or named_method(file or Path())), None
     config = load_config(base, preset=preset, file=file, flags=flags)
-    config = settle(config)
+    config = resolve(config)
     if resumed:
         teacher, student = moved(base.teacher, config.teacher), moved(base.student, config.student)
         config = replace(config, teacher=teacher, student=student)

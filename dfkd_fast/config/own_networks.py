@@ -62,7 +62,7 @@ def arguments_flag(flag: str) -> str:
     return "--student-args" if flag in ("--student", "eval") else "--teacher-args"
 
 
-def settled(spec: str, arguments: Sequence[str], flag: str) -> str:
+def resolved(spec: str, arguments: Sequence[str], flag: str) -> str:
     """A spec with its file's absolute path and the `NAME=VALUE` arguments of `flag`-args in it.
 
     Raises UserError for arguments of another form, and where the network is not one's own.

@@ -12,7 +12,7 @@ from typing import Any
 from dfkd_fast.catalog import FACTS, METHODS, presets
 from dfkd_fast.config.data_sets import data_set_of
 from dfkd_fast.config.flags import Setting, from_flags, from_toml, parse
-from dfkd_fast.config.own_networks import settled
+from dfkd_fast.config.own_networks import resolved
 from dfkd_fast.config.record import FORMAT, config_hash
 from dfkd_fast.config.setting import former_flags
 from dfkd_fast.config.train import CONFIG_FILE, M, TrainConfig, check_share
@@ -89,13 +89,13 @@ def given_keys(settings: Iterable[Setting], section: str = "") -> set[str]:
     return {flag.rpartition(".")[2] for flag in flags if not section or flag.startswith(f"{section}.")}
 
 
-def settle(config: TrainConfig[M]) -> TrainConfig[M]:
+def resolve(config: TrainConfig[M]) -> TrainConfig[M]:
     """The same with the user's own networks named in full: absolute paths, and their arguments in the name.
 
     Raises UserError for arguments that are none, or that another network would not take.
     """
-    teacher = settled(config.teacher, config.teacher_args, "--teacher")
-    student = settled(config.student, config.student_args, "--student")
+    teacher = resolved(config.teacher, config.teacher_args, "--teacher")
+    student = resolved(config.student, config.student_args, "--student")
     return replace(config, teacher=teacher, student=student, teacher_args=(), student_args=())
 
 

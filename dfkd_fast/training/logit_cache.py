@@ -58,7 +58,7 @@ def possible_views(crops: Crops) -> int:
     return (2 * crops.pad + 1) ** 2 * (1 + crops.flip)
 
 
-def settled_count(count: int | Literal["auto"]) -> int:
+def resolved_count(count: int | Literal["auto"]) -> int:
     """The number of answers to an image. Raises UserError where it is still left to the machine."""
     if count == "auto":
         raise UserError(f"{FLAG} auto: `dfkd-fast train` measures what it comes to; from Python give a number")
@@ -112,5 +112,5 @@ class LogitCache:
 
 def make_cache(count: int | Literal["auto"], *, seed: int, method: Method, teacher: FrozenNet) -> LogitCache | None:
     """The cache of `count` augmentations, which the run's `seed` chooses; None for 0."""
-    number = settled_count(count)
+    number = resolved_count(count)
     return LogitCache(number, seed=derive_seed(seed, "cache"), method=method, teacher=teacher) if number else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing, nullcontext
 from pathlib import Path
 
-from dfkd_fast.config.sources import settle
+from dfkd_fast.config.sources import resolve
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.messages.refusals import disk_error
@@ -18,7 +18,7 @@ from dfkd_fast.training.evaluate import evaluation_images
 from dfkd_fast.training.int8_teacher import check_int8
 from dfkd_fast.training.interrupt import resumable, stop_signals
 from dfkd_fast.training.judge import check_frozen, check_teacher, judge_teacher
-from dfkd_fast.training.logit_cache import make_cache, settled_count
+from dfkd_fast.training.logit_cache import make_cache, resolved_count
 from dfkd_fast.training.pools import check_pool_use
 from dfkd_fast.training.ranks import Resumed, checkpoint_to_resume, share_of_rank
 from dfkd_fast.training.real_images.collected import check_collected, load_collected, rank_part
@@ -40,9 +40,9 @@ def train(config: TrainConfig, *, resume: bool = False, other_code: bool = False
     checkpoint there; with `other_code` even where another version of the code wrote it.
     Raises UserError for a user's mistake and Interrupted after Ctrl-C or SIGTERM.
     """
-    config = settle(config)
+    config = resolve(config)
     config.check()
-    settled_count(config.cache_teacher_logits)
+    resolved_count(config.cache_teacher_logits)
     folder = config.run_folder
     check_folder(folder, resume=resume)
     if resume:
