@@ -10,13 +10,13 @@ Distributed: one generator on all ranks, each with its share of both batches.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.generators.decoder import Decoder, Output, make_decoder
+from dfkd_fast.generators.decoder import Output, make_decoder
 from dfkd_fast.methods.base import LossTerms, Needs, Setup
 from dfkd_fast.methods.stepwise import StepwiseConfig, StepwiseMethod
 from dfkd_fast.models.teacher import NetOutput, frozen_alias, unregistered
@@ -64,13 +64,10 @@ class Dfad(StepwiseMethod):
     config: DfadConfig
 
     def __init__(self, config: DfadConfig, setup: Setup) -> None:
-        super().__init__(config, setup)
+        by_steps = self._by_student_steps if config.student_lr_steps else None
+        super().__init__(config, setup, decoder=make_decoder, betas=(0.9, 0.999), lr_scale=by_steps)
         student = setup.student if config.student_mode == "eval" else frozen_alias(setup.student).train()
         self._judge = unregistered(student)
-
-    def make_decoder(self) -> Decoder:
-        latents, width, info = self.config.latent_dim, self.config.generator_width, self.info
-        return make_decoder(latents, info.image_size, width=width, in_chans=info.in_chans)
 
     def losses(self, view: Tensor, teacher: NetOutput, *, adversarial: bool) -> LossTerms:
         return {"adv": -F.l1_loss(self._judge[0](view), teacher.logits)}
@@ -78,9 +75,6 @@ class Dfad(StepwiseMethod):
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         return {"kd": F.l1_loss(student.logits, teacher.logits)}
 
-    def lr_scale(self, epoch: int, index: int) -> float:
+    def _by_student_steps(self, epoch: int, index: int) -> float:
         steps, distilled = self.config.student_lr_steps, epoch - self.config.warmup_epochs
-        return 0.1 ** sum(distilled >= step for step in steps) if steps else super().lr_scale(epoch, index)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [{**group, "betas": (0.9, 0.999)} for group in super().parameter_groups()]
+        return float(0.1 ** sum(distilled >= step for step in steps))

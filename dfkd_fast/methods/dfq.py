@@ -43,8 +43,7 @@ class Dfq(StepwiseMethod):
     config: DfqConfig
 
     def __init__(self, config: DfqConfig, setup: Setup) -> None:
-        super().__init__(config, setup)
-        self.reads_moments = config.bn_weight > 0
+        super().__init__(config, setup, reads_moments=config.bn_weight > 0)
 
     def losses(self, view: Tensor, teacher: NetOutput, *, adversarial: bool) -> LossTerms:
         terms = {

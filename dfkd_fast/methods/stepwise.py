@@ -7,9 +7,9 @@ ZSKT and DFQ most published tables quote; docs/methods/stepwise.md has them with
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from dfkd_fast.config.setting import setting
 from dfkd_fast.generators.decoder import Decoder, Output, make_large_decoder, with_output
 from dfkd_fast.losses.distillation import kd_kl
 from dfkd_fast.methods.base import Inner, LossTerms, Method, MethodConfig, PoolPlan, Setup, SynthBatch
+from dfkd_fast.methods.inner import parameters_of
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.optim import cosine
 from dfkd_fast.pool.pool import PoolBatch
@@ -69,30 +70,39 @@ class StepwiseConfig(MethodConfig):
 
 
 class StepwiseMethod(Method):
-    """A method without a pool. A subclass says what its generator minimises, in `losses`."""
+    """A method without a pool. A subclass says what its generator minimises, in `losses`.
+
+    `decoder` makes the generator but for what its images end in. `betas` are its Adam's. `reads_moments`: `losses`
+    reads the teacher's BN moments. `lr_scale(epoch, round)`, a factor on the generator's learning rate, stands in for
+    `generator_lr_schedule`.
+    """
 
     loop = "stepwise"
-
-    reads_moments = False
-    """whether `losses` reads the teacher's BN moments"""
 
     config: StepwiseConfig
     labels: Tensor
 
-    def __init__(self, config: StepwiseConfig, setup: Setup) -> None:
+    def __init__(
+        self,
+        config: StepwiseConfig,
+        setup: Setup,
+        *,
+        decoder: Callable[..., Decoder] = make_large_decoder,
+        betas: tuple[float, float] = (0.5, 0.999),
+        reads_moments: bool = False,
+        lr_scale: Callable[[int, int], float] | None = None,
+    ) -> None:
         super().__init__(config, setup)
-        self.generator = with_output(
-            self.make_decoder(), config.generator_output, mean=self.info.mean, std=self.info.std
-        )
+        self.reads_moments = reads_moments
+        self.lr_scale = lr_scale or self._scheduled
+        latents, width, info = config.latent_dim, config.generator_width, self.info
+        made = decoder(latents, info.image_size, width=width, in_chans=info.in_chans)
+        self.generator = with_output(made, config.generator_output, mean=info.mean, std=info.std)
         crops = config.student_crops
         self.student_augment = Augment(setup.info, pad=crops.pad, flip=crops.flip)
-        self.inner = Inner(config, self.step, lasting=self.parameter_groups, shared=True)
+        groups = parameters_of(self.generator, config.generator_lr)
+        self.inner = Inner(config, self.step, lasting=groups, betas=betas, shared=True)
         self.register_buffer("labels", torch.zeros(config.synthesis_batch_size, dtype=torch.int64), persistent=False)
-
-    def make_decoder(self) -> Decoder:
-        """The generator but for what its images end in."""
-        latents, width, info = self.config.latent_dim, self.config.generator_width, self.info
-        return make_large_decoder(latents, info.image_size, width=width, in_chans=info.in_chans)
 
     def rounds(self, epoch: int) -> int:
         return -(-self.config.student_steps // self.config.student_steps_per_round)
@@ -110,8 +120,7 @@ class StepwiseMethod(Method):
             # only shown: the student's images are those of `student_view`
             yield SynthBatch(images.clamp(0, 1), self.labels)
 
-    def lr_scale(self, epoch: int, index: int) -> float:
-        """Factor on the generator's learning rate in round `index` of an epoch."""
+    def _scheduled(self, epoch: int, index: int) -> float:
         if self.config.generator_lr_schedule == "constant":
             return 1.0
         return cosine((epoch + index / self.rounds(epoch)) / self.config.epochs)
@@ -134,9 +143,6 @@ class StepwiseMethod(Method):
         """So many images (B, C, H, W), in [0, 1] if they end in a sigmoid, of new latents from N(0, 1)."""
         weight = next(self.generator.parameters())
         return self.generator(torch.randn(count, self.config.latent_dim, dtype=weight.dtype, device=weight.device))
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [{"params": [*self.generator.parameters()], "lr": self.config.generator_lr}]
 
     def student_variant(self) -> Hashable:
         trains = self.config.sampling == "train"
