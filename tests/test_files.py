@@ -26,6 +26,7 @@ ELSEWHERE = {
     "cli/pool.py": "renames what was exported into a hidden folder, synced",
     "data/decoder_dali.py": "writes an image into memory",
     "reporting/visualize.py": "draws into memory",
+    "models/int8_answers.py": "models for onnxruntime's tools, in a temporary folder",
 }
 """what writes beside `files/write.py`, and why it may"""
 

@@ -92,20 +92,22 @@ def test_neither_time_nor_memory_grows_with_the_run(
 
 
 def test_time_of_a_student_step_does_not_depend_on_the_pool(tmp_path: Path) -> None:
-    """100 and 100,000 images: less than a third apart."""
+    """100 and 100,000 images: less than a third apart, in the best of five turns each. Page faults alone, which depend
+    on how the heap happens to lie, make a turn twice as long.
+    """
     runtime = make_runtime(device="cpu", precision="fp32", threads=1)
     info = ModelInfo(name="", num_classes=10, image_size=32, mean=(0.5,) * 3, std=(0.2,) * 3)
     sizes = ("--epochs", "3", "--batch-size", "64", "--pool.capacity", "110000", "--pool.storage", "device")
     config = load_config(default_config("nayer"), preset="digits", flags=[*FLAGS, *sizes])
-    profiler = StepProfiler(config, info, runtime, tmp_path)
-    pool, chunk = profiler.pool[32], 10_000
-    pixels = torch.randint(0, 256, (chunk, 32, 32, 3), dtype=torch.uint8)
-    labels = torch.zeros(chunk, dtype=torch.int64)
+    few, many = (StepProfiler(config, info, runtime, tmp_path / name) for name in ("few", "many"))
+    pixels = torch.randint(0, 256, (10_000, 32, 32, 3), dtype=torch.uint8)
+    labels = torch.zeros(len(pixels), dtype=torch.int64)
+    few.pool[32].add_bytes(pixels[:100], labels[:100])
+    while len(many.pool[32]) < 100_000:
+        many.pool[32].add_bytes(pixels, labels)
     window = TimingWindow(warmup=2, samples=9, clock=time.process_time)
-    pool.add_bytes(pixels[:100], labels[:100])
-    few = sample(profiler.student_step, window, runtime).median
-    while len(pool) < 100_000:
-        pool.add_bytes(pixels, labels)
-    many = sample(profiler.student_step, window, runtime).median
-    profiler.close()
-    assert 2 / 3 < many / few < 1.5
+    turns = [[sample(each.student_step, window, runtime).median for each in (few, many)] for _ in range(5)]
+    few.close()
+    many.close()
+    fast_few, fast_many = map(min, zip(*turns, strict=True))
+    assert 2 / 3 < fast_many / fast_few < 1.5

@@ -75,10 +75,10 @@ def test_all_faults(server: Server, recorded: Callable[[str], Recorded], tmp_pat
 
 def code_hash() -> str:
     """What results stand for: the code that is tested, and the tests."""
-    return sha256(b"".join(file.read_bytes() for file in tested_files())).hexdigest()[:12]
+    return sha256(b"".join(file.read_bytes() for file in files_under_test())).hexdigest()[:12]
 
 
-def tested_files() -> list[Path]:
+def files_under_test() -> list[Path]:
     """Sources of both packages, the compiled extension, the tests themselves."""
     kernels = [file for ending in ("*.py", "*.so") for file in (ROOT / "kernels" / "dfkd_kernels").rglob(ending)]
     files = [*(ROOT / "dfkd_fast").rglob("*.py"), *kernels, *Path(__file__).parent.glob("*.[pc]*")]
@@ -87,7 +87,7 @@ def tested_files() -> list[Path]:
 
 def test_results_stand_for_all_that_runs() -> None:
     """The operators, too, and their compiled form."""
-    found = set(tested_files())
+    found = set(files_under_test())
     written = {ROOT / "dfkd_fast" / "files" / "write.py", ROOT / "kernels" / "dfkd_kernels" / "backend.py"}
     assert written | {Path(__file__)} <= found
     native = importlib.util.find_spec("dfkd_kernels._C")

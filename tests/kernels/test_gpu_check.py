@@ -237,7 +237,7 @@ def test_rehearsal_with_only_the_packages_that_the_docstring_names(bare_python, 
     assert result.returncode == 0, result.stdout + logs
     assert [(record["step"], record["status"]) for record in records(tmp_path)] == [(step, "passed") for step in STEPS]
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert {row["step"] for row in rows} == {"machine", "replay", "train", "pool", "race", "ranks"}
+    assert {row["step"] for row in rows} == {"machine", "replay", "train", "pool", "rates", "race", "ranks"}
     found = {(row["step"], row["row"]): row["result"] for row in rows}
     assert found["machine", "card"] == found["pool", "bandwidth"] == "not run"
     assert (

@@ -109,7 +109,7 @@ def test_what_parts_do_not_go_with(setup: Setup, runtime: Runtime) -> None:
     """Nor does one part ask anything: a rank may have a single image."""
     config = NayerConfig(synthesis_batch_size=BATCH, noise_features=16, generator_width=16)
     method, together = Nayer(config, setup), replace(runtime, global_batch=GlobalBatch(0, 2))
-    for asked, message in ((together, "--bn.scope global cannot hold"), (replace(runtime, compilation="max"), "max")):
+    for asked, message in ((together, "--bn.scope global rules out"), (replace(runtime, compilation="max"), "max")):
         with pytest.raises(UserError, match=f"^--synthesis-micro-batches 2: .*{message}"):
             check_micro_batches(method, "nayer", 2, asked)
         check_micro_batches(method, "nayer", 1, asked)

@@ -166,8 +166,8 @@ def test_ls_presets(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0] == "dfkd-fast train nayer FLAGS"
     assert "[1] NAYER tables 1 and 2, A100" in lines
     pair = "--teacher tv:resnet50@IMAGENET1K_V2 --student tv:mobilenet_v2 --data-ratio 1"
-    assert f"imagenet tv:resnet50@IMAGENET1K_V2 -> tv:mobilenet_v2 24.25 % 9.30 h [3] --preset imagenet {pair}" in lines
-    assert "[3] MUSE table 1, A100" in lines
+    assert f"imagenet tv:resnet50@IMAGENET1K_V2 -> tv:mobilenet_v2 24.25 % 9.30 h [4] --preset imagenet {pair}" in lines
+    assert "[4] MUSE table 1, A100" in lines
     assert not [line for line in lines if "train fast" in line]
     assert main(["ls", "presets", "hidfd"]) == 0
     assert capsys.readouterr().out.startswith("dfkd-fast train hidfd FLAGS --collected DATA\n")
