@@ -9,6 +9,7 @@ import torch
 
 from dfkd_fast.benchmark.step_timer import Clock
 from dfkd_fast.device.runtime import Runtime
+from dfkd_fast.files.limits import available_cores
 
 MOST_SLOWER = 1.1
 """seconds by the wall to seconds of processor time: beyond it the machine had something else to do"""
@@ -28,22 +29,17 @@ def load_average() -> float:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def busy_line(runtime: Runtime, *, load: float, slowdown: float) -> str | None:
     """One line where other work ran beside what was timed; None on an idle machine.
 
     `load`: the average before anything was timed. `slowdown`: seconds by the wall to seconds of processor time.
     """
     threads = torch.get_num_threads() if runtime.device.type == "cpu" else 1
-    others = f"load {load:.1f} on {cores()} cores before this"
+    others = f"load {load:.1f} on {available_cores()} cores before this"
     if slowdown > MOST_SLOWER:
         took = f"steps took {slowdown:.2f} times their processor time ({others})"
         return f"the machine is busy: {took}; what is shown is processor time, which an idle one would take"
-    if load + threads > cores() + 0.5:
+    if load + threads > available_cores() + 0.5:
         taken = "time by the wall, of which an idle one takes less"
         shared = "processor time; an idle one, whose caches are not shared, may take less"
         shown = shared if idle_clock(runtime) is time.thread_time else taken

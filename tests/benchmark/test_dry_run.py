@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dfkd_fast.benchmark.dry_run import dry_run
-from dfkd_fast.benchmark.idle import busy_line, cores, idle_clock
+from dfkd_fast.benchmark.idle import busy_line, idle_clock
 from dfkd_fast.benchmark.step_profiler import Timings, profile_steps
 from dfkd_fast.benchmark.step_timer import Quantiles, StepTimer, TimingWindow
 from dfkd_fast.catalog import METHODS
@@ -19,6 +19,7 @@ from dfkd_fast.cli.main import main
 from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.costs.work import RoundKind, SynthesisKind, Work
 from dfkd_fast.device.runtime import make_runtime
+from dfkd_fast.files.limits import available_cores
 from dfkd_fast.models.factory import ModelInfo
 
 INFO = ModelInfo(name="cnn", num_classes=10, image_size=32, mean=(0.5,) * 3, std=(0.2,) * 3)
@@ -138,8 +139,8 @@ def test_a_busy_machine_is_told() -> None:
     assert busy_line(runtime, load=0.0, slowdown=1.02) is None
     line = busy_line(runtime, load=0.0, slowdown=1.84)
     assert "1.84 times their processor time" in str(line)
-    line = busy_line(runtime, load=cores() + 1.0, slowdown=1.0)
-    assert f"load {cores() + 1:.1f} on {cores()} cores" in str(line)
+    line = busy_line(runtime, load=available_cores() + 1.0, slowdown=1.0)
+    assert f"load {available_cores() + 1:.1f} on {available_cores()} cores" in str(line)
 
 
 def test_processor_time_counts_what_is_computed(monkeypatch) -> None:
