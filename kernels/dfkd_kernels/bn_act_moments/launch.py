@@ -156,7 +156,7 @@ def _sum_partials(x: Tensor, partials: Tensor, cut: Plan) -> Tensor:
 
 
 def backward(
-    dy: Tensor,
+    dy: Tensor | None,
     x: Tensor,
     shift: Tensor,
     scale: Tensor,
@@ -168,29 +168,8 @@ def backward(
     slope: float,
     want_dresidual: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(dx, dresidual)"""
+    """(dx, dresidual); without `dy`, of the sums alone."""
     dresidual = torch.empty_like(x) if want_dresidual else x.new_empty(0)
-    return _scatter(dy, x, shift, scale, bias, kept, dsum, dsum_sq, act, slope, dresidual), dresidual
-
-
-def batch_backward(x: Tensor, shift: Tensor, dsum: Tensor | None, dsum_sq: Tensor | None) -> Tensor:
-    """dx"""
-    return _scatter(None, x, shift, shift, shift, None, dsum, dsum_sq, NONE, 0.0, x.new_empty(0))
-
-
-def _scatter(
-    dy: Tensor | None,
-    x: Tensor,
-    shift: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    kept: Tensor | None,
-    dsum: Tensor | None,
-    dsum_sq: Tensor | None,
-    act: int,
-    slope: float,
-    dresidual: Tensor,
-) -> Tensor:
     has_dsum = dsum is not None or dsum_sq is not None
     if has_dsum:  # one alone is rare: autograd hands over both as soon as a variance is used
         dsum = torch.zeros_like(shift) if dsum is None else dsum
@@ -217,4 +196,9 @@ def _scatter(
         WANT_DRESIDUAL=dresidual.numel() > 0,
         **cut.options,
     )
-    return dx
+    return dx, dresidual
+
+
+def batch_backward(x: Tensor, shift: Tensor, dsum: Tensor | None, dsum_sq: Tensor | None) -> Tensor:
+    """dx"""
+    return backward(None, x, shift, shift, shift, None, dsum, dsum_sq, NONE, 0.0, False)[0]

@@ -20,6 +20,17 @@ def _vector(pointer, channel, mask, HAS: tl.constexpr, missing: tl.constexpr):
 
 
 @triton.jit
+def _affine(
+    stats_ptr, weight_ptr, bias_ptr, channel, mask, num_channels, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr
+):
+    """Mean, 1 / standard deviation, scale and bias of each channel, (1, CHANNELS): y = (x - mean) * scale + bias."""
+    mean = _vector(stats_ptr, channel, mask, True, 0.0)
+    rstd = _vector(stats_ptr + num_channels, channel, mask, True, 0.0)
+    scale = rstd * _vector(weight_ptr, channel, mask, HAS_WEIGHT, 1.0)
+    return mean, rstd, scale, _vector(bias_ptr, channel, mask, HAS_BIAS, 0.0)
+
+
+@triton.jit
 def moments_kernel(
     x_ptr,  # (N, C, S), either layout
     partials_ptr,  # (P, 3, C) float32: mean, sum of squares about it, count
@@ -121,10 +132,9 @@ def normalize_kernel(
 ):
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     channel_mask = channel < num_channels
-    mean = _vector(stats_ptr, channel, channel_mask, True, 0.0)
-    scale = _vector(stats_ptr + num_channels, channel, channel_mask, True, 0.0)
-    scale *= _vector(weight_ptr, channel, channel_mask, HAS_WEIGHT, 1.0)
-    bias = _vector(bias_ptr, channel, channel_mask, HAS_BIAS, 0.0)
+    mean, _, scale, bias = _affine(
+        stats_ptr, weight_ptr, bias_ptr, channel, channel_mask, num_channels, HAS_WEIGHT, HAS_BIAS
+    )
     first = tl.program_id(0) * tiles_per_program
     for step in tl.range(0, tl.minimum(tiles_per_program, num_tiles - first), num_stages=STAGES):
         tile = first + step
@@ -176,10 +186,9 @@ def reduce_kernel(
     split = tl.program_id(0)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     channel_mask = channel < num_channels
-    mean = _vector(stats_ptr, channel, channel_mask, True, 0.0)
-    rstd = _vector(stats_ptr + num_channels, channel, channel_mask, True, 0.0)
-    scale = rstd * _vector(weight_ptr, channel, channel_mask, HAS_WEIGHT, 1.0)
-    bias = _vector(bias_ptr, channel, channel_mask, HAS_BIAS, 0.0)
+    mean, rstd, scale, bias = _affine(
+        stats_ptr, weight_ptr, bias_ptr, channel, channel_mask, num_channels, HAS_WEIGHT, HAS_BIAS
+    )
     product = tl.zeros([ROWS, CHANNELS], tl.float32)
     total = tl.zeros([ROWS, CHANNELS], tl.float32)
     first = split * tiles_per_program
@@ -225,10 +234,9 @@ def gradient_kernel(
 ):
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     channel_mask = channel < num_channels
-    mean = _vector(stats_ptr, channel, channel_mask, True, 0.0)
-    rstd = _vector(stats_ptr + num_channels, channel, channel_mask, True, 0.0)
-    scale = rstd * _vector(weight_ptr, channel, channel_mask, HAS_WEIGHT, 1.0)
-    bias = _vector(bias_ptr, channel, channel_mask, HAS_BIAS, 0.0)
+    mean, rstd, scale, bias = _affine(
+        stats_ptr, weight_ptr, bias_ptr, channel, channel_mask, num_channels, HAS_WEIGHT, HAS_BIAS
+    )
     # what all values of the channel do to one through the mean and the variance
     at_mean = -scale * _vector(dparams_ptr + num_channels, channel, channel_mask, True, 0.0) / count
     per_d = -scale * rstd * _vector(dparams_ptr, channel, channel_mask, True, 0.0) / count
