@@ -1,8 +1,9 @@
 """The small-image networks of the data-free distillation literature: CIFAR ResNets, wide ResNets and VGG-11.
 
-Every network maps images (B, C, H, W), normalised, to logits (B, K) and can be traced by torch.fx. Stages are
-sub-modules, so that a map can be asked for by name. Names of parameters, and with them the keys of a checkpoint, are
-those of the checkpoints that the field has released (CMI, Fast, NAYER): hence one attribute is `convShortcut`.
+Every network maps images (B, C, H, W), normalised, to logits (B, K) and can be traced by torch.fx and scripted by
+torch.jit. Stages are sub-modules, so that a map can be asked for by name. Names of parameters, and with them the keys
+of a checkpoint, are those of the checkpoints that the field has released (CMI, Fast, NAYER): hence one attribute is
+`convShortcut`.
 
 He, Zhang, Ren, Sun, "Deep residual learning for image recognition", CVPR 2016, arXiv:1512.03385;
 Zagoruyko, Komodakis, "Wide residual networks", BMVC 2016, arXiv:1605.07146;
@@ -20,10 +21,9 @@ def conv3x3(in_chans: int, out_chans: int, stride: int = 1, *, bias: bool = Fals
     return nn.Conv2d(in_chans, out_chans, 3, stride=stride, padding=1, bias=bias)
 
 
-def pooled_logits(maps: Tensor, classifier: nn.Linear) -> Tensor:
-    """Global average pooling and the classifier: maps (B, D, H, W) -> logits (B, K)."""
-    logits: Tensor = classifier(F.adaptive_avg_pool2d(maps, 1).flatten(1))
-    return logits
+def pooled(maps: Tensor) -> Tensor:
+    """Global average pooling: maps (B, D, H, W) -> features (B, D)."""
+    return F.adaptive_avg_pool2d(maps, 1).flatten(1)
 
 
 def he_init(model: nn.Module) -> None:
@@ -82,7 +82,7 @@ class ResNet(nn.Module):
         """Normalised images (B, C, H, W) -> logits (B, K)."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return pooled_logits(x, self.linear)
+        return self.linear(pooled(x))
 
 
 class PreActBlock(nn.Module):
@@ -136,7 +136,7 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) -> logits (B, K)."""
         x = self.block3(self.block2(self.block1(self.conv1(x))))
-        return pooled_logits(F.relu(self.bn1(x)), self.fc)
+        return self.fc(pooled(F.relu(self.bn1(x))))
 
 
 def _vgg_block(in_chans: int, widths: tuple[int, ...]) -> nn.Sequential:
@@ -173,7 +173,7 @@ class VGG(nn.Module):
         x = self.pool(F.relu(self.block1(x)))
         x = self.pool(F.relu(self.block2(x)))
         x = self.pool3(F.relu(self.block3(x)))
-        return pooled_logits(F.relu(self.block4(x)), self.classifier)
+        return self.classifier(pooled(F.relu(self.block4(x))))
 
 
 # One signature for all builders, so that the factory needs no exceptions; only vgg11 depends on the image size.

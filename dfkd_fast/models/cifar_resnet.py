@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd_fast.models.cifar import conv3x3, he_init, pooled_logits
+from dfkd_fast.models.cifar import conv3x3, he_init, pooled
 
 
 class Block(nn.Module):
@@ -53,7 +53,7 @@ class ThinResNet(nn.Module):
         """Normalised images (B, C, H, W) -> logits (B, K)."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return pooled_logits(x, self.linear)
+        return self.linear(pooled(x))
 
 
 def resnet20(num_classes: int, *, in_chans: int = 3, image_size: int = 32) -> nn.Module:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd_fast.models.cifar import conv3x3, he_init, pooled_logits, residual_stage
+from dfkd_fast.models.cifar import conv3x3, he_init, pooled, residual_stage
 
 
 class ConvNet(nn.Module):
@@ -30,7 +30,7 @@ class ConvNet(nn.Module):
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.relu(self.bn2(self.conv2(x)))
         x = F.relu(self.bn3(self.conv3(x)))
-        return pooled_logits(x, self.fc)
+        return self.fc(pooled(x))
 
 
 class SlimResNet(nn.Module):
@@ -50,7 +50,7 @@ class SlimResNet(nn.Module):
         """Normalised images (B, C, H, W) -> logits (B, K)."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return pooled_logits(x, self.fc)
+        return self.fc(pooled(x))
 
 
 def cnn(num_classes: int, *, in_chans: int = 3, image_size: int = 32) -> nn.Module:

@@ -163,3 +163,23 @@ def test_shortcut_keeps_every_second_pixel_among_zeros() -> None:
     kept = images[:, :, ::2, ::2]
     expected = torch.cat([torch.zeros(1, 1, 3, 3), kept, torch.zeros(1, 1, 3, 3)], dim=1)
     torch.testing.assert_close(block(images), expected)
+
+
+DEEP = ("resnet34", "wrn40_1", "wrn40_2", "resnet44", "resnet56", "resnet110")
+"""whose blocks others have, too: their many copies take long to script"""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.nightly if name in DEEP else ()) for name in BUILDERS]
+)
+def test_every_network_can_be_scripted(name: str) -> None:
+    """In both modes, and for another number of images than it was made with: nothing in it is Python's alone."""
+    torch.manual_seed(0)
+    model = BUILDERS[name](5, in_chans=1, image_size=16)
+    images = torch.rand(3, 1, 16, 16)
+    for training in (True, False):
+        scripted = torch.jit.script(model.train(training))
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        expected = model(images)
+        model.load_state_dict(before)  # what a training step has done to the BN statistics that both share
+        assert torch.equal(scripted(images), expected)
