@@ -53,7 +53,7 @@ for command in {commands}:
 
 def test_module_and_exit_status() -> None:
     done = subprocess.run([sys.executable, "-m", "dfkd_fast", "trian"], capture_output=True, text=True)
-    expected = "dfkd-fast: command trian: did you mean train? choose train, eval, teacher, bench, pool or ls\n"
+    expected = "dfkd-fast: command trian: did you mean train? choose train, eval, export, teacher, bench, pool or ls\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
 
 

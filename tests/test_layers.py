@@ -25,8 +25,8 @@ FLOORS = (
     {"methods", "data"},
     {"costs", "reporting"},
     {"training"},
-    {"benchmark"},
-    {"cli"},
+    {"benchmark", "deploy"},
+    {"api", "cli"},
     {"__main__"},
 )
 LAYERS = {name: number for number, floor in enumerate(FLOORS) for name in floor}
@@ -62,7 +62,7 @@ def rooms_of(names: set[str]) -> set[str]:
 def test_imports_go_strictly_downwards(path: Path) -> None:
     here = room(path)
     if here == "__init__":
-        assert not rooms_of(imported(path))
+        assert rooms_of(imported(path)) <= {"api"}, "for types alone; see test_api.py"
         return
     assert here in LAYERS, f"{here} has no layer"
     for other in rooms_of(imported(path)) - {here}:

@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dfkd_fast.config.flags import from_flags, parse
-from dfkd_fast.config.own_networks import own_network, resolved
 from dfkd_fast.config.setting import setting
 from dfkd_fast.config.sources import load_run
-from dfkd_fast.config.train import Hardware, NetworkInput, check_teacher_data, check_values
+from dfkd_fast.config.train import Hardware, SavedNetworkInput, check_teacher_data, check_values
 from dfkd_fast.errors import UserError
-from dfkd_fast.messages.terminal import command, page, quoted, show
+from dfkd_fast.messages.terminal import page, show
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from dfkd_fast.device.runtime import Runtime
     from dfkd_fast.models.factory import ModelInfo
     from dfkd_fast.training.evaluate import Expected
@@ -26,25 +23,16 @@ USAGE = """usage: dfkd-fast eval RUN --data DATA [flags]
        dfkd-fast eval FILE --data DATA [--student NAME] [flags]
 
 RUN is a run folder; FILE a checkpoint, whose network --student names unless dfkd-fast wrote it.
+Of a run that has not ended the newest checkpoint's student is judged.
 dfkd-fast eval RUN --help lists the flags."""
-
-STUDENT_FILE = "student.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions(Hardware, NetworkInput):
+class EvalOptions(Hardware, SavedNetworkInput):
     """Flags of `dfkd-fast eval`."""
 
     data: str | None = None
     """real test images: `digits`, or a path (image folder, tar of one, CIFAR files); without it the run's own"""
-    student: str | None = None
-    """network in FILE, where the file does not say: named as train's --teacher; needed where it is your own"""
-    student_args: tuple[str, ...] = setting((), formerly=())
-    """arguments that your own network is built with, NAME=VALUE"""
-    weights_key: str | None = None
-    """which of several networks in FILE: the key of a dict (state_dict_ema), or the prefix of the names in one"""
-    teacher_data: str = setting("", formerly="")
-    """data set that it was trained on, whose convention stands in for what nobody states; as train's --teacher-data"""
     batch_size: int = setting(512, at_least=1)
     """images per step"""
     decoder: Literal["auto", "dali", "pil"] = "auto"
@@ -64,11 +52,12 @@ def run(arguments: Sequence[str]) -> int:
     options = parse(EvalOptions, EvalOptions(), flags, prog="dfkd-fast eval RUN")
     check_values(options)
     check_teacher_data(options.teacher_data)
-    file, data = find_student(target, options.data)
+    data = find_data(target, options.data)
 
     from dfkd_fast.device.runtime import make_runtime
     from dfkd_fast.training.evaluate import evaluate
     from dfkd_fast.training.judge import accuracy_lines
+    from dfkd_fast.training.saved import load_saved
 
     runtime = make_runtime(
         device=options.device,
@@ -77,9 +66,10 @@ def run(arguments: Sequence[str]) -> int:
         threads=options.threads,
         deterministic=options.deterministic,
     )
-    model, info, test = load(file, data, options, runtime, target if target.is_dir() else None)
+    model, info, origin, _ = load_saved(target, options, flag="eval")
+    test = load_images(data, info, options, runtime)
     found = evaluate(runtime.place(model), test.images, info=info, runtime=runtime, batch_size=options.batch_size)
-    show(f"{file}: {info.name} on {len(test.images)} images of {test.images.name}")
+    show(f"{origin}: {info.name} on {len(test.images)} images of {test.images.name}")
     show(f"{info.name}: {info.described()}")
     for line in accuracy_lines(found.top1, info, test):
         show(line)
@@ -87,62 +77,24 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def find_student(target: Path, data: str | None) -> tuple[Path, str]:
-    """The checkpoint and the data that a command line means; a run knows its own data."""
-    file = target
-    if target.is_dir():
-        data = data or load_run(target, "eval").data
-        file = target / STUDENT_FILE
-        if not file.is_file():
-            raise UserError(f"eval {target}: the run has no {STUDENT_FILE} yet; {command('train', '--resume', target)}")
-    elif not target.is_file():
+def find_data(target: Path, data: str | None) -> str:
+    """The images that a command line means; a run knows its own."""
+    if not target.exists():
         raise UserError(f"eval {target}: no such run folder or file")
+    if data is None and target.is_dir():
+        data = load_run(target, "eval").data
     if data is None:
         raise UserError("--data: missing; choose digits or the path of real test images")
-    return file, data
+    return data
 
 
-def check_trusted(file: Path, run: Path | None) -> None:
-    """Raise UserError where a file's network is someone's own code that nobody asked to be run, or that has changed.
-
-    A run folder is the user's, and says which code it was; a file alone may be anybody's.
-    """
-    from dfkd_fast.training.checkpoints.checkpoint import written_name
-    from dfkd_fast.training.checkpoints.sources import check_sources
-
-    name = written_name(file, flag="eval")
-    if own_network(name) is None:
-        return
-    ask = f"give --student {quoted(name)}"
-    if run is None:
-        raise UserError(f"eval {file}: its network is code, {name}; to run it {ask}")
-    check_sources(run, load_run(run, "eval"), "eval", f"to run it as it is now, {ask}", roles=["student"])
-
-
-def load(
-    file: Path, data: str, options: EvalOptions, runtime: Runtime, run: Path | None = None
-) -> tuple[nn.Module, ModelInfo, Expected[Any]]:
-    """The network in a file, of `run` if it lies in a run folder, and the test images as it expects them."""
+def load_images(data: str, info: ModelInfo, options: EvalOptions, runtime: Runtime) -> Expected[Any]:
+    """The test images as a network expects them."""
     from dfkd_fast.data.class_order import stated_order
     from dfkd_fast.data.splits import load_test_split
     from dfkd_fast.data.stream import Decoding
-    from dfkd_fast.models.factory import load_model
-    from dfkd_fast.training.assemble import stated_values
-    from dfkd_fast.training.checkpoints.checkpoint import written_name
     from dfkd_fast.training.evaluate import as_expected, image_channels
 
-    if options.student is None:
-        check_trusted(file, run)
-    spec = resolved(options.student or written_name(file, flag="eval"), options.student_args, "--student")
-    model, info = load_model(
-        spec,
-        **stated_values(options),
-        data_set=options.teacher_data,
-        weights=file,
-        weights_key=options.weights_key,
-        flag="--student" if options.student else "eval",
-        weights_flag="eval",
-    )
     test = load_test_split(
         data,
         image_size=info.image_size,
@@ -156,4 +108,4 @@ def load(
         device=runtime.device,
         channels=image_channels(info),
     )
-    return model, info, as_expected(test, info, stated_order(options.class_order))
+    return as_expected(test, info, stated_order(options.class_order))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +10,7 @@ from typing import TYPE_CHECKING
 from dfkd_fast.config.flags import from_flags, parse
 from dfkd_fast.config.setting import setting
 from dfkd_fast.errors import UserError, one_of, unknown
-from dfkd_fast.files.write import sync_file, sync_folder
+from dfkd_fast.files.write import all_or_nothing
 from dfkd_fast.messages.terminal import page, show
 
 if TYPE_CHECKING:
@@ -123,7 +120,7 @@ def export(arguments: Sequence[str]) -> int:
     if start == stop:
         raise UserError(f"--slice {options.slice}: holds none of the pool's {len(files):,} images; choose more")
     write = write_sheet if target.suffix == ".png" else WRITERS[target.suffix]
-    with _all_or_nothing(target) as made:
+    with all_or_nothing(target, "export") as made:
         write(files, made, oldest + start, oldest + stop)
     show(f"wrote {stop - start:,} images of {pools[0]} to {target}")
     return 0
@@ -145,12 +142,12 @@ COMMANDS = {"info": info, "verify": verify, "export": export, "import": import_}
 
 def find_pools(folder: Path) -> list[Path]:
     """The pools of a folder: itself, a run's `pool`, or one for each rank or resolution below."""
-    for place in (folder / "pool", folder):
-        for pattern in ("", "*/", "*/*/"):
-            found = {path.parent for path in place.glob(f"{pattern}manifest*.json")}
-            if found:
-                return sorted(found)
-    raise UserError(f"pool {folder}: no pool there; name a run's folder or its `pool`")
+    from dfkd_fast.pool.disk.shards import pools_in
+
+    found = pools_in(folder)
+    if not found:
+        raise UserError(f"pool {folder}: no pool there; name a run's folder or its `pool`")
+    return found
 
 
 def write_sheet(files: PoolFiles, target: Path, start: int, stop: int) -> None:
@@ -165,24 +162,6 @@ def write_sheet(files: PoolFiles, target: Path, start: int, stop: int) -> None:
     images = torch.cat([block["images"].clone() for _, block in files.read(start, stop)])
     rows = torch.arange(len(images)) // SHEET_COLUMNS
     save_grid(target, images, rows, num_classes=int(rows[-1]) + 1, per_class=SHEET_COLUMNS)
-
-
-@contextmanager
-def _all_or_nothing(target: Path) -> Iterator[Path]:
-    """A path to write to; what was written there, perhaps under names that begin alike, ends up beside `target`."""
-    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
-    try:
-        partial.mkdir(parents=True)
-        yield partial / target.name
-        for path in partial.rglob("*"):
-            sync_file(path)
-        for made in partial.iterdir():
-            made.rename(target.parent / made.name)
-        sync_folder(target.parent)
-    except OSError as error:
-        raise UserError(f"export {target}: cannot be written ({error.strerror}); choose another place") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _print_info(folder: Path) -> None:

@@ -49,6 +49,20 @@ class NetworkInput:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SavedNetworkInput(NetworkInput):
+    """Which network a run folder or a file holds; flags of every command that reads one of any origin."""
+
+    student: str | None = None
+    """network in FILE, where the file does not say: named as train's --teacher; needed where it is your own"""
+    student_args: tuple[str, ...] = setting((), formerly=())
+    """arguments that your own network is built with, NAME=VALUE"""
+    weights_key: str | None = None
+    """which of several networks in FILE: the key of a dict (state_dict_ema), or the prefix of the names in one"""
+    teacher_data: str = setting("", formerly="")
+    """data set that it was trained on, whose convention stands in for what nobody states; as train's --teacher-data"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PoolConfig:
     """Where synthetic images are kept."""
 

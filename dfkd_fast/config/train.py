@@ -27,6 +27,9 @@ from dfkd_fast.config.sections import (
     OptimConfig,
     PoolConfig,
 )
+from dfkd_fast.config.sections import (
+    SavedNetworkInput as SavedNetworkInput,
+)
 from dfkd_fast.config.setting import setting, settings_of
 from dfkd_fast.errors import UserError, unknown
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dfkd_fast.errors import UserError
+
 _ENDING = ".partial"
 _NAME = 180  # characters that are kept of a name
 
@@ -70,6 +72,30 @@ def placed_file(path: Path) -> Iterator[Callable[[bytes, int], None]]:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def all_or_nothing(target: Path, flag: str) -> Iterator[Path]:
+    """A path to write a file or a folder to; what was written there, perhaps under names that begin alike, ends up
+    beside `target` when the block has ended, and nowhere if it has failed. Raises UserError, naming `flag`, for what
+    the system refuses.
+    """
+    partial = _beside(target)
+    try:
+        make_folder(target.parent)
+        sweep(target.parent, of=target.name)
+        partial.mkdir()
+        yield partial / target.name
+        for path in partial.rglob("*"):
+            sync_file(path)
+        for made in partial.iterdir():
+            made.rename(target.parent / made.name)
+        sync_folder(target.parent)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{flag} {target}: cannot be written ({reason}); choose another place") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def make_folder(path: Path) -> None:

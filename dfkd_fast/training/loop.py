@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from dfkd_fast.device.compilation import CLOCK
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.methods.base import LossTerms, Method, PoolPlan
+from dfkd_fast.methods.exchange import DeployedHead
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.reporting.loggers import RunLogger
 from dfkd_fast.rng import seed_phase
@@ -27,6 +28,7 @@ from dfkd_fast.training.checkpoints.state_tensors import (
     optimizer_tensors,
     part_tensors,
 )
+from dfkd_fast.training.evaluate import deployed
 from dfkd_fast.training.failures import CollapseWatch, check_finite, explained
 from dfkd_fast.training.inner import OnStep, bind
 from dfkd_fast.training.interrupt import StopSignals
@@ -152,6 +154,8 @@ class Loop:
     def _state(self) -> dict[str, Tensor]:
         """Every tensor of a checkpoint."""
         tensors = module_tensors("student", self.student) | module_tensors("method", self.method)
+        if isinstance(self.method.student_head(), DeployedHead):  # what is used of the run, should it stop here
+            tensors |= module_tensors("deployed", deployed(self.method, self.student))
         tensors |= optimizer_tensors("optimizer", self.trainer.optimizer)
         for size, priorities in self.trainer.priorities.items():
             tensors |= {f"priorities-{size}/{name}": value for name, value in priorities.state_dict().items()}

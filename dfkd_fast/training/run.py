@@ -58,8 +58,8 @@ class Run:
         self.config, self.runtime, self.teacher, self.collected = config, runtime, teacher, collected
         self.test, self.teacher_evaluation = verdict.test, verdict.evaluation
         self.method, self.folder, info = method, config.run_folder, teacher.info
-        self.keeper = Keeper(config, runtime, identity)
         self.student_info = replace(info, name=deployed_name(method, config.student))
+        self.keeper = Keeper(config, runtime, identity, self.student_info)
         # before anything is spent: a network that cannot be counted is no surprise at the end; who writes them counts
         names, answers = {"teacher": config.teacher, "student": config.student}, cache.view.count if cache else 0
         self.step_flops = count_step_flops(method, info, **names, cached_answers=answers) if runtime.is_main else None

@@ -19,6 +19,16 @@ def shard_folder(root: Path, rank: int, world_size: int) -> Path:
     return root if world_size == 1 else root / f"rank-{rank}-of-{world_size}"
 
 
+def pools_in(folder: Path) -> list[Path]:
+    """The pools of a folder: itself, a run's `pool`, or one for each rank or resolution below; none: []."""
+    for place in (folder / "pool", folder):
+        for pattern in ("", "*/", "*/*/"):
+            found = {path.parent for path in place.glob(f"{pattern}manifest*.json")}
+            if found:
+                return sorted(found)
+    return []
+
+
 def redistribute(root: Path, counts: Sequence[int], rank: int, world_size: int) -> Iterator[dict[str, Tensor]]:
     """The fields of the images that `rank` of `world_size` gets of a pool that was written by `len(counts)` ranks.
 

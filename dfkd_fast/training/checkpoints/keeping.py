@@ -9,6 +9,7 @@ from pathlib import Path
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.files.write import drop_folder
+from dfkd_fast.models.info import ModelInfo
 from dfkd_fast.training.checkpoints.checkpoint import Checkpoint, oldest_record, save_checkpoint
 from dfkd_fast.training.checkpoints.identity import Identity
 from dfkd_fast.training.loop import Loop
@@ -18,8 +19,10 @@ from dfkd_fast.training.ranks import Resumed, checkpoint_folder, drop_other_chec
 class Keeper:
     """Keeps the newest checkpoints of one rank."""
 
-    def __init__(self, config: TrainConfig, runtime: Runtime, identity: Identity) -> None:
-        self.config, self.runtime, self.folder, self.identity = config, runtime, config.run_folder, identity
+    def __init__(self, config: TrainConfig, runtime: Runtime, identity: Identity, student: ModelInfo) -> None:
+        """`student`: what the network that the run saves expects, so that a checkpoint's can be used alone."""
+        self.config, self.runtime, self.folder = config, runtime, config.run_folder
+        self._said = {"identity": identity, "student": student.header()}
         self._abandoned: list[Path] = []
 
     def is_last(self, checkpoint: Checkpoint) -> bool:
@@ -36,7 +39,7 @@ class Keeper:
         if self.runtime.is_main or not self.runtime.global_batch:
             while self._abandoned:  # they would count among those that are kept
                 drop_folder(self._abandoned.pop())
-            checkpoint = replace(checkpoint, record={**checkpoint.record, "identity": self.identity})
+            checkpoint = replace(checkpoint, record={**checkpoint.record, **self._said})
             save_checkpoint(checkpoints, checkpoint, keep=self.config.checkpoint.keep)
         self.runtime.barrier()  # what another number of processes has left goes once all ranks are safe
         if self.runtime.is_main:
