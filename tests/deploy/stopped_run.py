@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-
 from dfkd_fast.training.train import train
 
 sys.path.append(str(Path(__file__).parents[1] / "methods"))
@@ -22,9 +20,8 @@ class Runs(NamedTuple):
     ended: Path
 
 
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    folder = tmp_path_factory.mktemp("deploy")
+def make_runs(folder: Path) -> Runs:
+    """Run it in a folder."""
     found = Runs(folder / "stopped", folder / "ended")
     teacher = write_teacher(folder / "teacher.safetensors")
     train(tiny("fast", teacher, found.ended, stop_after_epoch=2))
