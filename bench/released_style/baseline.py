@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,8 @@ from dfkd_fast.models.factory import load_model
 from released_style.networks import FeatureHook, Generator, StatisticsHook
 from released_style.png_pool import PngPool
 from released_style.recipe import Recipe
+
+CLIP_SEPARATION = 0.03
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float, reduction: str = "batchmean") -> Tensor:
@@ -30,19 +34,35 @@ def disagreement(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Baseline:
-    """Networks, hooks and pool of one run. `workers`: of the DataLoader; 0 where one core has to do everything. `amp`:
-    bf16 autocast and channels-last, which the released codes do not use and anybody can switch on.
+    """Networks, hooks and pool of one run: NAYER's, and MUSE-S's where its weights are not 0.
+
+    `workers`: of the DataLoader; 0 where one core has to do everything. `amp`: bf16 autocast and channels-last, which
+    the released codes do not use and anybody can switch on. `networks`: teacher and student; without them random ones,
+    whose steps take as long. `embeddings`: of the classes, (K, D).
     """
 
+    make_generator: type[Generator] = Generator
+
     def __init__(
-        self, recipe: Recipe, folder: Path, *, device: str = "cpu", workers: int = 4, amp: bool = False
+        self,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        device: str = "cpu",
+        workers: int = 4,
+        amp: bool = False,
+        networks: tuple[nn.Module, nn.Module] | None = None,
+        embeddings: Tensor | None = None,
     ) -> None:
+        if embeddings is None:
+            embeddings = torch.randn(recipe.num_classes, recipe.embedding_dim)
+        recipe = replace(recipe, embedding_dim=embeddings.shape[1])
         self.recipe, self.device = recipe, torch.device(device)
         self.layout = torch.channels_last if amp else torch.contiguous_format
         self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=amp)
-        sizes = {"num_classes": recipe.num_classes, "image_size": recipe.full_size}
-        sizes |= {"mean": recipe.mean, "std": recipe.std}
-        self.teacher, self.student = (self._network(spec, sizes) for spec in (recipe.teacher, recipe.student))
+        self.teacher, self.student = networks or (self._random(spec) for spec in (recipe.teacher, recipe.student))
+        for network in (self.teacher, self.student):
+            network.to(self.device, memory_format=self.layout)
         self.teacher.eval()
         self.hooks = [
             StatisticsHook(layer, recipe.bn_momentum)
@@ -51,32 +71,43 @@ class Baseline:
         ]
         self.teacher_features = FeatureHook(self.teacher, maps=recipe.cam_weight > 0)
         self.student_features = FeatureHook(self.student)
-        self.embeddings = torch.randn(recipe.num_classes, recipe.embedding_dim, device=self.device)
-        self.map = nn.Linear(self.student_features.weight.shape[1], recipe.embedding_dim).to(self.device)
+        self.embeddings = embeddings.to(self.device)
+        self.centres = self.embeddings * scale_of(self.embeddings) if recipe.ed_weight else self.embeddings
+        self.map = nn.Linear(self.student_features.weight.shape[1], recipe.embedding_dim).to(self.embeddings)
         learned = [*self.student.parameters(), *(self.map.parameters() if recipe.ed_weight else ())]
+        lr, momentum, decay = recipe.student_lr, recipe.student_momentum, recipe.student_weight_decay
         self.optimizer: torch.optim.Optimizer = (
-            torch.optim.AdamW(learned, recipe.student_lr, weight_decay=0.01)
+            torch.optim.AdamW(learned, lr, betas=(momentum, 0.999), weight_decay=decay)
             if recipe.adamw
-            else torch.optim.SGD(learned, recipe.student_lr, momentum=0.9, weight_decay=1e-4)
+            else torch.optim.SGD(learned, lr, momentum=momentum, weight_decay=decay)
         )
-        self.pool = PngPool(
-            folder,
-            batch_size=recipe.batch_size,
-            workers=workers,
-            pad=recipe.crop_padding,
-            mean=recipe.mean,
-            std=recipe.std,
+        view = {"pad": recipe.crop_padding, "mean": recipe.mean, "std": recipe.std}
+        self.pool = self.make_pool(folder, batch_size=recipe.batch_size, workers=workers, **view)
+        self.renew_generator()
+
+    def _random(self, spec: str) -> nn.Module:
+        recipe = self.recipe
+        sizes = {"num_classes": recipe.num_classes, "image_size": recipe.full_size}
+        model, info = load_model(spec, **sizes, mean=recipe.mean, std=recipe.std)
+        calibrate_batchnorm(model, info)
+        return model
+
+    def make_pool(self, folder: Path, **options: Any) -> PngPool:
+        """Where images go."""
+        return PngPool(folder, **options)
+
+    def renew_generator(self) -> None:
+        """A new generator, built and moved to the device."""
+        self.generator = self.make_generator(self.recipe).to(
+            self.device, self.embeddings.dtype, memory_format=self.layout
         )
-        self.generator = Generator(recipe).to(self.device, memory_format=self.layout)
 
-    def _network(self, spec: str, sizes: dict) -> nn.Module:
-        model, info = load_model(spec, **sizes)
-        calibrate_batchnorm(model.to(self.device), info)
-        return model.to(memory_format=self.layout)
-
-    def begin_round(self) -> None:
-        """New noise, new labels, a new optimiser; the networks to evaluation."""
-        self.student.eval()
+    def begin_round(self, *, later: bool = False) -> None:
+        """New noise, new labels, a new optimiser; the networks to evaluation, but where a `later` round of an epoch
+        leaves the student in training, as NAYER's release does.
+        """
+        if not later:
+            self.student.eval()
         self.generator.noise.reset()
         count, classes = self.recipe.synthesis_batch_size, self.recipe.num_classes
         if count < classes:
@@ -88,6 +119,10 @@ class Baseline:
         self.synthesis_optimizer = torch.optim.Adam(
             self.generator.parameters(), self.recipe.generator_lr, betas=(0.5, 0.999)
         )
+        self.forget_best()
+
+    def forget_best(self) -> None:
+        """No images of this round yet."""
         self.best_loss, self.best_images = float("inf"), None
 
     def augment(self, images: Tensor) -> Tensor:
@@ -113,9 +148,14 @@ class Baseline:
         with self.autocast():
             images, loss, line = self.terms(adversarial)
         if loss.item() < self.best_loss or self.best_images is None:
-            self.best_loss, self.best_images = loss.item(), images.data.float()
+            self.best_loss = loss.item()
+            self.keep(images)
         self.step_optimizers(loss)
         return f"{line} loss {loss.item():.3f}"
+
+    def keep(self, images: Tensor) -> None:
+        """These are the round's best so far."""
+        self.best_images = images.data.to(torch.promote_types(images.dtype, torch.float32))
 
     def step_optimizers(self, loss: Tensor) -> None:
         """Backward, and the generator's step."""
@@ -126,17 +166,17 @@ class Baseline:
     def terms(self, adversarial: bool) -> tuple[Tensor, Tensor, str]:
         """Images, loss and line of a generator step."""
         recipe = self.recipe
-        images = self.generator(self.embeddings[self.labels])
+        images = self.generate()
         view = self.augment(images)
         teacher = self.teacher(view)
-        ce = F.cross_entropy(teacher, self.labels)
+        ce = self.label_term(teacher)
         bn = sum(hook.distance for hook in self.hooks)
         loss = recipe.ce_weight * ce + recipe.bn_weight * bn
         if recipe.cam_weight:
             weights = self.teacher_features.weight[self.labels]
             cam = (self.teacher_features.maps * weights[:, :, None, None]).sum(1)
             loss = loss + recipe.cam_weight * F.relu(1 - cam).mean()
-        adv = loss.new_zeros(1)
+        adv = loss.new_zeros(())
         if adversarial:
             student = self.student(view)
             adv = disagreement(student, teacher)
@@ -145,23 +185,35 @@ class Baseline:
                 loss = loss + recipe.aed_weight * F.relu(recipe.radii[1] - self._distance(self.labels))
         return images, loss, f"ce {ce.item():.3f} bn {bn.item():.3f} adv {adv.item():.3f}"
 
+    def generate(self) -> Tensor:
+        """Images of the labels."""
+        return self.generator(self.embeddings[self.labels])
+
+    def label_term(self, teacher: Tensor) -> Tensor:
+        """How far the teacher's logits are from the labels."""
+        return F.cross_entropy(teacher, self.labels)
+
     def end_round(self) -> None:
         """Statistics, PNG files, a new DataLoader."""
         for hook in self.hooks:
             hook.update()
-        self.pool.add(self.best_images, self.labels)
+        self.store()
         self.batches = self.pool.batches()
         self.student.train()
 
+    def store(self) -> None:
+        """The best images, to the pool."""
+        self.pool.add(self.best_images, self.labels)
+
     def student_step(self) -> tuple[float, float, float]:
         """One student step; returns loss, top-1 and top-5 agreement, which are read in every step."""
-        images, labels = next(self.batches)
+        images, labels, *more = next(self.batches)
         images, labels = images.to(self.device, memory_format=self.layout), labels.to(self.device)
         with self.autocast():
             with torch.no_grad():
                 teacher = self.teacher(images)
             student = self.student(images)
-            loss = distillation(student, teacher, self.recipe.temperature)
+            loss = self.student_loss(student, teacher, *more)
             if self.recipe.ed_weight:
                 loss = loss + self.recipe.ed_weight * F.relu(self._distance(labels) - self.recipe.radii[0])
         self.optimizer.zero_grad()
@@ -170,5 +222,16 @@ class Baseline:
         first = student.topk(min(5, student.shape[1]), dim=1).indices == teacher.argmax(1, keepdim=True)
         return loss.item(), first[:, :1].float().mean().item(), first.float().sum(1).mean().item()
 
+    def student_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The distillation loss of a batch."""
+        return distillation(student, teacher, self.recipe.temperature)
+
     def _distance(self, labels: Tensor) -> Tensor:
-        return F.mse_loss(self.map(self.student_features.pooled), self.embeddings[labels])
+        return F.mse_loss(self.map(self.student_features.pooled), self.centres[labels])
+
+
+def scale_of(embeddings: Tensor) -> Tensor:
+    """What brings embeddings to CLIP's scale, for which the radii are given: two classes at least 0.03 apart (MSE)."""
+    distances = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
+    nearest = distances.fill_diagonal_(torch.inf).min().square() / embeddings.shape[1]
+    return (CLIP_SEPARATION / nearest).sqrt()

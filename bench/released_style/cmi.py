@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from released_style.baseline import Baseline, disagreement
-from released_style.networks import Generator
+from released_style.networks import LatentGenerator, draw_all_small
 from released_style.recipe import Recipe
-
-
-class LatentGenerator(Generator):
-    """The same blocks on latents instead of noisy layers."""
-
-    def __init__(self, recipe: Recipe, latent_dim: int) -> None:
-        super().__init__(recipe)
-        self.noise = nn.Identity()
-        self.stem = nn.Linear(latent_dim, 128 * self.start**2)
 
 
 class MeansHook:
@@ -36,42 +28,55 @@ class MeansHook:
 
 
 class CmiBaseline(Baseline):
-    """The baseline with CMI's terms. `config`: the method's."""
+    """The baseline with CMI's terms. The bank is in host memory and copied in every step, as released."""
 
-    def __init__(self, recipe: Recipe, folder: Path, *, config: Any, **options: Any) -> None:
+    make_generator = LatentGenerator
+
+    def __init__(self, recipe: Recipe, folder: Path, **options: Any) -> None:
         super().__init__(recipe, folder, **options)
-        self.config = config
+        config = recipe.config
         norms = [layer for layer in self.teacher.modules() if isinstance(layer, nn.BatchNorm2d)]
         self.means = [MeansHook(layer) for layer in norms]
         width = sum(layer.num_features for layer in norms)
         self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.head_features))
-        self.head_optimizer = torch.optim.Adam(self.head.to(self.device).parameters(), config.generator_lr)
-        self.bank = torch.randn(config.bank_size, 2 * width, device=self.device)
-        self.generator = LatentGenerator(recipe, config.latent_dim).to(self.device, memory_format=self.layout)
+        self.head_optimizer = torch.optim.Adam(self.head.to(self.embeddings).parameters(), recipe.generator_lr)
+        self.bank = torch.randn(config.bank_size, 2 * width, dtype=self.embeddings.dtype)
+        self.written = 0
+        """features so far; the oldest of a full bank are overwritten"""
 
-    def begin_round(self) -> None:
+    def begin_round(self, *, later: bool = False) -> None:
         self.student.eval()
-        count = self.recipe.synthesis_batch_size
-        self.latents = torch.randn(count, self.config.latent_dim, device=self.device).requires_grad_()
+        draw_all_small(self.generator)
+        count, dim = self.recipe.synthesis_batch_size, self.recipe.latent_dim
+        self.latents = torch.randn(count, dim).to(self.embeddings).requires_grad_()
         self.labels = torch.randint(self.recipe.num_classes, (count,), device=self.device)
         learned = [*self.generator.parameters(), self.latents]
         self.synthesis_optimizer = torch.optim.Adam(learned, self.recipe.generator_lr, betas=(0.5, 0.999))
-        self.best_loss, self.best_images = float("inf"), None
+        self.forget_best()
 
     def part(self, images: Tensor) -> Tensor:
         """A crop of at least a quarter of the area, scaled up, sample by sample; flipped and normalised."""
         side, views = images.shape[-1], []
         for image in images:
-            cut = round(side * random.uniform(self.config.local_scale, 1) ** 0.5)
-            top, left = random.randint(0, side - cut), random.randint(0, side - cut)
-            crop = image[None, :, top : top + cut, left : left + cut]
+            area = random.uniform(self.recipe.config.local_scale, 1)
+            ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+            height, width = (min(side, round(side * (area * each) ** 0.5)) for each in (1 / ratio, ratio))
+            top, left = random.randint(0, side - height), random.randint(0, side - width)
+            crop = image[None, :, top : top + height, left : left + width]
             view = F.interpolate(crop, size=side, mode="bilinear", align_corners=False)
             views.append(view.flip(3) if random.random() < 0.5 else view)
         return self.normalize(torch.cat(views))
 
     def described(self) -> Tensor:
         """What the last forward pass says of each image."""
-        return torch.cat([hook.mean for hook in self.means], dim=1).float()
+        means = torch.cat([hook.mean for hook in self.means], dim=1)
+        return means.to(torch.promote_types(means.dtype, torch.float32))
+
+    def drawn(self) -> Tensor:
+        """Rows of the bank, from the host."""
+        filled = min(self.written, len(self.bank))
+        places = random.sample(list(range(filled)), min(self.recipe.config.num_negatives, filled))
+        return self.bank[places].to(self.device)
 
     def terms(self, adversarial: bool) -> tuple[Tensor, Tensor, str]:
         recipe, images = self.recipe, self.generator(self.latents)
@@ -83,17 +88,32 @@ class CmiBaseline(Baseline):
         if adversarial:
             loss = loss + recipe.adv_weight * disagreement(self.student(view), teacher)
         self.teacher(self.part(images))
-        local = self.described()
-        stored = self.bank[torch.randperm(len(self.bank))[: self.config.num_negatives]].chunk(2, dim=1)
-        local, whole = (
-            F.normalize(self.head(torch.cat((new, old))), dim=1)
-            for new, old in ((local, stored[0]), (whole, stored[1]))
-        )
-        logits = local @ whole.detach().T / self.config.contrastive_temperature
-        losses = F.cross_entropy(logits.float(), torch.arange(len(logits), device=self.device), reduction="none")
-        contrast = losses[: len(images)].mean() + losses[len(images) :].mean()
+        contrast = self.contrast(self.described(), whole)
         line = f"ce {ce.item():.3f} bn {bn.item():.3f} cr {contrast.item():.3f}"
-        return images, loss + self.config.contrastive_weight * contrast, line
+        return images, loss + recipe.config.contrastive_weight * contrast, line
+
+    def contrast(self, local: Tensor, whole: Tensor) -> Tensor:
+        """How well a part of an image finds its whole, among the new ones and those of the bank."""
+        new, config = len(local), self.recipe.config
+        self.features = torch.cat((local, whole), dim=1).detach()
+        stored_local, stored_whole = self.drawn().chunk(2, dim=1)
+        projected = self.head(torch.cat((local, stored_local, whole, stored_whole)))
+        local, whole = F.normalize(projected, dim=1).chunk(2)
+        logits = local @ whole.detach().T / config.contrastive_temperature
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        losses = F.cross_entropy(logits, torch.arange(len(logits), device=self.device), reduction="none")
+        return losses[:new].mean() + losses[new:].mean() if self.written else losses.mean()
+
+    def keep(self, images: Tensor) -> None:
+        super().keep(images)
+        self.best_features = self.features
+
+    def store(self) -> None:
+        super().store()
+        features = self.best_features.cpu()
+        places = (torch.arange(len(features)) + self.written) % len(self.bank)
+        self.bank[places] = features
+        self.written += len(features)
 
     def step_optimizers(self, loss: Tensor) -> None:
         self.head_optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""The generator with its list of noisy Linears, and hooks on the teacher's BatchNorms."""
+"""The generators, one with its list of noisy Linears and one with latents, and hooks on the teacher's BatchNorms."""
 
 from __future__ import annotations
 
@@ -37,26 +37,59 @@ class Generator(nn.Module):
 
     def __init__(self, recipe: Any) -> None:
         super().__init__()
-        batch, size = recipe.synthesis_batch_size, recipe.image_size
-        self.noise = NoisyLinears(
-            recipe.embedding_dim, recipe.noise_features, batch_size=batch, num_classes=recipe.num_classes
-        )
-        shallow = size <= 64
-        self.start = size // (4 if shallow else 16)
-        self.stem = nn.Linear(recipe.noise_features, 128 * self.start**2)
-        plan = [(True, 128), (True, 64)] if shallow else [(False, 128), (True, 128), (True, 64), (True, 64), (True, 64)]
-        layers: list[nn.Module] = [nn.BatchNorm2d(128)] if shallow else []
-        before = 128
-        for upsample, width in plan:
+        size, wide = recipe.image_size, recipe.generator_width
+        self.noise = self.first(recipe)
+        shallow, half = size <= 64, wide // 2
+        self.start, self.wide = size // (4 if shallow else 16), wide
+        self.stem = nn.Linear(self.inputs(recipe), wide * self.start**2)
+        deep = [(False, wide), (True, wide), (True, half), (True, half), (True, half)]
+        layers: list[nn.Module] = [nn.BatchNorm2d(wide)] if shallow else []
+        before = wide
+        for upsample, width in [(True, wide), (True, half)] if shallow else deep:
             layers += [nn.Upsample(scale_factor=2)] if upsample else []
             layers += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
             layers += [nn.LeakyReLU(0.2, inplace=True)]
             before = width
         self.blocks = nn.Sequential(*layers, nn.Conv2d(before, 3, 3, padding=1), nn.Sigmoid())
 
-    def forward(self, embeddings: Tensor) -> Tensor:
-        stem = self.stem(self.noise(embeddings))
-        return self.blocks(stem.view(len(stem), 128, self.start, self.start))
+    def first(self, recipe: Any) -> nn.Module:
+        """The layers in front of the stem."""
+        sizes = {"batch_size": recipe.synthesis_batch_size, "num_classes": recipe.num_classes}
+        return NoisyLinears(recipe.embedding_dim, recipe.noise_features, **sizes)
+
+    def inputs(self, recipe: Any) -> int:
+        """Numbers that the stem reads."""
+        return recipe.noise_features
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        stem = self.stem(self.noise(vectors))
+        return self.blocks(stem.view(len(stem), self.wide, self.start, self.start))
+
+
+class LatentGenerator(Generator):
+    """The same blocks on latents instead of noisy layers."""
+
+    def first(self, recipe: Any) -> nn.Module:
+        return nn.Identity()
+
+    def inputs(self, recipe: Any) -> int:
+        return recipe.latent_dim
+
+
+def draw_small(layer: nn.Module, mean: float = 0.0) -> None:
+    """N(mean, 0.02^2) weights, zero biases."""
+    nn.init.normal_(layer.weight, mean, 0.02)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def draw_all_small(generator: nn.Module) -> None:
+    """The same for every layer, around 1 for BatchNorms: how CMI begins a round."""
+    for layer in generator.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            draw_small(layer)
+        elif isinstance(layer, nn.BatchNorm2d):
+            draw_small(layer, 1.0)
 
 
 class StatisticsHook:
@@ -105,4 +138,10 @@ class FeatureHook:
 
     def look_map(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """The last one to be called stays."""
-        self.maps = output
+        self.last = layer, output
+
+    @property
+    def maps(self) -> Tensor:
+        """What is pooled: where a norm was last, its ReLU is still to come."""
+        layer, output = self.last
+        return output.relu() if isinstance(layer, nn.BatchNorm2d) else output

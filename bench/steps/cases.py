@@ -124,12 +124,9 @@ class Theirs:
     def __init__(self, case: Case, folder: Path, *, device: str = "cpu", workers: int = 0, amp: bool = False) -> None:
         config, options = case.config(), {"device": device, "workers": workers, "amp": amp}
         recipe = recipe_of(config, num_classes=case.num_classes, full_size=case.image_size)
-        is_cmi = case.method == "cmi"
-        self.baseline = (
-            CmiBaseline(recipe, folder, config=config.method, **options)
-            if is_cmi
-            else Baseline(recipe, folder, **options)
-        )
+        self.baseline = (CmiBaseline if case.method == "cmi" else Baseline)(recipe, folder, **options)
+        if isinstance(self.baseline, CmiBaseline):
+            self.baseline.written = len(self.baseline.bank)  # as after the first rounds
         self.baseline.begin_round()
         self.baseline.synthesis_step()
         # the released codes keep the last batch of a pass, which is smaller: none of those among the samples

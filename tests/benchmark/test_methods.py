@@ -66,7 +66,8 @@ def test_cmis_baseline_learns_generator_latents_and_head(tmp_path: Path, amp: bo
     torch.manual_seed(0)
     flags = ("--bank-size", "32", "--num-negatives", "8", "--head-features", "6", "--latent-dim", "5")
     config = load_config(default_config("cmi"), flags=flags).method
-    baseline = CmiBaseline(recipe(), tmp_path, config=config, workers=0, amp=amp)
+    baseline = CmiBaseline(recipe(config=config, latent_dim=5), tmp_path, workers=0, amp=amp)
+    baseline.written = 32
     baseline.begin_round()
     parts = {"generator": baseline.generator.stem.weight, "latents": baseline.latents, "head": baseline.head[0].weight}
     before = {name: value.detach().clone() for name, value in parts.items()}
