@@ -125,6 +125,14 @@ MODELS: dict[str, tuple[str, str]] = {
 }
 """network name -> "module:function" and a description; parameters are counted for 10 classes"""
 
+OTHERS = ("FILE.py:NAME", "package.module:NAME", "zoo:NAME", "tv:NAME", "timm:NAME")
+"""forms of a network's name beside those of `MODELS`"""
+
+MADE_FOR: dict[str, int] = dict.fromkeys(("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"), 32)
+"""network name -> pixels per side of the images that it was designed for, for those that the field uses at one size
+alone; what stands where neither flags nor a file nor a data set say another
+"""
+
 
 def presets(method: str) -> dict[str, Traversable]:
     """The presets of a method: name -> TOML file."""

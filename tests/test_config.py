@@ -180,7 +180,10 @@ def test_unknown_names() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("", "--teacher: missing; choose a name of `dfkd-fast ls models`, tv:NAME, timm:NAME or FILE.py:NAME"),
+        (
+            "",
+            "--teacher: missing; choose a name of `dfkd-fast ls models`, zoo:NAME, tv:NAME, timm:NAME or FILE.py:NAME",
+        ),
         (
             "--teacher cnn",
             "--student: missing; choose a name of `dfkd-fast ls models`, tv:NAME, timm:NAME or FILE.py:NAME",

@@ -13,6 +13,7 @@ from dfkd_fast.config.sources import load_run
 from dfkd_fast.config.train import Hardware, SavedNetworkInput, check_teacher_data, check_values
 from dfkd_fast.errors import UserError
 from dfkd_fast.messages.terminal import page, show
+from dfkd_fast.models.zoo.cards import is_zoo
 
 if TYPE_CHECKING:
     from dfkd_fast.device.runtime import Runtime
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
 
 USAGE = """usage: dfkd-fast eval RUN --data DATA [flags]
        dfkd-fast eval FILE --data DATA [--student NAME] [flags]
+       dfkd-fast eval zoo:NAME --data DATA [flags]
 
-RUN is a run folder; FILE a checkpoint, whose network --student names unless dfkd-fast wrote it.
-Of a run that has not ended the newest checkpoint's student is judged.
+RUN is a run folder; FILE a checkpoint, whose network --student names unless dfkd-fast wrote it; zoo:NAME a published
+network of dfkd-fast ls zoo. Of a run that has not ended the newest checkpoint's student is judged.
 dfkd-fast eval RUN --help lists the flags."""
 
 
@@ -79,7 +81,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def find_data(target: Path, data: str | None) -> str:
     """The images that a command line means; a run knows its own."""
-    if not target.exists():
+    if not target.exists() and not is_zoo(str(target)):
         raise UserError(f"eval {target}: no such run folder or file")
     if data is None and target.is_dir():
         data = load_run(target, "eval").data

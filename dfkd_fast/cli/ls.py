@@ -10,11 +10,12 @@ from dfkd_fast.catalog import CIFAR10_PAIR, FACTS, METHODS, MODELS, MethodFacts,
 from dfkd_fast.config.data_sets import data_set_of
 from dfkd_fast.errors import unknown
 from dfkd_fast.messages.terminal import page, show
+from dfkd_fast.models.zoo.cards import PREFIX, ZOO, Card
 
-USAGE = """usage: dfkd-fast ls [methods|presets [METHOD ...]|models|kernels]
+USAGE = """usage: dfkd-fast ls [methods|presets [METHOD ...]|models|zoo|kernels]
 
-Without an argument: methods, presets and models. `ls presets` also shows the other results that were published for a
-preset's data, each with its teacher, student and command. `ls kernels` asks torch what this machine can run."""
+Without an argument: methods, presets, models and zoo. `ls presets` also shows the other results that were published
+for a preset's data, each with its teacher, student and command. `ls kernels` asks torch what this machine can run."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -31,7 +32,7 @@ def run(arguments: Sequence[str]) -> int:
     for section in arguments:
         if section not in SECTIONS:
             raise unknown("ls", section, SECTIONS)
-    sections = arguments or ("methods", "presets", "models")
+    sections = arguments or ("methods", "presets", "models", "zoo")
     for section in sections:
         if len(sections) > 1:
             show(f"{section}:")
@@ -82,12 +83,20 @@ def list_presets(methods: Sequence[str] = tuple(METHODS)) -> None:
 def list_models() -> None:
     """Networks of our own, and how others are named."""
     others = [
+        ("zoo:NAME", "a published network with its weights: dfkd-fast ls zoo"),
         ("tv:NAME", "torchvision's network of that name; of its published weights the first, or tv:NAME@WEIGHTS"),
         ("timm:NAME", "timm's network of that name"),
         ("FILE.py:NAME", "your own: a class or function in a file that returns an nn.Module; its code is run"),
         ("package.module:NAME", "the same in a module that Python finds"),
     ]
     print_table([*((name, about) for name, (_, about) in MODELS.items()), *others])
+
+
+def list_zoo() -> None:
+    """Published networks, each by its card."""
+    head = ("NAME", "data", "top-1", "licence", "source")
+    print_table([head, *(_zoo_row(name, card) for name, card in ZOO.items())])
+    show("  dfkd-fast teacher info zoo:NAME prints the whole card, and where its file is")
 
 
 def list_kernels() -> None:
@@ -107,6 +116,7 @@ SECTIONS: dict[str, Callable[[], None]] = {
     "methods": list_methods,
     "presets": list_presets,
     "models": list_models,
+    "zoo": list_zoo,
     "kernels": list_kernels,
 }
 
@@ -115,6 +125,10 @@ def _method_row(name: str, facts: MethodFacts) -> tuple[str, ...]:
     digits = "not measured" if facts.digits is None else f"{facts.digits:.1f} %"
     cifar10 = "{:.2f} % ({})".format(*facts.cifar10) if facts.cifar10 else ""
     return name, facts.venue, facts.arxiv, facts.loop, needs(facts), digits, cifar10
+
+
+def _zoo_row(name: str, card: Card) -> tuple[str, ...]:
+    return f"{PREFIX}{name}", card.data_set, f"{card.top1:.2f} %", card.licence.partition(",")[0], card.source
 
 
 def published(method: str, preset: str) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ COMMANDS = {
     "teacher": "train a teacher on real images, or say what one is",
     "bench": "what the methods cost on this machine, beside the published hours and the arithmetic floor",
     "pool": "look at a pool of images on disk, check and repair it, take images out or in",
-    "ls": "list methods, presets, models or kernels",
+    "ls": "list methods, presets, models, the zoo or kernels",
 }
 """sub-command -> what it does; its code is `dfkd_fast.cli.<name>`, function `run`"""
 

@@ -28,7 +28,8 @@ info: classes, image size, normalisation and who says so, parameters, BatchNorm 
       network; with --mean, --std, --in-chans, --image-size, --interpolation, --num-classes or --class-order what train
       would take, and with --network NAME what that network's library says of a FILE that does not; of several networks
       in one file --weights-key names one.
-MODEL: a name of dfkd-fast ls models, tv:NAME, timm:NAME, or your own as FILE.py:NAME (its code is run)."""
+MODEL: a name of dfkd-fast ls models, tv:NAME, timm:NAME, or your own as FILE.py:NAME (its code is run); of info also
+       zoo:NAME, whose card it prints."""
 
 
 @dataclass(frozen=True, kw_only=True)

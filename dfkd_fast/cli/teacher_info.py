@@ -15,6 +15,7 @@ from dfkd_fast.config.setting import setting
 from dfkd_fast.config.train import NetworkInput, check_teacher_data, check_values
 from dfkd_fast.errors import UserError
 from dfkd_fast.messages.terminal import show
+from dfkd_fast.models.zoo.cards import Card, card_of, is_zoo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,20 @@ def describe_file(file: Path, options: InfoOptions) -> Iterator[tuple[str, objec
     yield "sha256", sha256(file.read_bytes()).hexdigest()
 
 
+def card_rows(card: Card) -> Iterator[tuple[str, object]]:
+    """What a zoo network's card says beside its input, and where its file is."""
+    from dfkd_fast.models.zoo.files import VARIABLE, find_file
+
+    yield "source", card.source
+    yield "licence", card.licence
+    yield "trained on", card.data_set
+    yield "top-1", f"{card.top1 / 100:.4f} (published, test images of {card.data_set})"
+    yield "file", card.file
+    yield "sha256", card.sha256
+    place = find_file(card)
+    yield "lies at", place or f"no place yet: the folder {VARIABLE} may have it, else it is fetched from {card.url}"
+
+
 INPUT_ROWS = ("num_classes", "image_size", "in_chans", "mean", "std", "interpolation")
 
 
@@ -115,6 +130,8 @@ def describe_model(name: str, options: InfoOptions) -> Iterator[tuple[str, objec
         built = values | {"data_set": options.teacher_data}
     model, found = load_model(name, flag="teacher info", **built)
     yield "network", name
+    if is_zoo(name):
+        yield from card_rows(card_of(name, "teacher info"))
     own = () if name not in MODELS else [key for key in ("mean", "std") if values[key] is None]
     sources = {key: who for key, who in found.sources.items() if name not in MODELS or values.get(key)}
     yield from input_rows({key: getattr(found, key) for key in INPUT_ROWS if key not in own}, sources)

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from dfkd_fast.errors import UserError
 
-_LIBRARIES = ("tv", "timm")
+_LIBRARIES = ("tv", "timm", "zoo")
 
 
 class OwnNetwork(NamedTuple):
@@ -51,10 +51,15 @@ def own_network(spec: str) -> OwnNetwork | None:
 
 
 def check_untrained(spec: str, flag: str) -> None:
-    """Raise UserError where a network that starts untrained is asked for with published weights (`tv:NAME@WEIGHTS`)."""
-    name, at, _ = spec.partition("@")
-    if at and name.startswith("tv:"):
+    """Raise UserError where a network that starts untrained is asked for with published weights: `tv:NAME@WEIGHTS`, or
+    `zoo:NAME`.
+    """
+    library, _, name = spec.partition(":")
+    if library == "zoo":
         raise UserError(f"{flag} {spec}: starts untrained, without published weights; choose {name}")
+    if library == "tv" and "@" in name:
+        plain = spec.partition("@")[0]
+        raise UserError(f"{flag} {spec}: starts untrained, without published weights; choose {plain}")
 
 
 def arguments_flag(flag: str) -> str:

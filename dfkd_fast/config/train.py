@@ -49,9 +49,9 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
     dataset: str = ""
     """name of the data in the run folder's name; without it taken from --data"""
     teacher: str = ""
-    """network to distil from: a name of `dfkd-fast ls models`, tv:NAME (its first published weights, or others as
-    tv:resnet50@IMAGENET1K_V2), timm:NAME, or your own as FILE.py:NAME or package.module:NAME, a class or function whose
-    code is run
+    """network to distil from: a name of `dfkd-fast ls models`, zoo:NAME (published, with weights and card), tv:NAME
+    (its first published weights, or others as tv:resnet50@IMAGENET1K_V2), timm:NAME, or your own as FILE.py:NAME or
+    package.module:NAME, a class or function whose code is run
     """
     teacher_args: tuple[str, ...] = setting((), formerly=())
     """arguments that your own teacher is built with, NAME=VALUE"""
@@ -152,11 +152,10 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
 
     def check(self) -> None:
         """Raise UserError for what no run can be made of."""
-        for flag, name in (("--teacher", self.teacher), ("--student", self.student)):
+        for flag, name, zoo in (("--teacher", self.teacher, "zoo:NAME, "), ("--student", self.student, "")):
             if not name:
-                raise UserError(
-                    f"{flag}: missing; choose a name of `dfkd-fast ls models`, tv:NAME, timm:NAME or FILE.py:NAME"
-                )
+                others = f"{zoo}tv:NAME, timm:NAME or FILE.py:NAME"
+                raise UserError(f"{flag}: missing; choose a name of `dfkd-fast ls models`, {others}")
         check_untrained(self.student, "--student")
         if self.train_teacher:
             check_untrained(self.teacher, "--teacher")
@@ -178,6 +177,9 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
                 )
         check_together(values)
         self.method.check()  # type: ignore[attr-defined]
+        if self.teacher.startswith("zoo:") and self.teacher_weights is not None:
+            name = self.teacher.removeprefix("zoo:")
+            raise UserError(f"--teacher-weights: --teacher {self.teacher} brings its own; choose --teacher {name}")
         if self.train_teacher and self.teacher_weights is not None:
             raise UserError("--train-teacher: leave it out where --teacher-weights brings a trained one")
         if self.train_teacher and self.data is None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfkd_fast.catalog import MODELS
+from dfkd_fast.catalog import MADE_FOR, MODELS, OTHERS
 from dfkd_fast.config.own_networks import OwnNetwork, arguments_flag, own_network
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.models.answers import settle_answer
@@ -22,6 +22,8 @@ from dfkd_fast.models.shared_classifier import SharedForm, share_classifier
 from dfkd_fast.models.weights.filling import classes_in, fill
 from dfkd_fast.models.weights.header import read_header
 from dfkd_fast.models.weights.read import Weights, check_numbers, read_weights
+from dfkd_fast.models.zoo.cards import card_of, is_zoo
+from dfkd_fast.models.zoo.files import zoo_file
 
 _LAST_LAYER = "the last layer in its file"
 _TRIED = 10  # classes, where the file will tell
@@ -46,11 +48,11 @@ def load_model(
 ) -> tuple[nn.Module, ModelInfo]:
     """Build a network and fill it: from a file, else from its published weights if asked for, else at random.
 
-    `spec` is a name of `catalog.MODELS`, `tv:NAME` (torchvision), `timm:NAME`, or the user's own code, which is run
-    (config/own_networks.py). An argument comes before what a header written by dfkd-fast says, that before the
-    library's own configuration, that before the convention of `data_set`, a name of `data_sets.DATA_SETS`
-    (models/info.py). `mean` has one entry for each input channel. The network is on the CPU, in float32 and training
-    mode.
+    `spec` is a name of `catalog.MODELS`, `zoo:NAME` (models/zoo/cards.py), `tv:NAME` (torchvision), `timm:NAME`, or the
+    user's own code, which is run (config/own_networks.py). An argument comes before what a header written by dfkd-fast
+    says, that before the library's own configuration or the card, that before the convention of `data_set`, a name of
+    `data_sets.DATA_SETS` (models/info.py). `mean` has one entry for each input channel. The network is on the CPU, in
+    float32 and training mode.
 
     `weights_key` chooses where a file holds several networks (models/weights/filling.py).
 
@@ -61,6 +63,9 @@ def load_model(
     """
     full, (spec, _, shared) = spec, spec.partition("+shared")
     shared = shared and f"shared{shared}"
+    is_published = pretrained and weights is None
+    if is_published and is_zoo(spec):
+        weights, weights_flag = zoo_file(spec, flag), flag
     stored = None if weights is None else read_weights(weights, flag=weights_flag or f"{flag}-weights")
     saved = {} if stored is None else saved_info(stored)
     stated = {"num_classes": num_classes, "image_size": image_size, "mean": mean, "std": std, "in_chans": in_chans}
@@ -71,7 +76,7 @@ def load_model(
         file=Source("its file", saved),
         data_set=data_set_source(data_set),
         last=NOBODY if stored is None else Source(_LAST_LAYER, {"num_classes": _TRIED}),
-        pretrained=pretrained and weights is None,
+        pretrained=is_published,
     )
     model, info = _build(order) if stored is None else _build_for(order, stored, weights_key)
     settle_answer(model, info.shape, info.num_classes, name=f"{flag} {spec}")
@@ -97,11 +102,13 @@ def _build(order: Order) -> tuple[nn.Module, ModelInfo]:
         return torchvision_network(order)
     if library == "timm":
         return timm_network(order)
+    if is_zoo(order.spec):
+        return _of_zoo(order)
     if order.spec in MODELS:
         return _own(order)
     if (code := own_network(order.spec)) is not None:
         return _by_code(order, code)
-    raise unknown(order.flag, order.spec, [*MODELS, "FILE.py:NAME", "package.module:NAME", "tv:NAME", "timm:NAME"])
+    raise unknown(order.flag, order.spec, [*MODELS, *OTHERS])
 
 
 def _build_for(order: Order, stored: Weights, key: str | None) -> tuple[nn.Module, ModelInfo]:
@@ -136,10 +143,25 @@ def saved_info(stored: Weights) -> dict[str, Any]:
 def _own(order: Order) -> tuple[nn.Module, ModelInfo]:
     if order.pretrained:
         raise UserError(f"{order.flag} {order.spec}: has no published weights; give {order.flag}-weights")
-    info = order.info()
-    module, function = MODELS[order.spec][0].split(":")
+    size = MADE_FOR.get(order.spec)
+    info = order.info(Source(f"what {order.spec} is made for", {"image_size": size}))
+    return _built(order.spec, info), info
+
+
+def _of_zoo(order: Order) -> tuple[nn.Module, ModelInfo]:
+    """The network of a card, at random: its weights are in a file."""
+    card = card_of(order.spec, order.flag)
+    info = order.info(Source("its zoo card", card.values()))
+    if order.pretrained:
+        info = replace(info, published=card.described())
+    return _built(card.network, info), info
+
+
+def _built(name: str, info: ModelInfo) -> nn.Module:
+    """A network of `catalog.MODELS` for the classes, channels and size of `info`."""
+    module, function = MODELS[name][0].split(":")
     build = getattr(importlib.import_module(module), function)
-    return build(info.num_classes, in_chans=info.in_chans, image_size=info.image_size), info
+    return build(info.num_classes, in_chans=info.in_chans, image_size=info.image_size)
 
 
 def _by_code(order: Order, code: OwnNetwork) -> tuple[nn.Module, ModelInfo]:

@@ -21,7 +21,7 @@ class ModelInfo:
     """What a network expects and answers: images (B, in_chans, image_size, image_size) -> logits (B, num_classes)."""
 
     name: str
-    """a name of `catalog.MODELS`, `tv:NAME` or `timm:NAME`"""
+    """a name of `catalog.MODELS`, `zoo:NAME`, `tv:NAME` or `timm:NAME`"""
     num_classes: int
     """width of the classifier"""
     image_size: int

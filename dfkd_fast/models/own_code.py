@@ -16,7 +16,7 @@ from types import ModuleType
 from torch import nn
 
 from dfkd_fast.config.own_networks import OwnNetwork, arguments_flag
-from dfkd_fast.errors import UserError, unknown
+from dfkd_fast.errors import UserError, one_of, unknown
 from dfkd_fast.files.digests import of_file
 from dfkd_fast.messages.notes import note
 
@@ -199,10 +199,9 @@ def _spec_of(name: str, search: Sequence[str] | None) -> ModuleSpec | None:
 
 
 def _no_module(own: OwnNetwork, called: str) -> UserError:
-    from dfkd_fast.catalog import MODELS
+    from dfkd_fast.catalog import MODELS, OTHERS
 
-    kinds = [*MODELS, "FILE.py:NAME", "package.module:NAME", "tv:NAME", "timm:NAME"]
-    return UserError(f"{called}: no module {own.place}; choose {', '.join(kinds[:-1])} or {kinds[-1]}")
+    return UserError(f"{called}: no module {own.place}; choose {one_of([*MODELS, *OTHERS])}")
 
 
 def _reach(folder: Path) -> None:

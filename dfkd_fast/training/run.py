@@ -168,7 +168,7 @@ class Run:
             self.runtime,
             self.loop.progress,
             teacher_top1=teacher_top1,
-            published_weights=self.teacher.info.published,
+            teacher=self.teacher.info,
             complete=complete,
             collected=0 if self.collected is None else len(self.collected),
             costs=costs | int8,

@@ -17,6 +17,7 @@ from dfkd_fast.messages.terminal import command, quoted
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.weights.header import HEADER, read_header
 from dfkd_fast.models.weights.read import load_weights
+from dfkd_fast.models.zoo.cards import is_zoo
 from dfkd_fast.training.assemble import stated_values
 from dfkd_fast.training.checkpoints.checkpoint import Checkpoint, Shelf, boundary_of, read_checkpoint, written_name
 from dfkd_fast.training.checkpoints.sources import check_sources
@@ -40,18 +41,27 @@ class SavedNetwork(NamedTuple):
 
 
 def load_saved(target: Path, stated: SavedNetworkInput, *, flag: str) -> SavedNetwork:
-    """The student of a run folder, or the network in a file. `flag`: the command, for messages.
+    """The student of a run folder, the network in a file, or a published one, `zoo:NAME`. `flag`: the command.
 
     Of a run that has not ended its student is that of the newest whole checkpoint. A network of the user's own code is
     run where its run folder says which code it was and that is unchanged, or `--student` names it.
     Raises UserError for whatever cannot be read, is damaged, or has not been taught yet.
     """
+    if is_zoo(str(target)):
+        return _published(str(target), stated, flag)
     if target.is_dir():
         file = target / STUDENT_FILE
         return _in_file(file, stated, flag, run=target) if file.is_file() else _in_checkpoint(target, stated, flag)
     if not target.is_file():
         raise UserError(f"{flag} {target}: no such run folder or file")
     return _in_file(target, stated, flag, run=None)
+
+
+def _published(spec: str, stated: SavedNetworkInput, flag: str) -> SavedNetwork:
+    if stated.student is not None:
+        raise UserError(f"--student {stated.student}: {spec} is a network by itself; leave it out")
+    model, info = load_model(spec, **stated_values(stated), pretrained=True, flag=flag)
+    return SavedNetwork(model.eval(), info, info.published, None)
 
 
 def _in_file(file: Path, stated: SavedNetworkInput, flag: str, *, run: Path | None) -> SavedNetwork:

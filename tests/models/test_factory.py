@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dfkd_fast.catalog import MODELS
+from dfkd_fast.catalog import MADE_FOR, MODELS
 from dfkd_fast.config.sources import default_config
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo, load_model
@@ -102,6 +102,18 @@ def test_values_that_nobody_knows() -> None:
         "--teacher wrn40_2: image_size, mean, std not known: neither flags nor its file nor its library say; "
         "state them, as --image-size 32 --mean 0.4914 0.4822 0.4465 --std 0.2023 0.1994 0.2010"
     )
+
+
+def test_a_network_for_cifar_knows_its_size(tmp_path: Path) -> None:
+    """Flags and a data set come before it, and what it took is said; its classes are its file's."""
+    even = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    torch.save({"state_dict": load_model("resnet20", num_classes=7, **even)[0].state_dict()}, tmp_path / "t.th")
+    info = load_model("resnet20", weights=tmp_path / "t.th", **even)[1]
+    assert (info.image_size, info.num_classes) == (32, 7)
+    assert "32 px (what resnet20 is made for)" in info.described()
+    assert load_model("resnet20", num_classes=7, image_size=64, **even)[1].image_size == 64
+    assert load_model("resnet20", data_set="tiny-imagenet")[1].image_size == 64
+    assert MADE_FOR.keys() < MODELS.keys()
 
 
 def test_torchvision_networks_are_for_colour_images() -> None:

@@ -26,6 +26,7 @@ from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.digests import crc_of_json
 from dfkd_fast.files.write import write_file
+from dfkd_fast.models.info import ModelInfo
 from dfkd_fast.training.loop import Progress
 from dfkd_kernels.backend import OPS, pick
 
@@ -42,14 +43,14 @@ def write_run_record(
     progress: Progress,
     *,
     teacher_top1: float | None,
-    published_weights: str,
+    teacher: ModelInfo,
     complete: bool,
     collected: int,
     costs: Mapping[str, float],
 ) -> dict[str, Any]:
     """Write run.json and return it. Seconds are wall time by phase, `processor_seconds` those that the thread which
     runs the steps computed: far less where the machine had other work, or a device. Not evaluated is null, not 0.
-    `published_weights`: which the teacher has (`ModelInfo.published`). `collected`: how many real images took part.
+    `teacher`: what it expects, and which published weights it has. `collected`: how many real images took part.
     `costs`: what `run_costs` found.
     """
     seconds, counts, last = progress.seconds, progress.counts, progress.last_evaluation
@@ -59,7 +60,7 @@ def write_run_record(
         "method": config.method_name,
         "dataset": config.dataset_name,
         "teacher": config.teacher,
-        "published_weights": published_weights or None,
+        **_of_teacher(teacher),
         "student": config.student,
         "seed": config.seed,
         "text": config.text if label_text(config) is not None else None,
@@ -90,6 +91,11 @@ def write_run_record(
     record = json.loads(json.dumps(record))  # as it will be read
     write_file(path, json.dumps({**record, "crc": crc_of_json(record)}, indent=1) + "\n")
     return record
+
+
+def _of_teacher(info: ModelInfo) -> dict[str, Any]:
+    """Which published weights it has, and what its input, and so the student's, is normalised with."""
+    return {"published_weights": info.published or None, "mean": info.mean, "std": info.std}
 
 
 def _gpu_hours(seconds: Mapping[str, float], runtime: Runtime) -> float:
