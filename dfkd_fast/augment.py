@@ -8,10 +8,11 @@ captured.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Dirichlet
 from torch.nn import functional as F
 
 from dfkd_fast.errors import UserError
@@ -133,6 +134,53 @@ def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
     scaled = F.grid_sample(images.to(dtype), grid, mode="bilinear", padding_mode="border", align_corners=False)
     channels_last = images.is_contiguous(memory_format=torch.channels_last)
     return scaled.to(images.dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+class Mix(NamedTuple):
+    """How the images of one batch are mixed with each other."""
+
+    partners: Tensor
+    """(B,) int64: the row that each image is mixed with"""
+    own: Tensor
+    """(B, 1, H, W) in [0, 1]: the share of the image itself at each pixel, the partner has the rest"""
+
+    def part(self, global_batch: GlobalBatch) -> Mix:
+        """Those of this rank's images; partners are rows of the whole batch."""
+        return Mix(global_batch.local_rows(self.partners), global_batch.local_rows(self.own))
+
+    @property
+    def shares(self) -> Tensor:
+        """(B,): the share of the image itself in the whole mixture."""
+        return self.own.mean(dim=(1, 2, 3))
+
+
+def draw_mix(
+    kind: Literal["cutmix", "mixup", "both"], batch_size: int, side: int, *, alpha: float, device: torch.device
+) -> Mix:
+    """Draw partners, a permutation of the batch, and for each image its share, from Beta(alpha, alpha).
+
+    mixup (Zhang et al., arXiv:1710.09412) blends the two, CutMix (Yun et al., arXiv:1905.04899) pastes a box of the
+    partner, as large as its share, around a uniform centre, cut off at the image's edges; both: either, by a coin for
+    each image. From the device's default generator, on the device.
+    """
+    partners = torch.rand(batch_size, device=device).argsort()
+    concentration = torch.full((batch_size, 2), alpha, device=device)
+    shares = Dirichlet(concentration, validate_args=False).sample()[:, 0, None]
+    blended = shares[:, :, None, None].expand(-1, -1, side, side)
+    half = (1 - shares).sqrt() * side / 2
+    centres = torch.rand(batch_size, 2, 1, device=device) * side
+    pixels = torch.arange(side, device=device) + 0.5
+    rows, columns = ((pixels - centre).abs() < half for centre in centres.unbind(dim=1))
+    pasted = 1 - (rows[:, None, :, None] & columns[:, None, None, :]).to(shares.dtype)
+    if kind == "both":
+        return Mix(partners, torch.where(torch.rand_like(shares)[:, :, None, None] < 0.5, pasted, blended))
+    return Mix(partners, pasted if kind == "cutmix" else blended)
+
+
+def mixed(images: Tensor, mix: Mix, *, global_batch: GlobalBatch = LOCAL_BATCH) -> Tensor:
+    """Mix images (B, C, H, W), as they are stored or normalised, with each other -> the same shape and dtype."""
+    own, partners = mix.own.to(images.dtype), global_batch.all_gather(images)[mix.partners]
+    return torch.lerp(partners, images, own)
 
 
 class Augment(nn.Module):

@@ -20,7 +20,7 @@ OptimizerChoice = Literal["auto", "fused", "foreach", "apex"]
 class OptimizerSpec:
     """Which optimiser, over which parameter groups (each with its own "lr"), with which remaining arguments."""
 
-    kind: Literal["adam", "adamw", "sgd"]
+    kind: Literal["adam", "adamw", "sgd", "nesterov", "muon"]
     groups: Sequence[dict[str, Any]]
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.0
@@ -40,11 +40,14 @@ class OptimizerSpec:
         if choice == "apex":
             return self._apex(groups, capturable)
         form = {"foreach": True} if choice == "foreach" else {"fused": True}
-        if self.kind == "sgd":
+        if self.kind in ("sgd", "nesterov"):
             if capturable and choice == "foreach":
                 raise UserError("--optim.impl foreach: its SGD cannot be captured; choose fused, or --no-cuda-graphs")
-            sgd = SGD if choice == "foreach" else _FusedSGD
-            return _with_momentum(sgd(groups, momentum=self.momentum, weight_decay=self.weight_decay, **form))
+            sgd, decay = SGD if choice == "foreach" else _FusedSGD, self.weight_decay
+            nesterov = self.kind == "nesterov"
+            return _with_momentum(sgd(groups, momentum=self.momentum, weight_decay=decay, nesterov=nesterov, **form))
+        if self.kind == "muon":
+            return Muon(groups, betas=self.betas, weight_decay=self.weight_decay, capturable=capturable, **form)
         adam, adamw = (Adam, AdamW) if choice == "foreach" else (_FusedAdam, _FusedAdamW)
         cls = adam if self.kind == "adam" else adamw
         made = cls(groups, betas=self.betas, weight_decay=self.weight_decay, capturable=capturable, **form)
@@ -53,11 +56,14 @@ class OptimizerSpec:
         return made
 
     def _apex(self, groups: list[dict[str, Any]], capturable: bool) -> Optimizer:
+        if self.kind == "muon":
+            raise UserError("--optim.impl apex: has no Muon, which --student-optimizer asks for; choose auto")
         adam, sgd = apex_optimizers()
-        if self.kind == "sgd":
+        if self.kind in ("sgd", "nesterov"):
             if capturable:
                 raise UserError("--optim.impl apex: its FusedSGD cannot be captured; choose fused, or --no-cuda-graphs")
-            return _with_momentum(sgd(groups, lr=0.0, momentum=self.momentum, weight_decay=self.weight_decay))
+            own: dict[str, Any] = {"momentum": self.momentum, "nesterov": self.kind == "nesterov"}
+            return _with_momentum(sgd(groups, lr=0.0, weight_decay=self.weight_decay, **own))
         own = {"betas": self.betas, "weight_decay": self.weight_decay, "adam_w_mode": self.kind == "adamw"}
         return adam(groups, lr=0.0, capturable=capturable, **own)
 
@@ -87,6 +93,69 @@ class _FusedAdam(_InMemoryOrder, Adam):
 
 class _FusedAdamW(_InMemoryOrder, AdamW):
     pass
+
+
+class Muon(_FusedAdamW):
+    """Muon (Jordan et al., 2024) for every parameter of two and more dimensions, AdamW for the others.
+
+    A weight (A, ...) is taken as a matrix (A, B). Its step is the nearest orthogonal matrix to its Nesterov momentum,
+    times 0.2 sqrt(max(A, B)), so that it is about as large as AdamW's and one rate is right for both (Liu et al.,
+    arXiv:2502.16982). torch.optim.Muon takes matrices alone, in bfloat16, and reads the rate back from the device.
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]], **settings: Any) -> None:
+        super().__init__(groups, **settings)
+        self._warned_capturable_if_run_uncaptured = True
+        for group in self.param_groups:
+            for weight in filter(_is_matrix, group["params"]):
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+
+    def _init_group(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *states: Any) -> Any:
+        rest = [value for value in group["params"] if not _is_matrix(value)]
+        return super()._init_group({**group, "params": rest}, params, grads, *states)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step; gradients must be unscaled."""
+        assert closure is None, "gradients are there already"
+        for group in self.param_groups:
+            shapes: dict[tuple[int, ...], list[Tensor]] = {}
+            for weight in filter(_is_matrix, group["params"]):
+                if weight.grad is not None:
+                    shapes.setdefault((len(weight), weight.numel() // len(weight)), []).append(weight)
+            for shape, weights in shapes.items():
+                self._step_matrices(weights, shape, group)
+        return super().step()
+
+    def _step_matrices(self, weights: Sequence[Tensor], shape: tuple[int, ...], group: dict[str, Any]) -> None:
+        """All matrices of a shape (A, B), at once."""
+        momentum, lr = group["betas"][0], group["lr"]
+        ahead = []
+        for weight in weights:
+            gradient = weight.grad
+            assert gradient is not None
+            buffer = self.state[weight]["momentum_buffer"].lerp_(gradient, 1 - momentum)
+            ahead.append(gradient.lerp(buffer, momentum).reshape(shape))
+        steps = orthogonalized(torch.stack(ahead)) * (0.2 * math.sqrt(max(shape)))
+        for weight, step in zip(weights, steps, strict=True):
+            weight.mul_(1 - lr * group["weight_decay"]).sub_(lr * step.reshape(weight.shape))
+
+
+def _is_matrix(parameter: Tensor) -> bool:
+    return parameter.ndim >= 2
+
+
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """Matrices (N, A, B) with their singular values brought to about 1 (0.7 to 1.2), by five Newton-Schulz steps.
+
+    Coefficients of Jordan et al., for the steepest rise at zero.
+    """
+    found = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
+    found = found / found.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        gram = found @ found.mT
+        found = 3.4445 * found + (-4.7750 * gram + 2.0315 * gram @ gram) @ found
+    return found.mT if matrices.shape[1] > matrices.shape[2] else found
 
 
 def in_memory_order(gradient: Tensor, parameter: Tensor) -> Tensor:

@@ -1,6 +1,9 @@
-"""Crops and flips: meaning, gradient, and agreement with the pool's own kernel."""
+"""Crops, flips and mixtures: meaning, gradient, and agreement with the pool's own kernel."""
 
 from __future__ import annotations
+
+import math
+from typing import Literal
 
 import pytest
 import torch
@@ -12,6 +15,8 @@ from dfkd_fast.augment import (
     batch_roll_flip,
     draw_boxes,
     draw_crop_flip,
+    draw_mix,
+    mixed,
     resized_crop,
     shift_flip,
 )
@@ -119,3 +124,48 @@ def test_augment_with_a_resized_crop() -> None:
     torch.testing.assert_close(augment(images), augment.normalize(images))  # no zero padding comes into view
     with pytest.raises(UserError, match=r"--method.crop-scale 1.5: choose a share above 0 and up to 1"):
         Augment(INFO, crop_scale=1.5)
+
+
+@pytest.mark.parametrize("kind", ["cutmix", "mixup", "both"])
+def test_a_mixture_is_what_its_papers_say(kind: Literal["cutmix", "mixup", "both"]) -> None:
+    """Pixel by pixel in float64: mixup blends, CutMix pastes a box whose size follows the drawn share."""
+    torch.manual_seed(0)
+    images = torch.rand(40, 3, 12, 12, dtype=torch.float64)
+    mix = draw_mix(kind, 40, 12, alpha=1.0, device=images.device)
+    assert sorted(mix.partners.tolist()) == list(range(40))
+    blends = 0
+    for row, (image, partner) in enumerate(zip(mixed(images, mix), mix.partners.tolist(), strict=True)):
+        own = mix.own[row, 0].double()
+        expected = own * images[row] + (1 - own) * images[partner]
+        torch.testing.assert_close(image, expected, rtol=0, atol=1e-12)
+        assert float(mix.shares[row]) == pytest.approx(float(own.mean()), abs=1e-6)
+        if len(own.unique()) == 1 and 0 < float(own[0, 0]) < 1:
+            blends += 1
+            continue
+        pasted = own == 0
+        assert bool((pasted | (own == 1)).all())
+        rows, columns = pasted.any(dim=1), pasted.any(dim=0)
+        assert torch.equal(pasted, rows[:, None] & columns)  # a box
+        for inside in (rows, columns):
+            assert int(inside.sum()) == 0 or int(inside.nonzero().diff(dim=0).sum()) == int(inside.sum()) - 1
+    assert {"cutmix": blends == 0, "mixup": blends == 40, "both": 8 < blends < 32}[kind]
+
+
+def test_shares_of_a_mixture_follow_a_beta_distribution() -> None:
+    """By mean and variance, 1 / (8 alpha + 4); of boxes inside the image, by their area as well."""
+    torch.manual_seed(0)
+    for alpha in (0.25, 1.0, 4.0):
+        shares = draw_mix("mixup", 20_000, 1, alpha=alpha, device=torch.device("cpu")).shares.double()
+        assert float(shares.mean()) == pytest.approx(0.5, abs=0.02)
+        assert float(shares.var()) == pytest.approx(1 / (8 * alpha + 4), rel=0.05)
+    own = draw_mix("cutmix", 5_000, 32, alpha=1.0, device=torch.device("cpu")).own[:, 0]
+    sides = [(own == 0).any(dim=dim).sum(dim=1).double() for dim in (1, 2)]
+    inside = torch.stack([(own[:, edge] == 1).all(dim=1) & (own[:, :, edge] == 1).all(dim=1) for edge in (0, -1)])
+    whole = inside.all(dim=0) & (sides[0] > 0)
+    assert float((sides[0] - sides[1]).abs()[whole].max()) <= 1  # a square, up to where it starts between pixels
+    # E[side of a box] = 32 E[sqrt(1 - share)] = 32 * 2/3 over all boxes; the edges cut it down to
+    # 32 * (2/3 - 1/8): a box of side s, centred anywhere in the image, keeps s - s^2 / 4 of it, and E[s^2] = 1/2
+    assert float(sides[0].mean()) / 32 == pytest.approx(2 / 3 - 1 / 8, abs=0.01)
+    assert math.isclose(
+        float(mixed(torch.ones(2, 1, 4, 4), draw_mix("both", 2, 4, alpha=1.0, device=own.device)).mean()), 1
+    )

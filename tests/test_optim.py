@@ -15,8 +15,9 @@ from torch.profiler import ProfilerActivity, profile
 from dfkd_fast.errors import UserError
 from dfkd_fast.optim import OptimizerChoice, OptimizerSpec, apex_optimizers, check_optimizer, reset_state, scale_lr
 
-Kind = Literal["adam", "adamw", "sgd"]
-KINDS: tuple[Kind, ...] = ("adam", "adamw", "sgd")
+Kind = Literal["adam", "adamw", "sgd", "nesterov", "muon"]
+KINDS: tuple[Kind, ...] = ("adam", "adamw", "sgd", "nesterov", "muon")
+IN_APEX = KINDS[:4]
 NO_APEX = importlib.util.find_spec("amp_C") is None
 
 
@@ -33,7 +34,7 @@ def train(
     rates = [group["lr"] for group in optimizer.param_groups]
     inputs = torch.randn(4, 6, dtype=torch.float64).to(device, dtype)
     for step in range(8):
-        if step == 4 and kind != "sgd":
+        if step == 4 and kind not in ("sgd", "nesterov"):
             reset_state(optimizer)
         scale_lr(optimizer, 0.5 ** (step % 3))
         optimizer.zero_grad()
@@ -52,7 +53,7 @@ def test_fused_foreach_and_capturable_agree(kind: Kind) -> None:
     torch.testing.assert_close(train(kind, "auto", capturable=True), expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", IN_APEX)
 @pytest.mark.parametrize(
     ("choice", "capturable"),
     [
@@ -98,7 +99,7 @@ def after_overflow(kind: Kind, choice: OptimizerChoice, capturable: bool, *, ski
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.skipif(NO_APEX, reason="NVIDIA apex is not installed")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", IN_APEX)
 def test_apex_does_what_torch_does(kind: Kind) -> None:
     expected = train(kind, "auto", device="cuda", dtype=torch.float32)
     torch.testing.assert_close(train(kind, "apex", device="cuda", dtype=torch.float32), expected, rtol=1e-5, atol=1e-6)
@@ -124,10 +125,13 @@ def test_choices_that_this_machine_cannot_follow() -> None:
         check_optimizer("adam", torch.device("cpu"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", IN_APEX)
 @pytest.mark.parametrize("gradients", [torch.channels_last, torch.contiguous_format])
 def test_fused_steps_follow_the_layout_and_copy_no_gradient(kind: Kind, gradients: torch.memory_format) -> None:
-    """Channels-last weights, gradients in their layout and in another: contiguous ones' values, bit for bit."""
+    """Channels-last weights, gradients in their layout and in another: contiguous ones' values, bit for bit.
+
+    Nesterov's up to rounding: the kernel sums its last elements otherwise, and which are last is the layout's.
+    """
 
     def trained(weights: torch.memory_format, gradients: torch.memory_format) -> tuple[list[Tensor], list[str]]:
         generator = torch.Generator().manual_seed(0)
@@ -147,5 +151,55 @@ def test_fused_steps_follow_the_layout_and_copy_no_gradient(kind: Kind, gradient
 
     found, operators = trained(torch.channels_last, gradients)
     expected, _ = trained(torch.contiguous_format, torch.contiguous_format)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    torch.testing.assert_close(found, expected, rtol=1e-6 if kind == "nesterov" else 0, atol=0)
     assert "aten::clone" not in operators
+
+
+def test_nesterov_is_its_formula() -> None:
+    """v = m v + g, w = w - lr (g + m v), in float64."""
+    weight = nn.Parameter(torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64))
+    w, v = weight.detach().clone(), torch.zeros(3, dtype=torch.float64)
+    optimizer = OptimizerSpec(
+        kind="nesterov", groups=[{"params": [weight], "lr": 0.1}], momentum=0.8, weight_decay=0.01
+    ).build()
+    for _ in range(4):
+        optimizer.zero_grad()
+        weight.pow(4).sum().backward()
+        optimizer.step()
+        g = 4 * w**3 + 0.01 * w
+        v = 0.8 * v + g
+        w = w - 0.1 * (g + 0.8 * v)
+    torch.testing.assert_close(weight.detach(), w, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3, 3), (12, 4, 1, 1), (6, 7), (7, 6)])
+def test_muon_is_its_formula(shape: tuple[int, ...]) -> None:
+    """By singular values in float64: each goes through the polynomial five times, singular vectors stay."""
+    torch.manual_seed(0)
+    weight, bias = nn.Parameter(torch.randn(shape, dtype=torch.float64)), nn.Parameter(torch.ones(3).double())
+    if weight.ndim == 4:
+        weight.data = weight.data.to(memory_format=torch.channels_last)
+    w, buffer = weight.detach().clone(), torch.zeros(shape, dtype=torch.float64)
+    alone = nn.Parameter(bias.detach().clone())
+    settings: dict[str, Any] = {"betas": (0.9, 0.99), "weight_decay": 0.02}
+    muon = OptimizerSpec(kind="muon", groups=[{"params": [weight, bias], "lr": 0.01}], **settings).build()
+    adamw = OptimizerSpec(kind="adamw", groups=[{"params": [alone], "lr": 0.01}], **settings).build()
+    for _ in range(3):
+        weight.grad, bias.grad = torch.randn(shape, dtype=torch.float64), torch.randn(3).double()
+        alone.grad = bias.grad.clone()
+        buffer = 0.9 * buffer + 0.1 * weight.grad
+        u, s, vh = torch.linalg.svd((0.9 * buffer + 0.1 * weight.grad).flatten(1), full_matrices=False)
+        s = s / s.square().sum().sqrt()
+        for _ in range(5):
+            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+        rows, columns = u.shape[0], vh.shape[1]
+        w = (1 - 0.01 * 0.02) * w - 0.01 * 0.2 * max(rows, columns) ** 0.5 * (u @ s.diag() @ vh).reshape(shape)
+        muon.step()
+        adamw.step()
+    torch.testing.assert_close(weight.detach(), w, rtol=1e-9, atol=1e-9)
+    assert torch.equal(bias, alone)
+
+
+def test_apex_has_no_muon() -> None:
+    with pytest.raises(UserError, match=r"^--optim.impl apex: has no Muon.*choose auto$"):
+        OptimizerSpec(kind="muon", groups=[{"params": [nn.Parameter(torch.ones(2))], "lr": 0.1}]).build("apex")

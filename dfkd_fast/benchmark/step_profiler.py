@@ -24,10 +24,10 @@ from dfkd_fast.rng import seed_phase
 from dfkd_fast.text.label_embeddings import CENTRES, ENCODED_WIDTH, MADE_UP
 from dfkd_fast.training.assemble import load_method, make_method, make_student
 from dfkd_fast.training.inner import ignore
-from dfkd_fast.training.int8_teacher import check_int8
 from dfkd_fast.training.logit_cache import make_cache
 from dfkd_fast.training.pools import check_pool_use, make_pools
 from dfkd_fast.training.student import StudentTrainer, make_trainer
+from dfkd_fast.training.student_recipe import check_student
 
 
 @dataclass(kw_only=True)
@@ -68,7 +68,7 @@ class StepProfiler:
         self.runtime = runtime
         self.method, teacher, student = assemble(config, info, runtime)
         check_pool_use(config, self.method, runtime.shares)
-        check_int8(self.method, teacher, is_cached=config.cache_teacher_logits != 0)
+        check_student(self.method, teacher, runtime, is_cached=config.cache_teacher_logits != 0)
         cache = make_cache(config.cache_teacher_logits, seed=config.seed, method=self.method, teacher=teacher)
         self.pool, _ = make_pools(config.pool, folder, method=self.method, runtime=runtime, cache=cache)
         self.trainer = make_trainer(

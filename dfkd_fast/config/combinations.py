@@ -21,3 +21,11 @@ def check_together(values: dict[str, Any]) -> None:
         )
     if values.get("method.rounds") == 0 and not (values.get("method.warmup_rounds") and values["method.warmup_epochs"]):
         raise UserError("--method.rounds 0: makes no images; choose 1 or more, or --method.warmup-rounds and epochs")
+    steps = values.get("method.student_lr_steps")
+    if values.get("method.student_schedule") == "one-cycle" and steps:
+        raise UserError(
+            "--method.student-schedule one-cycle: has no room for --method.student-lr-steps "
+            f"{' '.join(map(str, steps))}; give that flag no value, or choose epochs"
+        )
+    if values.get("method.student_optimizer") == "nesterov" and not values["method.student_momentum"]:
+        raise UserError("--method.student-momentum 0: Nesterov's needs some; choose more, or --student-optimizer sgd")

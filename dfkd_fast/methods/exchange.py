@@ -146,6 +146,8 @@ class StudentReads(NamedTuple):
     """whether its features are"""
     teacher_gradients: bool = False
     """whether gradients of its logits with respect to these maps are taken"""
+    labels: bool = False
+    """the images' labels"""
 
 
 @runtime_checkable

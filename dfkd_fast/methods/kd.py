@@ -17,7 +17,7 @@ from typing import Literal, Self
 from dfkd_fast.errors import UserError
 from dfkd_fast.losses.distillation import kd_kl
 from dfkd_fast.losses.generator import label_ce
-from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Needs, PoolPlan, Setup, SynthBatch
+from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, Needs, PoolPlan, Setup, StudentReads, SynthBatch
 from dfkd_fast.models.teacher import NetOutput
 from dfkd_fast.pool.pool import PoolBatch
 
@@ -79,6 +79,9 @@ class Kd(Method):
     def pools(self) -> tuple[PoolPlan, ...]:
         (plan,), batches = super().pools(), -(-self.count // self.config.synthesis_batch_size)
         return (plan._replace(capacity=self.count, policy="ring", fill_images=self.count, fill_batches=batches),)
+
+    def student_reads(self) -> StudentReads:
+        return StudentReads(labels=bool(self.config.ce_weight))
 
     def student_loss(self, batch: PoolBatch, teacher: NetOutput, student: NetOutput) -> LossTerms:
         terms = {}

@@ -11,6 +11,8 @@ from torch import Tensor
 from dfkd_fast.config.setting import setting
 from dfkd_fast.methods.exchange import LossTerms
 
+StudentOptimizer = Literal["sgd", "nesterov", "adamw", "muon"]
+
 
 class Crops(NamedTuple):
     """Random crops and flips of a batch."""
@@ -46,8 +48,10 @@ class MethodConfig:
     """images in one student step (global)"""
     student_steps: int = setting(400, at_least=1)
     """student steps in one epoch"""
-    student_optimizer: Literal["sgd", "adamw"] = "sgd"
-    """what trains the student"""
+    student_optimizer: StudentOptimizer = "sgd"
+    """what trains the student; nesterov: SGD with Nesterov's momentum; muon: orthogonalised updates of matrices and
+    filters, of the size that AdamW's have, and AdamW for the rest, so that AdamW's rates (about 1e-3) are right
+    """
     student_lr: float = setting(0.2, at_least=0)
     """the student's peak learning rate"""
     student_lr_min: float = setting(2e-4, at_least=0)
@@ -58,10 +62,18 @@ class MethodConfig:
     """the same as a share of the distilled epochs, which follows `epochs` (MUSE's growing rate: 0.1)"""
     student_lr_steps: tuple[int, ...] = setting((), at_least=1, formerly=())
     """distilled epochs after which the learning rate is divided by 10; with any of them there is no cosine"""
+    student_schedule: Literal["epochs", "one-cycle"] = setting("epochs", formerly="epochs")
+    """epochs: a rate for each epoch, by the settings above; one-cycle: one for each step, linear from a 25th of
+    `student_lr` up to it over the ramp (without one the first quarter), then along a cosine to `student_lr_min`
+    """
     student_momentum: float = setting(0.9, at_least=0, at_most=1)
-    """momentum of SGD, or AdamW's first beta"""
+    """momentum of SGD and Muon, or AdamW's first beta"""
     student_weight_decay: float = setting(1e-4, at_least=0)
     """weight decay of the student's optimiser"""
+    student_mix: Literal["none", "cutmix", "mixup", "both"] = setting("none", formerly="none")
+    """mix the images of a student batch with each other; the teacher answers the mixture"""
+    student_mix_alpha: float = setting(1.0, above=0, formerly=1.0)
+    """both images' shares in a mixture are drawn from Beta(alpha, alpha): 1 uniformly, less towards one of them"""
     kd_temperature: float = setting(20.0, above=0)
     """temperature of the distillation loss (paper: T)"""
     kd_weight: float = 1.0

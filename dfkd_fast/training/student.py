@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfkd_fast.augment import draw_boxes, resized_crop
+from dfkd_fast.augment import Mix, draw_boxes, draw_mix, mixed, resized_crop
 from dfkd_fast.device.compilation import compiled
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
-from dfkd_fast.methods.base import LossTerms, Method, MethodConfig, SynthBatch, weighted_sum
+from dfkd_fast.methods.base import LossTerms, Method, SynthBatch, weighted_sum
 from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.teacher import FrozenNet, NetOutput
-from dfkd_fast.optim import OptimizerSpec, cosine, set_lr
+from dfkd_fast.optim import set_lr
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.pool.stream import AugmentSpec
@@ -24,12 +24,13 @@ from dfkd_fast.training.capture import make_runner
 from dfkd_fast.training.inner import OnStep
 from dfkd_fast.training.int8_teacher import calibrate
 from dfkd_fast.training.logit_cache import EXTRA, LogitCache
+from dfkd_fast.training.student_recipe import combined, has_step_rates, student_lr, student_optimizer
 from dfkd_kernels import PrioritySampler
 
 
 class StudentSteps:
-    """Runs student steps: teacher, student, the method's loss, an optimiser whose learning rate follows a cosine over
-    the epochs after warm-up. A subclass says where batches come from.
+    """Runs student steps: teacher, student, the method's loss, an optimiser whose learning rate follows the recipe's
+    schedule after warm-up. A subclass says where batches come from.
     """
 
     def __init__(self, student: nn.Module, *, method: Method, teacher: FrozenNet, runtime: Runtime) -> None:
@@ -58,12 +59,17 @@ class StudentSteps:
 
     def begin_epoch(self, epoch: int) -> None:
         """Before an epoch's first step."""
+        self._at = epoch, 0
         set_lr(self.optimizer, student_lr(self.method.config, epoch))
         self.student.train()
 
     def steps(self, count: int, on_step: OnStep) -> None:
         """So many steps."""
         for inputs in self.inputs(count):
+            if has_step_rates(self.method.config):
+                epoch, taken = self._at
+                set_lr(self.optimizer, student_lr(self.method.config, epoch, taken))
+                self._at = epoch, taken + 1
             on_step(self.run_step(self.method.student_variant(), *inputs), self.batch_size * self.runtime.shares)
 
     def end_epoch(self) -> None:
@@ -84,7 +90,7 @@ class StudentSteps:
     def step(self, *inputs: Any) -> LossTerms:
         """One step on a batch of each image size. Returns the detached terms, means over all images."""
         self.optimizer.zero_grad()
-        parts = [self._losses(batch) for batch in self.batches(*inputs).values()]
+        parts = [self._losses(batch, self._mix(size)) for size, batch in self.batches(*inputs).items()]
         terms = parts[0] if len(parts) == 1 else self._mean(parts)
         self.scaler.scale(weighted_sum(terms, self.method.config)).backward()
         self._average_gradients(terms)
@@ -100,11 +106,13 @@ class StudentSteps:
         gradients = [value.grad for value in learning if value.grad is not None]
         self.runtime.average([*gradients, *(term.detach() for term in terms.values())])
 
-    def _terms(self, batch: PoolBatch) -> LossTerms:
+    def _terms(self, batch: PoolBatch, mix: Mix | None) -> LossTerms:
         with self.runtime.autocast():
             with torch.no_grad():
                 view = self._cropped(self.method.student_view(batch))
-            teacher = self.answer(batch, view)
+                if mix is not None:
+                    view = mixed(view, mix, global_batch=self.runtime.global_batch)
+            teacher = self.answer(batch, view, mix)
             student = NetOutput(self.student(view)) if self.tapped is None else self.tapped(view)
             return self.method.student_loss(batch, teacher, student)
 
@@ -115,8 +123,16 @@ class StudentSteps:
         boxes = draw_boxes(len(view) * global_batch.size, scale=self.crop_scale, device=self.runtime.device)
         return resized_crop(view, global_batch.local_rows(boxes))
 
-    def answer(self, batch: PoolBatch, view: Tensor) -> NetOutput:
-        """What the student learns from."""
+    def _mix(self, size: int) -> Mix | None:
+        """How the images of a size are mixed in the next step; the same on all ranks of a global batch."""
+        config, rows = self.method.config, self.runtime.global_batch
+        if config.student_mix == "none":
+            return None
+        whole, device = self.plans[size].batch_size * rows.size, self.runtime.device
+        return draw_mix(config.student_mix, whole, size, alpha=config.student_mix_alpha, device=device).part(rows)
+
+    def answer(self, batch: PoolBatch, view: Tensor, mix: Mix | None = None) -> NetOutput:
+        """What the student learns from: what the teacher says of the view, which may be `mix`ed."""
         return self.teacher.answer(view, maps=self.reads.teacher, gradients=self.reads.teacher_gradients)
 
     def _mean(self, parts: list[LossTerms]) -> LossTerms:
@@ -170,8 +186,11 @@ class StudentTrainer(StudentSteps):
         found: Mapping[int, PoolBatch] = inputs[0]
         return found
 
-    def answer(self, batch: PoolBatch, view: Tensor) -> NetOutput:
-        return super().answer(batch, view) if self.cache is None else self.cache.pick(batch)
+    def answer(self, batch: PoolBatch, view: Tensor, mix: Mix | None = None) -> NetOutput:
+        if self.cache is None:
+            return super().answer(batch, view)
+        found = self.cache.pick(batch)
+        return found if mix is None else combined(found, mix, self.method.config, self.runtime.global_batch)
 
     def _samplers(self) -> dict[int, Sampler]:
         samplers: dict[int, Sampler] = {}
@@ -185,36 +204,6 @@ class StudentTrainer(StudentSteps):
                 repeats = None if repeats is None else repeats[:held]
                 samplers[size] = EpochShuffle(held, batch_size, device=self.runtime.device, seed=seed, repeats=repeats)
         return samplers
-
-
-def student_optimizer(
-    config: MethodConfig, student: nn.Module, head: nn.Module | None, runtime: Runtime
-) -> torch.optim.Optimizer:
-    """What trains the student, and the method's head with it."""
-    parameters: list[Tensor] = [*student.parameters(), *(head.parameters() if head is not None else ())]
-    return OptimizerSpec(
-        kind=config.student_optimizer,
-        groups=[{"params": parameters, "lr": config.student_lr}],
-        betas=(config.student_momentum, 0.999),
-        momentum=config.student_momentum,
-        weight_decay=config.student_weight_decay,
-    ).build(runtime.optimizer, capturable=runtime.graphs)
-
-
-def student_lr(config: MethodConfig, epoch: int) -> float:
-    """The student's learning rate in an epoch (0-based): one value per epoch, from the end of the warm-up on.
-
-    Linear over `ramp_epochs`, then a cosine from `student_lr` to `student_lr_min` over the rest, or a tenth
-    of it for each of `student_lr_steps` that has passed.
-    """
-    ramp = config.ramp_epochs
-    distilled = epoch - config.warmup_epochs
-    if distilled < ramp:
-        return config.student_lr * (distilled + 1) / ramp
-    if config.student_lr_steps:
-        return config.student_lr * 0.1 ** sum(distilled >= step for step in config.student_lr_steps)
-    progress = (distilled - ramp) / (config.epochs - config.warmup_epochs - ramp)
-    return config.student_lr_min + (config.student_lr - config.student_lr_min) * cosine(progress)
 
 
 def make_trainer(

@@ -15,7 +15,6 @@ from dfkd_fast.training.assemble import class_vectors, load_method, load_teacher
 from dfkd_fast.training.checkpoints.identity import Likeness, content_identity
 from dfkd_fast.training.checkpoints.sources import check_sources
 from dfkd_fast.training.evaluate import evaluation_images
-from dfkd_fast.training.int8_teacher import check_int8
 from dfkd_fast.training.interrupt import resumable, stop_signals
 from dfkd_fast.training.judge import check_frozen, check_teacher, judge_teacher
 from dfkd_fast.training.logit_cache import make_cache, resolved_count
@@ -31,6 +30,7 @@ from dfkd_fast.training.records.run_folder import (
     taken_back_on_failure,
 )
 from dfkd_fast.training.run import Run
+from dfkd_fast.training.student_recipe import check_student
 
 
 def train(config: TrainConfig, *, resume: bool = False, other_code: bool = False) -> Path:
@@ -80,7 +80,7 @@ def _train(config: TrainConfig, runtime: Runtime, resumed: Resumed | None, liken
         real = rank_part(collected, info, runtime)
         method = make_method(config, method_class, teacher, student, runtime, real)
         check_pool_use(config, method, runtime.shares)
-        check_int8(method, teacher, is_cached=config.cache_teacher_logits != 0)
+        check_student(method, teacher, runtime, is_cached=config.cache_teacher_logits != 0)
         cache = make_cache(config.cache_teacher_logits, seed=config.seed, method=method, teacher=teacher)
         verdict = judge_teacher(teacher, test, config, runtime)
         signals.check()

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from dfkd_fast.errors import UserError
 from dfkd_fast.methods.dfad import Dfad, DfadConfig
-from dfkd_fast.training.student import FreshTrainer, student_lr
+from dfkd_fast.training.student import FreshTrainer
+from dfkd_fast.training.student_recipe import student_lr
 
 CONFIG = DfadConfig(**SMALL, student_lr_steps=())
 

@@ -33,9 +33,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "muse": {"image_sizes": (28, 32), "batch_shares": (1, 1)},
     "ssdkd": {"is_normalized": True},
     "deepinversion": {"adv_clamp": True, "tv_l2_weight": 1e-3, "l2_weight": 1e-4},
-    "fast": {"flip": True},
+    "fast": {"flip": True, "student_mix": "both"},
 }
-"""what else of a batch is no mean over its images: hinges, norms, largest weights"""
+"""what else of a batch is no mean over its images: hinges, norms, largest weights, partners of a mixture"""
 STOPPED = ("ssdkd",)
 """stopped and taken up: a ring with priorities"""
 

@@ -44,7 +44,7 @@ from dfkd_fast.training.checkpoints.checkpoint import load_network
 from dfkd_fast.training.evaluate import deployed, deployed_name
 from dfkd_fast.training.inner import bind
 from dfkd_fast.training.real_images.collected import load_collected
-from dfkd_fast.training.student import student_lr
+from dfkd_fast.training.student_recipe import student_lr
 from dfkd_fast.training.train import train
 
 CONFIG = HidfdConfig(

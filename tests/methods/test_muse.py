@@ -31,7 +31,7 @@ from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.teacher import FrozenNet, NetOutput, frozen_alias
 from dfkd_fast.pool.pool import PoolBatch
 from dfkd_fast.text.label_embeddings import CENTRES
-from dfkd_fast.training.student import student_lr
+from dfkd_fast.training.student_recipe import student_lr
 
 SMALL = {
     "epochs": 6,

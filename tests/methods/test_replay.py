@@ -58,6 +58,23 @@ def test_replays_equal_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rounds with and without the student, learning rates that change, re-initialisation: nothing is missed."""
+    check_replays(longer(tiny(name, teacher_file, tmp_path / "run")), tmp_path, monkeypatch)
+
+
+def test_replays_of_the_student_switches_equal_steps(
+    teacher_file: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Mixtures drawn anew in each step, Muon, and a rate for each step."""
+    config = longer(tiny("nayer", teacher_file, tmp_path / "run"))
+    switches = {"student_mix": "both", "student_optimizer": "muon", "student_schedule": "one-cycle"}
+    method = replace(config.method, student_lr=1e-3, **switches)
+    check_replays(replace(config, method=method), tmp_path, monkeypatch)
+
+
+def check_replays(config: TrainConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the recipe captured on a tape and as Python, and compare all that is kept."""
     tapes: list[Tape] = []
 
     def recorder(_device: torch.device) -> Tape:
@@ -69,12 +86,11 @@ def test_replays_equal_steps(
 
     monkeypatch.setattr(test_contract, "make_runtime", capturing)
     monkeypatch.setattr(capture, "CudaGraphs", recorder)
-    config = longer(tiny(name, teacher_file, tmp_path / "run"))
-    replayed = results(config, tmp_path / "replayed")
+    replayed = results(config, folder / "replayed")
     assert all(tape.recorded for tape in tapes), "no step was recorded"
     for module in (inner, student):
         monkeypatch.setattr(module, "make_runner", lambda step, _runtime: EagerSteps(step))
-    expected = results(config, tmp_path / "eager")
+    expected = results(config, folder / "eager")
     assert replayed.keys() == expected.keys()
     for key, value in expected.items():
         assert torch.equal(replayed[key], value), key

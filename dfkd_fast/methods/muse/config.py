@@ -7,7 +7,7 @@ from typing import Literal
 
 from dfkd_fast.config.setting import setting
 from dfkd_fast.errors import UserError
-from dfkd_fast.methods.recipe import MethodConfig
+from dfkd_fast.methods.recipe import MethodConfig, StudentOptimizer
 from dfkd_fast.models.vit import DECAY
 
 
@@ -39,7 +39,7 @@ class MuseSConfig(MethodConfig):
     """images in one student step, of all sizes together"""
     student_steps: int = 200
     """student steps in an epoch at a data ratio of 100 %; in proportion at others (paper: S, 100 S / d_r)"""
-    student_optimizer: Literal["sgd", "adamw"] = "adamw"
+    student_optimizer: StudentOptimizer = "adamw"
     """what trains the student"""
     student_lr: float = 1e-3
     """its peak learning rate (supplement; the main text has 1e-4)"""
