@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from dfkd_fast import __version__
+from dfkd_fast.catalog import METHODS
 from dfkd_fast.cli import train as train_command
 from dfkd_fast.cli.main import COMMANDS, main
 from dfkd_fast.config.record import write_config
 from dfkd_fast.config.sources import default_config, load_config, load_run
 from dfkd_fast.config.train import TrainConfig
-from dfkd_fast.errors import UserError
+from dfkd_fast.errors import UserError, one_of
 from dfkd_fast.training.interrupt import Interrupted
 
 NAMED = ("--teacher", "cnn", "--student", "cnn_s")
@@ -53,7 +54,7 @@ for command in {commands}:
 
 def test_module_and_exit_status() -> None:
     done = subprocess.run([sys.executable, "-m", "dfkd_fast", "trian"], capture_output=True, text=True)
-    expected = "dfkd-fast: command trian: did you mean train? choose train, eval, export, teacher, bench, pool or ls\n"
+    expected = f"dfkd-fast: command trian: did you mean train? choose {one_of(COMMANDS)}\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
 
 
@@ -79,13 +80,17 @@ def test_help_of_a_method_shows_the_presets_values(capsys: pytest.CaptureFixture
         main(["train", "nayer", "--preset", "imagenet", "--help"])
     assert not stop.value.code
     shown = " ".join(capsys.readouterr().out.split())
-    assert "--method.bn-weight FLOAT" in shown
-    assert "(default: 0.1)" in shown
+    assert "--bn-weight X weight of the BN-statistics term (0.1)" in shown
     assert "--resume" in shown
 
 
 def test_ls(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name}" in shown for name in METHODS)
+    assert all(len(line) <= 88 for line in shown.splitlines())
+    assert len(shown.splitlines()) <= 40
+    assert main(["ls", "methods", "presets"]) == 0
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("methods:", "CVPR 2024", "--preset cifar100", "71.72 %", "wrn40_2"))
     assert main(["ls", "kernels"]) == 0
@@ -98,7 +103,7 @@ def test_ls(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("train nayr", "train nayr: did you mean nayer? choose nayer"),
         ("train --preset digits", "train: name a method first; choose nayer"),
-        ("train nayer --preset", "--preset: needs a value"),
+        ("train nayer --preset", "--preset: expected text"),
         ("train nayer --preset tiny", "--preset tiny: "),
         ("train nayer --config none.toml", "--config none.toml: no such file or directory"),
         ("train nayer --precision fp8", "--precision fp8: choose auto, fp32, bf16, fp16 or tf32"),

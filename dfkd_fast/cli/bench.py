@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dfkd_fast.catalog import BENCH_TARGETS
-from dfkd_fast.config.flags import from_flags, parse, take
+from dfkd_fast.config.flag_help import HELP, HelpPage
+from dfkd_fast.config.flags import from_flags, parse
 from dfkd_fast.config.train import Hardware, check_values
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.files.write import append_line, make_folder
@@ -25,7 +26,7 @@ Times a few steps of each recipe on random weights and projects them to the whol
 ones and the arithmetic floor. Appends a line for each to RESULTS/methods-<device>.jsonl and draws
 RESULTS/methods-<device>.png. With --on CARD nothing is timed: hours are predicted for a card that is not here, from the
 kernels of the steps and the card's rates, and go to RESULTS/predicted-<card>.jsonl.
-`dfkd-fast ls presets` lists presets; dfkd-fast bench methods --help lists the flags."""
+`dfkd-fast ls presets` lists presets."""
 
 SUITES = ("methods",)
 
@@ -46,23 +47,28 @@ class BenchOptions(Hardware):
     """draw the picture"""
     results: Path = Path("results")
     """folder that lines and picture go to"""
+    on: str | None = None
+    """predict for a card that is not here, by the kernels of the steps and its rates; nothing is timed: a100-80gb,
+    a100-40gb, h100, h200, b200, rtx4090, l4 or v100
+    """
+
+
+PAGE = HelpPage(usage=USAGE)
 
 
 def run(arguments: Sequence[str], rival: Rival | None = None) -> int:
     """Measure what is named, by default a preset of each method; beside them a rival's steps, if there is one."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        page(USAGE)
+    if not arguments or arguments[0] in HELP:
+        page(PAGE.text(BenchOptions(), everything=HELP[-1] in arguments))
         return 0
     if arguments[0] not in SUITES:
         raise unknown("bench", arguments[0], SUITES)
-    card, arguments = take(arguments, "--on")
     names = _leading(arguments[1:])
-    options = parse(
-        BenchOptions, BenchOptions(), from_flags(arguments[1 + len(names) :]), prog="dfkd-fast bench methods"
-    )
+    flags = from_flags(arguments[1 + len(names) :])
+    options = parse(BenchOptions, BenchOptions(), flags, page=PAGE)
     check_values(options)
-    if card is not None:
-        predict_methods(names, options, card)
+    if options.on is not None:
+        predict_methods(names, options, options.on)
         return 0
     if options.batch_share is not None and not 0 < options.batch_share <= 1:
         raise UserError(f"--batch-share {options.batch_share}: choose a share above 0 and up to 1")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dfkd_fast.config.flag_help import HELP, HelpPage
 from dfkd_fast.config.flags import from_flags, parse
 from dfkd_fast.config.setting import setting
 from dfkd_fast.config.sources import load_run
@@ -25,8 +26,7 @@ USAGE = """usage: dfkd-fast eval RUN --data DATA [flags]
        dfkd-fast eval zoo:NAME --data DATA [flags]
 
 RUN is a run folder; FILE a checkpoint, whose network --student names unless dfkd-fast wrote it; zoo:NAME a published
-network of dfkd-fast ls zoo. Of a run that has not ended the newest checkpoint's student is judged.
-dfkd-fast eval RUN --help lists the flags."""
+network of dfkd-fast ls zoo. Of a run that has not ended the newest checkpoint's student is judged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +45,16 @@ class EvalOptions(Hardware, SavedNetworkInput):
     """pixels that the short side is scaled to before the middle square is cut out, as train's --eval.resize"""
 
 
+PAGE = HelpPage(usage=USAGE)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Print top-1 and top-5 on the test split."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        page(USAGE)
+    if not arguments or arguments[0] in HELP:
+        page(PAGE.text(EvalOptions(), everything=HELP[-1] in arguments))
         return 0
     target, flags = Path(arguments[0]), from_flags(arguments[1:])
-    options = parse(EvalOptions, EvalOptions(), flags, prog="dfkd-fast eval RUN")
+    options = parse(EvalOptions, EvalOptions(), flags, page=PAGE)
     check_values(options)
     check_teacher_data(options.teacher_data)
     data = find_data(target, options.data)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dfkd_fast.config.flag_help import HELP, HelpPage
 from dfkd_fast.config.flags import from_flags, parse
 from dfkd_fast.config.setting import setting
 from dfkd_fast.config.train import SavedNetworkInput, check_teacher_data, check_values
@@ -20,8 +20,7 @@ USAGE = """usage: dfkd-fast export RUN --to onnx|torch-export|torchscript|safete
 RUN is a run folder, of a run that has ended or not; FILE a checkpoint, whose network --student names unless dfkd-fast
 wrote it. The exported network takes any number of float images in [0, 1], (batch, channels, height, width), and
 answers with logits: mean and std are in its graph. What it takes, its class names and its SHA-256 stand in a JSON file
-beside it. It is read back and compared with the student; if it answers otherwise, nothing is written.
-"""
+beside it. It is read back and compared with the student; if it answers otherwise, nothing is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +41,16 @@ class ExportOptions(SavedNetworkInput):
     """largest difference of two logits that passes, as a share of the largest logit"""
 
 
+PAGE = HelpPage(usage=USAGE)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Export a network and say what was checked."""
-    if not arguments or {"-h", "--help"} & set(arguments):
-        page(USAGE)
-        with suppress(SystemExit):  # of the parser, when it has printed the flags
-            parse(ExportOptions, ExportOptions(), from_flags(["--help"]), prog="dfkd-fast export RUN")
+    if not arguments or arguments[0] in HELP:
+        page(PAGE.text(ExportOptions(), everything=HELP[-1] in arguments))
         return 0
     target = Path(arguments[0])
-    options = parse(ExportOptions, ExportOptions(), from_flags(arguments[1:]), prog="dfkd-fast export RUN")
+    options = parse(ExportOptions, ExportOptions(), from_flags(arguments[1:]), page=PAGE)
     check_values(options)
     check_teacher_data(options.teacher_data)
     if options.to is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -14,8 +15,8 @@ from dfkd_fast.models.zoo.cards import PREFIX, ZOO, Card
 
 USAGE = """usage: dfkd-fast ls [methods|presets [METHOD ...]|models|zoo|kernels]
 
-Without an argument: methods, presets, models and zoo. `ls presets` also shows the other results that were published
-for a preset's data, each with its teacher, student and command. `ls kernels` asks torch what this machine can run."""
+Without an argument: what there is, on one screen. `ls presets` also shows the other results that were published for a
+preset's data, each with its teacher, student and command. `ls kernels` asks torch what this machine can run."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -32,11 +33,12 @@ def run(arguments: Sequence[str]) -> int:
     for section in arguments:
         if section not in SECTIONS:
             raise unknown("ls", section, SECTIONS)
-    sections = arguments or ("methods", "presets", "models", "zoo")
-    for section in sections:
-        if len(sections) > 1:
+    for section in arguments:
+        if len(arguments) > 1:
             show(f"{section}:")
         SECTIONS[section]()
+    if not arguments:
+        list_all()
     return 0
 
 
@@ -46,6 +48,18 @@ def print_table(rows: Iterable[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         show("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def list_all() -> None:
+    """Methods, the data that their presets are for, and networks, on a screen of 80 columns."""
+    show("methods, and what their presets are for:")
+    for name in METHODS:
+        data = ", ".join(dict.fromkeys(data_set_of(preset) or preset for preset in presets(name)))
+        show(f"  {name:14}{textwrap.shorten(data, 64, placeholder=' ...')}")
+    show("networks:")
+    for line in textwrap.wrap(", ".join((*MODELS, "tv:NAME", "timm:NAME", "FILE.py:NAME")), 78):
+        show(f"  {line}")
+    show("more: dfkd-fast ls methods|presets METHOD|models|zoo|kernels, cat METHOD/PRESET")
 
 
 def list_methods() -> None:

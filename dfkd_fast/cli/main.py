@@ -26,6 +26,9 @@ COMMANDS = {
     "bench": "what the methods cost on this machine, beside the published hours and the arithmetic floor",
     "pool": "look at a pool of images on disk, check and repair it, take images out or in",
     "ls": "list methods, presets, models, the zoo or kernels",
+    "cat": "print a preset as a config file",
+    "cp": "write a preset as a config file, to be changed",
+    "completion": "a script that completes commands and flags in bash, zsh or fish",
 }
 """sub-command -> what it does; its code is `dfkd_fast.cli.<name>`, function `run`"""
 
@@ -61,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(command: str, rest: Sequence[str]) -> int:
     if command in ("-h", "--help"):
-        page(USAGE.format(commands="\n".join(f"  {name:9}{text}" for name, text in COMMANDS.items())))
+        page(USAGE.format(commands="\n".join(f"  {name:11}{text}" for name, text in COMMANDS.items())))
         return 0
     if command == "--version":
         show(f"dfkd-fast {__version__}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dfkd_fast.config.flag_help import HELP, HelpPage
 from dfkd_fast.config.flags import from_flags, parse
 from dfkd_fast.config.setting import setting
 from dfkd_fast.errors import UserError, one_of, unknown
@@ -53,22 +54,35 @@ class ImportOptions:
     """scale pictures to squares of this side"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions:
+    """`dfkd-fast pool info` has no flags."""
+
+
+OPTIONS = {"info": InfoOptions(), "verify": VerifyOptions(), "export": ExportOptions(), "import": ImportOptions()}
+PATHS = {"info": "DIR", "verify": "DIR", "export": "DIR TARGET", "import": "SOURCE DIR"}
+PAGES = {name: HelpPage(usage=f"usage: dfkd-fast pool {name} {paths}") for name, paths in PATHS.items()}
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one of the four; the exit status of verify is 1 where there is damage that was not repaired."""
-    if not arguments or {"-h", "--help"} & set(arguments):
+    if not arguments or arguments[0] in HELP:
         page(USAGE)
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
         raise unknown("pool", name, COMMANDS)
+    asked = [word for word in rest if word in HELP]
+    if asked:
+        page(PAGES[name].text(OPTIONS[name], everything=asked[0] == HELP[-1]))
+        return 0
     return COMMANDS[name](rest)
 
 
 def info(arguments: Sequence[str]) -> int:
     """What a pool holds."""
-    (folder,), flags = _split(arguments, "info", ["DIR"])
-    if flags:
-        raise UserError(f"pool info: {flags[0]}: unknown flag; it takes DIR only")
+    (folder,), flags = _split(arguments, "info")
+    parse(InfoOptions, InfoOptions(), from_flags(flags), page=PAGES["info"])
     for pool in find_pools(folder):
         _print_info(pool)
     return 0
@@ -76,8 +90,8 @@ def info(arguments: Sequence[str]) -> int:
 
 def verify(arguments: Sequence[str]) -> int:
     """Check every block; with --repair give the damaged ones up."""
-    (folder,), flags = _split(arguments, "verify", ["DIR"])
-    options = parse(VerifyOptions, VerifyOptions(), from_flags(flags), prog="dfkd-fast pool verify DIR")
+    (folder,), flags = _split(arguments, "verify")
+    options = parse(VerifyOptions, VerifyOptions(), from_flags(flags), page=PAGES["verify"])
     from dfkd_fast.pool.disk.files import PoolFiles
     from dfkd_fast.pool.disk.verify import find_damage, merge_damage, repair
 
@@ -101,8 +115,8 @@ def verify(arguments: Sequence[str]) -> int:
 
 def export(arguments: Sequence[str]) -> int:
     """Write a slice of a pool as something else."""
-    (folder, target), flags = _split(arguments, "export", ["DIR", "TARGET"])
-    options = parse(ExportOptions, ExportOptions(), from_flags(flags), prog="dfkd-fast pool export DIR TARGET")
+    (folder, target), flags = _split(arguments, "export")
+    options = parse(ExportOptions, ExportOptions(), from_flags(flags), page=PAGES["export"])
     from dfkd_fast.pool.disk.files import PoolFiles
     from dfkd_fast.pool.exchange.exports import WRITERS
 
@@ -128,8 +142,8 @@ def export(arguments: Sequence[str]) -> int:
 
 def import_(arguments: Sequence[str]) -> int:
     """Make a pool of other images."""
-    (source, folder), flags = _split(arguments, "import", ["SOURCE", "DIR"])
-    options = parse(ImportOptions, ImportOptions(), from_flags(flags), prog="dfkd-fast pool import SOURCE DIR")
+    (source, folder), flags = _split(arguments, "import")
+    options = parse(ImportOptions, ImportOptions(), from_flags(flags), page=PAGES["import"])
     from dfkd_fast.pool.exchange.imports import import_pool
 
     count = import_pool(source, folder, image_size=options.image_size)
@@ -189,17 +203,15 @@ def _print_info(folder: Path) -> None:
         show(f"  {'dropped':12}{len(manifest.dropped)} blocks, by a repair")
 
 
-def _split(arguments: Sequence[str], command: str, names: Sequence[str]) -> tuple[list[Path], list[str]]:
+def _split(arguments: Sequence[str], command: str) -> tuple[list[Path], list[str]]:
     """Positional paths first or last, flags anywhere."""
     paths: list[str] = []
     flags: list[str] = []
     for token in arguments:
         is_value = bool(flags) and flags[-1].startswith("--") and "=" not in flags[-1] and flags[-1] != "--repair"
         (flags if token.startswith("-") or is_value else paths).append(token)
-    if len(paths) != len(names):
-        raise UserError(
-            f"pool {command}: expected {' '.join(names)}, not {len(paths)} paths; see dfkd-fast pool --help"
-        )
+    if len(paths) != len(PATHS[command].split()):
+        raise UserError(f"pool {command}: expected {PATHS[command]}, not {len(paths)} paths; see dfkd-fast pool --help")
     return [Path(path) for path in paths], flags
 
 

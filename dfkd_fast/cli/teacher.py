@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd_fast.cli.report import report_exit
+from dfkd_fast.config.flag_help import HELP, HelpPage
 from dfkd_fast.config.flags import from_flags, parse
 from dfkd_fast.config.own_networks import check_untrained, resolved
 from dfkd_fast.config.recipes import TeacherRecipe
@@ -22,7 +23,7 @@ from dfkd_fast.messages.terminal import command, page, show
 USAGE = """usage: dfkd-fast teacher train MODEL --data DATA --out FILE [--resume] [flags]
        dfkd-fast teacher info FILE|MODEL [flags]
 
-train: train MODEL on the training split of DATA and write it to FILE; teacher train MODEL --help lists the flags.
+train: train MODEL on the training split of DATA and write it to FILE; teacher train --help lists the flags.
        Stopped or killed, it goes on after the last whole epoch with the same command and --resume.
 info: classes, image size, normalisation and who says so, parameters, BatchNorm layers and hash of a checkpoint, or of a
       network; with --mean, --std, --in-chans, --image-size, --interpolation, --num-classes or --class-order what train
@@ -40,6 +41,8 @@ class TeacherOptions(Hardware, NetworkInput):
     """real images: `digits`, or a path (image folder, tar of one, CIFAR files)"""
     out: Path | None = None
     """file to write, .safetensors"""
+    resume: bool = False
+    """go on after the last whole epoch of a training that was stopped"""
     teacher_args: tuple[str, ...] = setting((), formerly=())
     """arguments that your own network is built with, NAME=VALUE"""
     recipe: TeacherRecipe = field(default_factory=TeacherRecipe)
@@ -48,23 +51,22 @@ class TeacherOptions(Hardware, NetworkInput):
 
 def run(arguments: Sequence[str]) -> int:
     """Train or describe a teacher."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in HELP:
         page(USAGE)
         return 0
     command, *rest = arguments
     if command not in ("train", "info"):
         raise unknown("teacher", command, ("train", "info"))
-    if not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help")):
+    asked = [word for word in rest if word in HELP]
+    rest = ["MODEL", *asked[:1]] if asked else rest
+    if not rest or rest[0].startswith("-"):
         missing = "MODEL" if command == "train" else "a checkpoint or a MODEL"
         raise UserError(f"teacher {command}: name {missing} first; dfkd-fast ls models lists networks")
-    if rest[0] in ("-h", "--help"):
-        page(USAGE)
-    elif command == "train":
+    if command == "train":
         return train(rest[0], rest[1:])
-    else:
-        from dfkd_fast.cli.teacher_info import info
+    from dfkd_fast.cli.teacher_info import info
 
-        info(rest[0], rest[1:])
+    info(rest[0], rest[1:])
     return 0
 
 
@@ -72,10 +74,10 @@ def train(model: str, arguments: Sequence[str]) -> int:
     """Train a network by the recipe that the flags give, and write it with what it expects in the file's header; the
     exit status is 128 + the signal's number when a signal stopped it.
     """
-    resume, arguments = "--resume" in arguments, [argument for argument in arguments if argument != "--resume"]
     about = "A flag of the recipe may leave out its prefix, unless another has that name: --epochs for --recipe.epochs."
-    flags, prog = from_flags(arguments), "dfkd-fast teacher train MODEL"
-    options = parse(TeacherOptions, TeacherOptions(), flags, short="recipe", prog=prog, description=about)
+    flags = from_flags(arguments)
+    help_page = HelpPage(usage="usage: dfkd-fast teacher train MODEL --data DATA --out FILE [flags]", about=about)
+    options = parse(TeacherOptions, TeacherOptions(), flags, page=help_page, short="recipe")
     options = replace(options, recipe=options.recipe.keeping(given_keys(flags)))
     check_values(options)
     check_untrained(model, "teacher train")
@@ -104,7 +106,7 @@ def train(model: str, arguments: Sequence[str]) -> int:
     images, test = in_stated_order(images, options), in_stated_order(test, options)
     if options.num_classes not in (None, images.num_classes):
         raise UserError(f"--num-classes {options.num_classes}: {images.name} has {images.num_classes}; leave it out")
-    return train_into(out, resume, options, model, images, test, runtime)
+    return train_into(out, options.resume, options, model, images, test, runtime)
 
 
 def train_into(

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dfkd_fast.catalog import MODELS
+from dfkd_fast.config.flag_help import HelpPage
 from dfkd_fast.config.flags import from_flags, parse
-from dfkd_fast.config.own_networks import resolved
+from dfkd_fast.config.own_networks import own_network, resolved
 from dfkd_fast.config.setting import setting
 from dfkd_fast.config.train import NetworkInput, check_teacher_data, check_values
 from dfkd_fast.errors import UserError
@@ -34,11 +35,18 @@ class InfoOptions(NetworkInput):
 
 def info(target: str, arguments: Sequence[str]) -> None:
     """Print what is known of a checkpoint, or of a network by name, and of its input by whom."""
-    options = parse(InfoOptions, InfoOptions(), from_flags(arguments), prog="dfkd-fast teacher info FILE|MODEL")
+    options = parse(
+        InfoOptions,
+        InfoOptions(),
+        from_flags(arguments),
+        page=HelpPage(usage="usage: dfkd-fast teacher info FILE|MODEL [flags]"),
+    )
     check_values(options)
     check_teacher_data(options.teacher_data)
     if options.network is not None:
         options = replace(options, network=resolved(options.network, options.teacher_args, "--teacher"))
+    elif looks_like_file(target):
+        raise UserError(f"teacher info {target}: no such file")
     elif not Path(target).is_file():
         target = resolved(target, options.teacher_args, "--teacher")
     elif options.teacher_args:
@@ -46,6 +54,16 @@ def info(target: str, arguments: Sequence[str]) -> None:
     rows = describe_file(Path(target), options) if Path(target).is_file() else describe_model(target, options)
     for name, value in list(rows):  # what is said while they are found stands above them
         show(f"{name:18}{value}")
+
+
+def looks_like_file(target: str) -> bool:
+    """Whether a name that is no file was meant as one: it has a folder, or the ending of a checkpoint."""
+    return (
+        not Path(target).exists()
+        and own_network(target) is None
+        and ":" not in target
+        and ("/" in target or Path(target).suffix in (".pth", ".pt", ".th", ".safetensors", ".bin", ".ckpt", ".tar"))
+    )
 
 
 def describe_file(file: Path, options: InfoOptions) -> Iterator[tuple[str, object]]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.cli.report import REPORTS, report_exit
-from dfkd_fast.config.flags import take
+from dfkd_fast.config.flag_help import HELP, HelpPage
+from dfkd_fast.config.flags import divide, from_flags, parse
 from dfkd_fast.config.own_networks import moved, unplaced
 from dfkd_fast.config.record import BY_MACHINE, FREE, MOVABLE, NETWORKS, differences
+from dfkd_fast.config.setting import setting
 from dfkd_fast.config.sources import default_config, load_config, load_run, named_method, resolve
 from dfkd_fast.config.train import CONFIG_FILE, TrainConfig
 from dfkd_fast.errors import UserError, refused
@@ -24,58 +26,75 @@ USAGE = """usage: dfkd-fast train METHOD [--preset P] [--config FILE] [--run-dir
        dfkd-fast train --resume DIR
 
 A preset fills in a published or tried recipe, a TOML file changes it, flags change both.
---resume goes on from the last checkpoint of DIR, or of the run folder that the other flags lead to.
---other-code lets a run resume with another dfkd-fast, library or kind of device than it was started with.
---dry-run times a few steps on this machine, says what the run would cost, and writes nothing.
---on predicts that for a card that is not here, from the kernels of the steps and the card's rates; nothing is timed.
---devices runs N processes, one for each GPU (auto: all), on a CPU with a part of the cores each.
-METHOD: {methods}. dfkd-fast train METHOD [--preset P] --help lists its flags with their values."""
+METHOD: {methods}.
+dfkd-fast train METHOD [--preset P] --help lists its flags with their values."""
+
+NEWEST = "\0"
+"""`--resume` without a folder; no folder can be called so"""
+
+GROUPS = {
+    "start from": ("--preset", "--config", "--resume", "--run-dir", "--seed"),
+    "networks": ("--teacher", "--teacher-weights", "--train-teacher", "--student"),
+    "what the teacher expects": ("--num-classes", "--image-size", "--mean", "--std", "--class-names", "--text"),
+    "judge by real images": ("--data", "--eval.every"),
+    "recipe": ("--epochs", "--warmup-epochs", "--synthesis-steps", "--student-steps", "--batch-size", "--bn-weight"),
+    "this machine": ("--device", "--devices", "--precision", "--threads", "--cache-teacher-logits"),
+    "what it would cost": ("--dry-run", "--on"),
+}
+"""flags of `train METHOD --help`, which fits a screen"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand:
+    """Flags of `dfkd-fast train` that are no setting of a run."""
+
+    preset: str | None = None
+    """published or tried recipe that fills in what no other flag says: dfkd-fast ls presets METHOD"""
+    config: Path | None = None
+    """TOML file with settings, over the preset's; flags change both"""
+    resume: str | None = setting(None, alone=NEWEST)
+    """go on from the last checkpoint of this run folder; without a folder, of the one that the other flags lead to"""
+    other_code: bool = False
+    """resume with another dfkd-fast, library or kind of device than the run was started with"""
+    dry_run: bool = False
+    """time a few steps on this machine, say what the run would cost, and write nothing"""
+    on: str | None = None
+    """card that is not here, for which --dry-run predicts, from the kernels of the steps and the card's rates:
+    a100-80gb, a100-40gb, h100, h200, b200, rtx4090, l4 or v100
+    """
+    devices: str | None = None
+    """processes, one for each GPU (auto: all), on a CPU with a part of the cores each"""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Train; the exit status is 128 + the signal's number when a signal stopped the run."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in HELP:
         page(USAGE.format(methods=", ".join(METHODS)))
         return 0
-    devices, arguments = take(arguments, "--devices")
-    card, arguments = take(arguments, "--on")
-    rehearsed = "--dry-run" in arguments
-    if card is not None and not rehearsed:
-        raise UserError(f"--on {card}: predicts what a dry run would say there; give --dry-run as well")
-    if card is not None and devices is not None:
-        raise UserError(f"--on {card}: predicts one card; leave --devices out")
-    other_code = "--other-code" in arguments
-    config, resume = read_arguments([each for each in arguments if each not in ("--dry-run", "--other-code")])
-    if other_code and not resume:
+    method, asked, flags = read_command(arguments)
+    if asked.on is not None and not asked.dry_run:
+        raise UserError(f"--on {asked.on}: predicts what a dry run would say there; give --dry-run as well")
+    if asked.on is not None and asked.devices is not None:
+        raise UserError(f"--on {asked.on}: predicts one card; leave --devices out")
+    config, resume = read_config(method, asked, flags)
+    if asked.other_code and not resume:
         raise UserError("--other-code: says that another dfkd-fast began the run; it goes with --resume only")
-    if devices is not None:
+    if asked.devices is not None:
         from dfkd_fast.cli.devices import count_devices, launch
 
-        count = count_devices(devices, config.device)
+        count = count_devices(asked.devices, config.device)
         if count > 1:
-            return launch(arguments, count, config.run_folder)
+            return launch(_without_devices(arguments), count, config.run_folder)
     if config.cache_teacher_logits == "auto":
-        from dfkd_fast.benchmark.auto import resolved
-        from dfkd_fast.training.records.run_folder import check_folder
-
-        if not rehearsed:  # before anything is measured for it
-            check_folder(config.run_folder, resume=False)
-        config = resolved(config)
-    if rehearsed:
-        if card is None:
-            from dfkd_fast.benchmark.dry_run import dry_run
-
-            dry_run(config)
-        else:
-            from dfkd_fast.benchmark.on_card import predict_run
-
-            predict_run(config, card)
+        config = _with_cached_answers(config, asked.dry_run)
+    if asked.dry_run:
+        _rehearse(config, asked.on)
         return 0
     from dfkd_fast.training.interrupt import Interrupted
     from dfkd_fast.training.train import train
 
     try:
-        train(config, resume=resume, other_code=other_code)
+        train(config, resume=resume, other_code=asked.other_code)
     except Interrupted as stop:
         go_on = f"; {stop.note}" if stop.note else " before anything was written"
         if stop.run_dir:
@@ -84,13 +103,52 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _with_cached_answers(config: TrainConfig[Any], rehearsed: bool) -> TrainConfig[Any]:
+    """The config with what `--cache-teacher-logits auto` comes to, by a measurement."""
+    from dfkd_fast.benchmark.auto import resolved
+    from dfkd_fast.training.records.run_folder import check_folder
+
+    if not rehearsed:  # before anything is measured for it
+        check_folder(config.run_folder, resume=False)
+    return resolved(config)
+
+
+def _rehearse(config: TrainConfig[Any], card: str | None) -> None:
+    """Say what the run would cost, here or on a card."""
+    if card is None:
+        from dfkd_fast.benchmark.dry_run import dry_run
+
+        dry_run(config)
+    else:
+        from dfkd_fast.benchmark.on_card import predict_run
+
+        predict_run(config, card)
+
+
+def read_command(arguments: Sequence[str]) -> tuple[str | None, TrainCommand, list[str]]:
+    """A command line's method, if it names one, what is asked for beside a config, and the flags that are settings."""
+    method = None if arguments[0].startswith("-") else arguments[0]
+    own, rest = divide(from_flags(arguments[1:] if method else arguments), TrainCommand())
+    asked = parse(TrainCommand, TrainCommand(), own, page=HelpPage())
+    return method, asked, [token for each in rest for token in each.arguments]
+
+
+def _without_devices(arguments: Sequence[str]) -> list[str]:
+    """The command line of each process."""
+    count = 0 if arguments[0].startswith("-") else 1
+    kept = [each for each in from_flags(arguments[count:]) if each.flag != "--devices"]
+    return [*arguments[:count], *(token for each in kept for token in each.arguments)]
+
+
 def read_arguments(arguments: Sequence[str]) -> tuple[TrainConfig[Any], bool]:
     """The config that a command line asks for, and whether it resumes a run."""
-    method = None if arguments[0].startswith("-") else arguments[0]
-    preset, flags = take(arguments[1:] if method else arguments, "--preset")
-    named_file, flags = take(flags, "--config")
-    resumed, flags = take(flags, "--resume", optional=True)
-    file = Path(named_file) if named_file else None
+    return read_config(*read_command(arguments))
+
+
+def read_config(method: str | None, asked: TrainCommand, flags: Sequence[str]) -> tuple[TrainConfig[Any], bool]:
+    """The same of what `read_command` has found."""
+    preset, file = asked.preset, asked.config
+    resumed = None if asked.resume == NEWEST else asked.resume
     if resumed:
         saved = load_run(Path(resumed))
         if method not in (None, saved.method_name):
@@ -100,15 +158,17 @@ def read_arguments(arguments: Sequence[str]) -> tuple[TrainConfig[Any], bool]:
         if method is None and file is None:
             raise UserError(f"train: name a method first; choose {' or '.join(METHODS)}")
         base, folder = default_config(method or named_method(file or Path())), None
-    config = load_config(base, preset=preset, file=file, flags=flags)
-    config = resolve(config)
+    usage = f"usage: dfkd-fast train {base.method_name} [flags]"
+    about = "A flag of the recipe may leave out its prefix: --bn-weight for --method.bn-weight."
+    help_page = HelpPage(usage=usage, about=about, groups=GROUPS, beside=asked)
+    config = resolve(load_config(base, preset=preset, file=file, flags=flags, page=help_page))
     if resumed:
         teacher, student = moved(base.teacher, config.teacher), moved(base.student, config.student)
         config = replace(config, teacher=teacher, student=student)
     config.check()
     with refused("--run-dir", config.run_folder):  # a name too long is found here, before anything looks into it
         goes_on, free = _goes_on(config), _free_folder(config.run_folder)
-    if resumed is None and not goes_on:
+    if asked.resume is None and not goes_on:
         if config.run_dir is None and free != config.run_folder:
             config = replace(config, run_dir=free)
         # of the processes that torchrun starts, one speaks; where --devices has started them, it has spoken

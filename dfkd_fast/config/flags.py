@@ -12,14 +12,16 @@ import io
 import json
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
-from dfkd_fast.config.setting import former_flags
+from dfkd_fast.config.flag_help import HELP, HelpPage
+from dfkd_fast.config.setting import former_flags, settings_of
 from dfkd_fast.errors import UserError, one_of, unknown
+from dfkd_fast.messages.terminal import page as show_page
 
 C = TypeVar("C")
 
@@ -89,32 +91,50 @@ def from_toml(table: Mapping[str, Any], file: str, section: str = "") -> list[Se
     return settings
 
 
-def parse(
-    schema: Any, default: C, settings: Sequence[Setting], *, short: str = "", prog: str = "", description: str = ""
-) -> C:
+def divide(settings: Sequence[Setting], part: Any) -> tuple[list[Setting], list[Setting]]:
+    """The settings that are fields of the config `part`, and the others. A flag of `part` that may stand alone
+    (`setting(..., alone=VALUE)`) is given that value.
+    """
+    known: dict[str, Any] = flag_types(part)
+    alone: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for key, _, stated in settings_of(part):
+        if stated.alone is not None:
+            flag = f"--{key.replace('_', '-')}"
+            alone[flag,] = (flag, stated.alone)
+    own = [
+        replace(each, arguments=alone.get(each.arguments, each.arguments)) for each in settings if each.flag in known
+    ]
+    return own, [each for each in settings if each.flag not in known]
+
+
+def parse(schema: Any, default: C, settings: Sequence[Setting], *, page: HelpPage, short: str = "") -> C:
     """Apply settings to a config dataclass; the later of two wins.
 
     `schema` is the type of `default` (parametrised when it is generic). The flags of section `short` may be written
     without its prefix where no other flag has that name. Raises UserError for the first setting that does not fit;
-    `--help` prints and exits.
+    `--help` and `--help-all` print `page`, and exit.
     """
     known = flag_types(default)
     settings = [_lengthen(setting, known, short) for setting in settings]
     for setting in settings:
-        if setting.flag not in known and setting.flag not in ("--help", "-h"):
+        if setting.flag in HELP:
+            show_page(page.text(default, short=short, everything=setting.flag == HELP[-1]))
+            raise SystemExit(0)
+        if setting.flag not in known:
+            hints = [*known, *(flag_types(page.beside) if page.beside is not None else ())]
             now = former_flags(default)
-            raise _unknown_setting(setting, known, now.get(setting.flag) or now.get(f"--{short}.{setting.flag[2:]}"))
-        if _is_empty_name(setting, known.get(setting.flag)):
-            expected = _expected(_options(known[setting.flag])[0])
-            raise UserError(f'{setting.name} "": expected {expected}, or nothing at all')
+            raise _unknown_setting(setting, hints, now.get(setting.flag) or now.get(f"--{short}.{setting.flag[2:]}"))
+        if _is_empty_name(setting, known[setting.flag]):
+            raise UserError(
+                f'{setting.name} "": expected {_expected(_options(known[setting.flag])[0])}, or nothing at all'
+            )
     arguments = [argument for setting in settings for argument in setting.arguments]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(schema, args=arguments, default=default, prog=prog, description=description)
-    except SystemExit as stop:
-        if not stop.code:  # --help was asked for and printed
-            raise
+            return tyro.cli(schema, args=arguments, default=default)
+    except SystemExit:  # rejected
+        pass
     for setting in settings:
         if not _fits(schema, default, setting):
             raise _misfit(setting, known[setting.flag])
@@ -135,32 +155,6 @@ def flag_types(config: Any, prefix: str = "--") -> dict[str, Any]:
             if hints[field.name] is bool:
                 found[f"{prefix}no-{name}"] = bool
     return found
-
-
-def take(arguments: Sequence[str], flag: str, *, optional: bool = False) -> tuple[str | None, list[str]]:
-    """Take a flag that is no field of a config (`--preset NAME`) from a command line.
-
-    Returns its value (None where it is absent, "" where its value is `optional` and left out) and the other arguments.
-    """
-    rest = list(arguments)
-    for index, token in enumerate(rest):
-        if token.startswith(f"{flag}="):
-            del rest[index]
-            return _named_value(flag, token.partition("=")[2]), rest
-        if token == flag:
-            has_value = index + 1 < len(rest) and not rest[index + 1].startswith("-")
-            if not has_value and not optional:
-                raise UserError(f"{flag}: needs a value")
-            value = _named_value(flag, rest[index + 1]) if has_value else ""
-            del rest[index : index + 1 + has_value]
-            return value, rest
-    return None, rest
-
-
-def _named_value(flag: str, value: str) -> str:
-    if not value:
-        raise UserError(f'{flag} "": needs a value')
-    return value
 
 
 def _lengthen(setting: Setting, known: Mapping[str, Any], short: str) -> Setting:

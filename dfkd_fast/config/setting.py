@@ -35,6 +35,8 @@ class Setting:
     """a learning rate of synthesis: what to lower where it diverges"""
     formerly: Any = _AS_EVER
     """the value of runs that are older than the setting: with it the setting is left out of a config's hash"""
+    alone: str | None = None
+    """the value of a flag that is written without one"""
     hashed_as: str = ""
     """the field's name in older runs, if it had another: by it a config's hash and checkpoints know it for good"""
 

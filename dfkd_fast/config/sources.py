@@ -11,6 +11,7 @@ from typing import Any
 
 from dfkd_fast.catalog import FACTS, METHODS, presets
 from dfkd_fast.config.data_sets import data_set_of
+from dfkd_fast.config.flag_help import HelpPage
 from dfkd_fast.config.flags import Setting, from_flags, from_toml, parse
 from dfkd_fast.config.own_networks import resolved
 from dfkd_fast.config.record import FORMAT, config_hash
@@ -19,6 +20,7 @@ from dfkd_fast.config.train import CONFIG_FILE, M, TrainConfig, check_share
 from dfkd_fast.errors import UserError, refused, unknown
 from dfkd_fast.messages.notes import note
 
+NO_HELP = HelpPage()
 MAX_BYTES = 2**20
 """of a config file"""
 _DEEPEST = 16  # tables within tables; a config has three
@@ -33,9 +35,16 @@ def default_config(method: str) -> TrainConfig[Any]:
 
 
 def load_config(
-    config: TrainConfig[M], *, preset: str | None = None, file: Path | None = None, flags: Sequence[str] = ()
+    config: TrainConfig[M],
+    *,
+    preset: str | None = None,
+    file: Path | None = None,
+    flags: Sequence[str] = (),
+    page: HelpPage = NO_HELP,
 ) -> TrainConfig[M]:
-    """`config`, then the preset, then the file, then the flags, each over the one before. `--help` prints and exits."""
+    """`config`, then the preset, then the file, then the flags, each over the one before. `--help` prints `page` and
+    exits.
+    """
     method = config.method_name
     settings: list[Setting] = []
     if preset is not None:
@@ -54,7 +63,7 @@ def load_config(
         # of what a run has written nobody need have given anything
         config = _changed(config, settings, follow=preset is not None, keeps="written" not in table)
     written = from_flags(flags)
-    config = _changed(config, written, follow=preset is not None or file is not None)
+    config = _changed(config, written, follow=preset is not None or file is not None, page=page)
     stated = any(setting.flag == "--teacher-data" for setting in (*settings, *written))
     if preset is not None and config.train_teacher and not stated:  # it takes its values from what it learns
         return replace(config, teacher_data="")
@@ -62,12 +71,17 @@ def load_config(
 
 
 def _changed(
-    config: TrainConfig[M], settings: Sequence[Setting], *, follow: bool, keeps: bool = True
+    config: TrainConfig[M],
+    settings: Sequence[Setting],
+    *,
+    follow: bool,
+    keeps: bool = True,
+    page: HelpPage = NO_HELP,
 ) -> TrainConfig[M]:
     """The settings over a config. Of a recipe that somebody has written, counts `follow` what is changed, unless they
     are given, too; each is said. The teacher's recipe `keeps` what is given.
     """
-    after = _apply(config, settings)
+    after = _apply(config, settings, page)
     kept = given_keys(settings, "teacher_recipe") if keeps else ()
     after = replace(after, teacher_recipe=after.teacher_recipe.keeping(kept))
     check_share(after.collected_share)
@@ -183,15 +197,9 @@ ALIASES = {"--label-embeddings": "--text"}
 """other names of flags; in TOML, of keys"""
 
 
-def _apply(config: TrainConfig[M], settings: Sequence[Setting]) -> TrainConfig[M]:
-    settings = _renamed(settings)
+def _apply(config: TrainConfig[M], settings: Sequence[Setting], page: HelpPage = NO_HELP) -> TrainConfig[M]:
     schema: Any = TrainConfig
-    prog = f"dfkd-fast train {config.method_name}"
-    about = (
-        "Beside the flags below: --preset NAME, --config FILE, --resume [DIR], --dry-run (dfkd-fast train --help). "
-        "A flag of the recipe may leave out its prefix: --bn-weight for --method.bn-weight."
-    )
-    return parse(schema[type(config.method)], config, settings, short="method", prog=prog, description=about)
+    return parse(schema[type(config.method)], config, _renamed(settings), page=page, short="method")
 
 
 def _without_metadata(table: Mapping[str, Any], method: str, file: str) -> dict[str, Any]:
