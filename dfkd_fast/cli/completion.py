@@ -23,6 +23,7 @@ from dfkd_fast.errors import unknown
 from dfkd_fast.files.cache import cache_folder
 from dfkd_fast.files.write import make_folder, write_file
 from dfkd_fast.messages.terminal import page
+from dfkd_fast.models.zoo.cards import PREFIX, ZOO
 
 USAGE = """usage: dfkd-fast completion bash|zsh|fish
 
@@ -83,7 +84,7 @@ def _possible(before: Sequence[str], last: str) -> Iterable[str]:
     if flag == "--preset" and first in METHODS:
         return presets(first)
     if flag in ("--teacher", "--student", "--network"):
-        return [*MODELS, "tv:", "timm:"]
+        return [*MODELS, *(f"{PREFIX}{name}" for name in ZOO), "tv:", "timm:"]
     return flags.get(flag, ())
 
 
