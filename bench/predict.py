@@ -36,7 +36,7 @@ def time_baseline(
     """
     if target.method not in BASELINES:
         return None
-    recipe = recipe_of(config, num_classes=target.info.num_classes, full_size=target.info.image_size)
+    recipe = recipe_of(config, num_classes=target.info.num_classes, full_size=target.info.image_size.short)
     timings, workers = Timings(), 4 if runtime.device.type == "cuda" else 0
     with tempfile.TemporaryDirectory(prefix="dfkd-fast-") as pool:
         theirs = Baseline(recipe, Path(pool), device=str(runtime.device), workers=workers)

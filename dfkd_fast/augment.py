@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Dirichlet
 from torch.nn import functional as F
 
+from dfkd_fast.config.image_size import ImageSize, Size
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.parallel.global_batch import LOCAL_BATCH, GlobalBatch
@@ -105,14 +106,17 @@ def jitter(images: Tensor, *, reach: int, flip: bool = True) -> Tensor:
     return batch_roll_flip(images, shift, mirrored)
 
 
-def draw_boxes(batch_size: int, *, scale: float, device: torch.device) -> Tensor:
+def draw_boxes(batch_size: int, *, scale: float, device: torch.device, height_to_width: float = 1.0) -> Tensor:
     """Boxes (B, 4) of a random resized crop: top, left, height and width as shares of the image.
 
-    As torchvision's RandomResizedCrop draws them for square images, but not rounded to pixels: area uniform in [scale,
-    1], aspect ratio log-uniform in [3/4, 4/3], the first of ten draws that fits, else the whole image.
+    As torchvision's RandomResizedCrop draws them, but not rounded to pixels: area uniform in [scale, 1], aspect ratio
+    log-uniform in [3/4, 4/3] in pixels of images of that `height_to_width`, the first of ten draws that fits, else the
+    whole image.
     """
     area = scale + (1 - scale) * torch.rand(batch_size, 10, device=device)
     ratio = torch.exp(math.log(4 / 3) * (2 * torch.rand(batch_size, 10, device=device) - 1))
+    if height_to_width != 1:
+        ratio = ratio * height_to_width
     sizes = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], dim=2)  # (B, 10, 2): height, width
     fits = (sizes <= 1).all(dim=2)
     first = fits.to(torch.uint8).argmax(dim=1)
@@ -136,6 +140,15 @@ def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
     return scaled.to(images.dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
+def random_resized_crop(images: Tensor, *, scale: float, global_batch: GlobalBatch = LOCAL_BATCH) -> Tensor:
+    """`resized_crop` by boxes that are drawn anew. Images (B, C, H, W) -> the same shape and dtype; of a
+    `global_batch` these are this rank's.
+    """
+    (height, width), count = images.shape[-2:], len(images) * global_batch.size
+    boxes = draw_boxes(count, scale=scale, device=images.device, height_to_width=height / width)
+    return resized_crop(images, global_batch.local_rows(boxes))
+
+
 class Mix(NamedTuple):
     """How the images of one batch are mixed with each other."""
 
@@ -155,7 +168,7 @@ class Mix(NamedTuple):
 
 
 def draw_mix(
-    kind: Literal["cutmix", "mixup", "both"], batch_size: int, side: int, *, alpha: float, device: torch.device
+    kind: Literal["cutmix", "mixup", "both"], batch_size: int, size: Size, *, alpha: float, device: torch.device
 ) -> Mix:
     """Draw partners, a permutation of the batch, and for each image its share, from Beta(alpha, alpha).
 
@@ -166,11 +179,12 @@ def draw_mix(
     partners = torch.rand(batch_size, device=device).argsort()
     concentration = torch.full((batch_size, 2), alpha, device=device)
     shares = Dirichlet(concentration, validate_args=False).sample()[:, 0, None]
-    blended = shares[:, :, None, None].expand(-1, -1, side, side)
-    half = (1 - shares).sqrt() * side / 2
-    centres = torch.rand(batch_size, 2, 1, device=device) * side
-    pixels = torch.arange(side, device=device) + 0.5
-    rows, columns = ((pixels - centre).abs() < half for centre in centres.unbind(dim=1))
+    blended = shares[:, :, None, None].expand(-1, -1, *ImageSize.of(size))
+    reach, centres = (1 - shares).sqrt() / 2, torch.rand(batch_size, 2, 1, device=device)
+    rows, columns = (
+        (torch.arange(side, device=device) + 0.5 - centre * side).abs() < reach * side
+        for side, centre in zip(ImageSize.of(size), centres.unbind(dim=1), strict=True)
+    )
     pasted = 1 - (rows[:, None, :, None] & columns[:, None, None, :]).to(shares.dtype)
     if kind == "both":
         return Mix(partners, torch.where(torch.rand_like(shares)[:, :, None, None] < 0.5, pasted, blended))
@@ -211,10 +225,10 @@ class Augment(nn.Module):
         self.register_buffer("std", torch.tensor(info.std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        part, whole, device = self.global_batch.local_rows, len(images) * self.global_batch.size, images.device
         if self.crop_scale < 1:
-            images = resized_crop(images, part(draw_boxes(whole, scale=self.crop_scale, device=device)))
-        drawn = draw_crop_flip(whole, pad=self.pad, flip=self.flip, device=device)
+            images = random_resized_crop(images, scale=self.crop_scale, global_batch=self.global_batch)
+        whole = len(images) * self.global_batch.size
+        drawn = draw_crop_flip(whole, pad=self.pad, flip=self.flip, device=images.device)
         return self.normalize(shift_flip(images, drawn.part(self.global_batch)))
 
     def normalize(self, images: Tensor) -> Tensor:

@@ -127,6 +127,7 @@ def test_flags_of_the_recipe(flags: list[str], expected: dict[str, object]) -> N
         ("--pool.capacity many", "--pool.capacity many: expected a whole number"),
         ("--channels-last yes", "--channels-last yes: takes no value; write --channels-last to set it"),
         ("--teacher a b", "--teacher a b: takes one value"),
+        ("--image-size 9 8 7", "--image-size 9 8 7: expected a whole number or 2 whole numbers"),
         ("--betas 1", "--betas 1: expected 2 numbers"),
         ("--sizes 1 x", "--sizes 1 x: expected a list of whole numbers"),
         ("stray --seed 1", "stray: unexpected; settings are written --name value"),

@@ -302,7 +302,7 @@ def test_batches_cover_everything_in_order(tmp_path: Path) -> None:
     assert [len(labels) for _, labels in batches] == [4, 4, 1]
     assert torch.equal(torch.cat([images for images, _ in batches]), found.images)
     assert torch.equal(torch.cat([labels for _, labels in batches]), found.labels)
-    assert (len(found), found.num_classes, found.image_size) == (9, 3, 8)
+    assert (len(found), found.num_classes, found.image_size) == (9, 3, (8, 8))
 
 
 def test_absent_and_empty_sources(tmp_path: Path) -> None:
@@ -366,4 +366,4 @@ def test_sizes_that_differ_need_image_size(tmp_path: Path) -> None:
     assert message_of(root).endswith("test/bee/1.png has 10x10 pixels, others 8x8; give --image-size")
     assert load_split(root, "test", image_size=8).images.shape == (6, 8, 8, 3)
     Image.fromarray(np.zeros((8, 12, 3), np.uint8)).save(root / "test" / "bee" / "1.png")
-    assert message_of(root).endswith("test/bee/1.png has 12x8 pixels, not square; give --image-size")
+    assert message_of(root).endswith("test/bee/1.png has 12x8 pixels, others 8x8; give --image-size")

@@ -188,7 +188,7 @@ def test_agreement() -> None:
     ("num_classes", "image_size", "message"),
     [
         (100, 32, "--data some: 10 classes, but net knows 100"),
-        (10, 28, "--data some: 32 pixels a side, but net takes 28; give --image-size 28"),
+        (10, 28, "--data some: images of 32 pixels, but net takes 28; give --image-size 28"),
     ],
 )
 def test_images_and_network_must_fit(runtime: Runtime, num_classes: int, image_size: int, message: str) -> None:

@@ -66,7 +66,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "`test_images` is torch.float32 [6, 28, 28, 1]; expected uint8": {"test_images": np.zeros((6, 28, 28), "f4")},
     "`test_images` is torch.uint8 [6, 28, 28, 28]": {"test_images": np.zeros((6, 28, 28, 28), "u1")},
     "`test_images` is torch.uint8 [6, 3, 28, 28]": {"test_images": np.zeros((6, 3, 28, 28), "u1")},
-    "has 28x20 pixels, not square": {"test_images": np.zeros((6, 20, 28), "u1")},
+    "its images have 4 channels, not 3; give --in-chans 4": {"test_images": np.zeros((6, 28, 28, 4), "u1")},
     "6 images but 5 labels": {"test_labels": np.zeros((5, 1), "u1")},
     "`test_labels` is [6, 14]; expected one class": {"test_labels": np.zeros((6, 14), "u1")},
     "`test_labels` is [0, 1]; expected one class": {"test_labels": np.zeros((0, 1), "u1")},

@@ -147,10 +147,10 @@ def test_grey_and_colour_as_the_caller_asks() -> None:
 
 def test_channels_of_decoded_images() -> None:
     images = torch.randint(0, 256, (5, 7, 9, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    grey = with_channels(images, 1)
+    grey = with_channels(images, 1, "x")
     assert np.array_equal(grey[2, :, :, 0], np.asarray(Image.fromarray(images[2].numpy()).convert("L")))
-    assert torch.equal(with_channels(grey, 3), grey.repeat(1, 1, 1, 3))
-    assert with_channels(images, 3) is images
+    assert torch.equal(with_channels(grey, 3, "x"), grey.repeat(1, 1, 1, 3))
+    assert with_channels(images, 3, "x") is images
 
 
 @pytest.mark.parametrize("side", [9_000, 20_000, 2**31 - 1])

@@ -96,7 +96,7 @@ def test_eval_prepares_images_as_is_stated(
 
 def test_a_data_set_stands_in_last_and_is_named(foreign: Path) -> None:
     info = load_model("cnn", data_set="cifar10")[1]
-    assert (info.num_classes, info.image_size, info.std) == (10, 32, (0.2023, 0.1994, 0.2010))
+    assert (info.num_classes, info.image_size, info.std) == (10, (32, 32), (0.2023, 0.1994, 0.2010))
     assert info.class_names == DATA_SETS["cifar10"].class_names
     assert set(info.sources.values()) == {"as for cifar10"}
     assert "as for cifar10" in info.described()

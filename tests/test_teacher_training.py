@@ -77,7 +77,7 @@ def test_the_demo_teacher_learns_the_digits(runtime: Runtime) -> None:
     assert found is not None
     assert found.top1 > 0.9
     assert not model.training
-    assert (info.name, info.num_classes, info.image_size) == ("cnn", 10, 32)
+    assert (info.name, info.num_classes, info.image_size) == ("cnn", 10, (32, 32))
     assert (info.mean, info.std) == compute_statistics(train_set.images)
 
 

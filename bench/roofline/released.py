@@ -183,7 +183,7 @@ def on_card(part: Part, card: Card) -> Estimate:
 def predicted(cell: Cell) -> dict[str, Any]:
     """A line: hours of the style's phases on the cell's card, and what they are of."""
     work, config, target = work_of(cell)
-    recipe = recipe_of(config, num_classes=target.info.num_classes, full_size=target.info.image_size)
+    recipe = recipe_of(config, num_classes=target.info.num_classes, full_size=target.info.image_size.short)
     style, card = style_of(recipe), read_card(cell.card)
     write, read = png_seconds(recipe.image_size, recipe.crop_padding)
     steps: Counter[bool] = Counter()

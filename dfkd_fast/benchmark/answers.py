@@ -16,6 +16,7 @@ import torch
 from dfkd_fast.benchmark.idle import idle_clock
 from dfkd_fast.benchmark.step_profiler import StepProfiler
 from dfkd_fast.benchmark.step_timer import StepTimer, TimingWindow, sample
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.costs.work import Work, recipe_work, student_epoch
 from dfkd_fast.device.runtime import Runtime
@@ -154,7 +155,7 @@ def _student_seconds(
             profiler.close()
 
 
-def _filled(profiler: StepProfiler, size: int) -> SynthBatch:
+def _filled(profiler: StepProfiler, size: ImageSize) -> SynthBatch:
     """Fill the pool of a size with copies of a batch, which is returned: of a round, or of what fills the pool."""
     kind = next((each for each in profiler.probes if each.image_size == size), None)
     method = profiler.method
@@ -170,6 +171,6 @@ def _answer_seconds(profiler: StepProfiler, batches: list[SynthBatch], window: T
         return 0.0
     few, seconds = replace(window, warmup=1, steps=1, samples=3), 0.0
     for made in batches:
-        answer = partial(cache.answers, made.images, profiler.pool[made.images.shape[-1]])
+        answer = partial(cache.answers, made.images, profiler.pool[ImageSize(*made.images.shape[-2:])])
         seconds += sample(answer, few, profiler.runtime).median
     return seconds / (cache.view.count * sum(len(made.images) for made in batches))

@@ -20,6 +20,7 @@ from dfkd_fast.benchmark.step_profiler import Timings, assemble, profile_steps
 from dfkd_fast.benchmark.step_timer import TimingWindow
 from dfkd_fast.catalog import METHODS, presets
 from dfkd_fast.config.data_sets import DATA_SETS, DataSet, data_set_of
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.costs.cards import Card
@@ -76,7 +77,7 @@ def read_target(name: str) -> Target:
         method=method,
         preset=preset,
         config=config,
-        info=ModelInfo(name="", num_classes=classes, image_size=size, mean=(0.5,) * 3, std=(0.25,) * 3),
+        info=ModelInfo(name="", num_classes=classes, image_size=ImageSize.of(size), mean=(0.5,) * 3, std=(0.25,) * 3),
         published_hours=about.get("hours"),
         source=about["source"],
     )

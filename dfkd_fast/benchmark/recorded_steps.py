@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from dfkd_fast.benchmark.step_profiler import assemble
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.costs.flops import StepFlops, count_step_flops
 from dfkd_fast.costs.recorder import Part, Recorder
@@ -121,11 +122,11 @@ class _StepRecorder:
             images = [self.pools[plan.image_size].storage.column("images") for plan in self.method.pools()]
             self.made.pool_bytes = sum(column.nbytes for column in images)
 
-    def _pools(self, config: TrainConfig[Any], runtime: Runtime) -> dict[int, Pool]:
+    def _pools(self, config: TrainConfig[Any], runtime: Runtime) -> dict[ImageSize, Pool]:
         return {
             plan.image_size: Pool(
                 -(-(config.pool.capacity or plan.capacity * runtime.shares) // runtime.shares),
-                (self.method.info.in_chans, plan.image_size, plan.image_size),
+                (self.method.info.in_chans, *plan.image_size),
                 runtime=runtime,
                 num_classes=self.method.info.num_classes,
                 policy=config.pool.policy or plan.policy,
@@ -143,8 +144,9 @@ class _StepRecorder:
                 engine.begin_round(kind)
             with self.recorder.into(part):
                 made = next(batches)
-            of_size += made.images.shape[-1] == kind.image_size
-            if of_size == 1 + kind.later and made.images.shape[-1] == kind.image_size:
+            is_size = made.images.shape[-2:] == kind.image_size
+            of_size += is_size
+            if of_size == 1 + kind.later and is_size:
                 break
         if isinstance(self.trainer, StudentTrainer):
             with self.recorder.into(part):

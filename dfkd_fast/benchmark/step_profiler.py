@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from dfkd_fast.benchmark.step_timer import Quantiles, StepTimer, TimedLoop, TimingWindow
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.costs.work import RoundKind, SynthesisKind, Work, probe_epochs, student_epoch
 from dfkd_fast.device.runtime import Runtime
@@ -151,7 +152,7 @@ class StepProfiler:
         while True:
             made = 0
             for batch in self.method.synthesize(epoch):
-                is_size = batch.images.shape[-1] == size
+                is_size = batch.images.shape[-2:] == size
                 made += is_size
                 yield batch, is_size and (made > 1) == kind.later
                 if made == rounds:
@@ -166,7 +167,7 @@ class StepProfiler:
         """Fill a batch's pool with copies of it: two student batches, or less, with room left for a few rounds."""
         if self.method.loop == "stepwise":
             return
-        size = batch.images.shape[-1]
+        size = ImageSize(*batch.images.shape[-2:])
         pool, plan = self.pool[size], next(plan for plan in self.plans if plan.image_size == size)
         while len(pool) < min(2 * plan.batch_size, max(len(batch.images), pool.capacity - 5 * len(batch.images))):
             self._add(batch)
@@ -196,7 +197,7 @@ class StepProfiler:
         return seconds - sum(engine.step_seconds for engine in self.engines)
 
     def _add(self, batch: SynthBatch) -> None:
-        pool = self.pool[batch.images.shape[-1]]
+        pool = self.pool[ImageSize(*batch.images.shape[-2:])]
         if pool.policy == "append" and len(pool) + len(batch.images) > pool.capacity:
             return
         assert isinstance(self.trainer, StudentTrainer), "a method with a pool"
@@ -230,7 +231,7 @@ def calibrate_batchnorm(model: nn.Module, info: ModelInfo) -> None:
     for layer in norms:
         layer.momentum = 1.0
     training, weight = model.training, next(model.parameters())
-    model.train()(weight.new_empty(4, info.in_chans, info.image_size, info.image_size).normal_())
+    model.train()(weight.new_empty(4, *info.shape).normal_())
     model.train(training)
     for layer, before in zip(norms, momentum, strict=True):
         layer.momentum = before

@@ -98,7 +98,7 @@ def load_images(data: str, info: ModelInfo, options: EvalOptions, runtime: Runti
     from dfkd_fast.data.class_order import stated_order
     from dfkd_fast.data.splits import load_test_split
     from dfkd_fast.data.stream import Decoding
-    from dfkd_fast.training.evaluate import as_expected, image_channels
+    from dfkd_fast.training.evaluate import as_expected
 
     test = load_test_split(
         data,
@@ -111,6 +111,6 @@ def load_images(data: str, info: ModelInfo, options: EvalOptions, runtime: Runti
             flags="--",
         ),
         device=runtime.device,
-        channels=image_channels(info),
+        channels=info.in_chans,
     )
     return as_expected(test, info, stated_order(options.class_order))

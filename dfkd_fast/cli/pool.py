@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dfkd_fast.config.flag_help import HELP, HelpPage
 from dfkd_fast.config.flags import from_flags, parse
+from dfkd_fast.config.image_size import Size
 from dfkd_fast.config.setting import setting
 from dfkd_fast.errors import UserError, one_of, unknown
 from dfkd_fast.files.write import all_or_nothing
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 USAGE = """usage: dfkd-fast pool info DIR
        dfkd-fast pool verify DIR [--repair]
        dfkd-fast pool export DIR TARGET [--slice A:B]
-       dfkd-fast pool import SOURCE DIR [--image-size N]
+       dfkd-fast pool import SOURCE DIR [--image-size H [W]]
 
 DIR is a pool's folder, or the run's that it belongs to. verify reads everything; --repair drops the damaged blocks, and
 only those. TARGET says by its ending what is written: a folder of PNG files, name.tar (WebDataset shards), name.npz,
@@ -50,8 +51,8 @@ class ExportOptions:
 class ImportOptions:
     """Flags of `dfkd-fast pool import`."""
 
-    image_size: int | None = setting(None, at_least=1, at_most=2**15)
-    """scale pictures to squares of this side"""
+    image_size: Size | None = setting(None, at_least=1, at_most=2**15)
+    """scale pictures to this height and width; one number for squares"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Any
 from dfkd_fast.catalog import MODELS
 from dfkd_fast.config.flag_help import HelpPage
 from dfkd_fast.config.flags import from_flags, parse
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.config.own_networks import own_network, resolved
 from dfkd_fast.config.setting import setting
 from dfkd_fast.config.train import NetworkInput, check_teacher_data, check_values
@@ -123,7 +124,9 @@ def input_rows(values: Mapping[str, Any], sources: Mapping[str, str]) -> Iterato
     said: dict[str, list[str]] = {}
     for key in INPUT_ROWS:
         if key in values:
-            yield key.replace("_", " "), list(values[key]) if isinstance(values[key], tuple) else values[key]
+            value = ImageSize.of(values[key]) if key == "image_size" else values[key]
+            is_list = isinstance(value, tuple) and key != "image_size"
+            yield key.replace("_", " "), list(value) if is_list else value
             if key in sources:
                 said.setdefault(sources[key], []).append(key.replace("_", " "))
     if said:

@@ -194,9 +194,9 @@ def _misfit(setting: Setting, hint: Any) -> UserError:
         flag = setting.flag
         wording = f"takes no value; write {flag} to set it" if setting.is_flag else "expected true or false"
         return UserError(f"{setting.text}: {wording}")
-    if options[0] in _EXPECTED and len(setting.value.split()) > 1 and setting.is_flag:
+    if options[0] in _EXPECTED and len(options) == 1 < len(setting.value.split()) and setting.is_flag:
         return UserError(f"{setting.text}: takes one value")
-    return UserError(f"{setting.text}: expected {_expected(options[0])}")
+    return UserError(f"{setting.text}: expected {' or '.join(map(_expected, options))}")
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

@@ -50,9 +50,9 @@ class TeacherRecipe:
     precision: Literal["same", "fp32", "bf16", "fp16"] = setting("same", formerly="same")
     """numeric mode of the training, where it is not the command's own --precision; in a run in tf32 fp32 is that"""
 
-    def for_size(self, image_size: int) -> Self:
-        """What is trained by on images of so many pixels a side: every value stated, the style resolved."""
-        if self.style == "small" or (self.style == "auto" and image_size < LARGE_FROM):
+    def for_size(self, short_side: int) -> Self:
+        """What images of so many pixels on the shorter side are trained by: every value stated, the style resolved."""
+        if self.style == "small" or (self.style == "auto" and short_side < LARGE_FROM):
             return replace(self, style="small", kept=())
         left = {key: value for key, value in LARGE.items() if self._is_default(key) and key not in self.kept}
         if self.crop_padding and "crop_padding" not in left:  # which resized crops would replace

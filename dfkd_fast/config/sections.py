@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from dfkd_fast.config.image_size import ImageSize, Size
 from dfkd_fast.config.setting import setting
 
 
@@ -35,9 +36,9 @@ class NetworkInput:
     std: tuple[float, ...] | None = setting(None, formerly=None)
     """standard deviation of each channel, for pixels in [0, 1]"""
     in_chans: int | None = setting(None, at_least=1, formerly=None)
-    """channels of the input: 3, or 1 for grey images"""
-    image_size: int | None = setting(None, at_least=1, at_most=2**15)
-    """pixels per side"""
+    """channels of the input: 3, or 1 for grey images; without it as many as --mean has values"""
+    image_size: Size | None = setting(None, at_least=1, at_most=2**15)
+    """height and width in pixels, 96 64; one number for square images"""
     interpolation: Literal["bilinear", "bicubic", "lanczos", "box", "nearest"] | None = setting(None, formerly=None)
     """filter that scales real images to that size"""
     num_classes: int | None = setting(None, at_least=2)
@@ -46,6 +47,10 @@ class NetworkInput:
     """order of its outputs: a file with the data's class folders, one a line, or natural, which counts 2 before 10;
     without it what its file says, else the folders' names sorted as text
     """
+
+    def __post_init__(self) -> None:
+        if isinstance(self.image_size, tuple) and ImageSize.of(self.image_size).is_square:
+            object.__setattr__(self, "image_size", self.image_size[0])  # as one number says it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +110,7 @@ class EvalConfig:
     workers: int | None = setting(None, at_least=1, at_most=2**12)
     """threads that decode; without it one for each core, up to 16"""
     resize: int | None = setting(None, at_least=1, at_most=2**15, formerly=None)
-    """pixels that the short side is scaled to before the middle square is cut out; without it 8/7 of the network's size
+    """pixels that the short side is scaled to before the middle is cut out; without it 8/7 of the network's size
     from 96 pixels on (256 for 224), and that size below
     """
 

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.costs.work import RoundKind, RoundSteps, SynthesisKind, Work, probe_epochs
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.generators.layers import UpsampleConv2d
@@ -51,7 +52,7 @@ class StepFlops:
     student: float
     round_steps: RoundSteps
     """how many steps of each kind a round has"""
-    answers: Mapping[int, float] = field(default_factory=dict)
+    answers: Mapping[ImageSize, float] = field(default_factory=dict)
     """image size -> the teacher's cached answers to a round's images"""
     done: StepFlops | None = None
     """as it is computed: upsampling folded into the convolution behind it, cached answers not asked for in each step"""
@@ -118,9 +119,9 @@ class _Count(NamedTuple):
     """FLOPs of steps, each with the images of its batch."""
 
     synthesis: dict[SynthesisKind, tuple[int, float]]
-    student: dict[int, tuple[int, float]]
+    student: dict[ImageSize, tuple[int, float]]
     """by image size"""
-    answer: dict[int, float]
+    answer: dict[ImageSize, float]
     """of the teacher's answer to one image in a student step, by image size"""
     round_steps: dict[RoundKind, Counter[SynthesisKind]]
 
@@ -156,7 +157,7 @@ def _count(method: Method, setup: Setup, student: nn.Module, batch: int, *, unfo
     seen: Callable[[Tensor], Any] = student if maps is None else FeatureExtractor(student, maps=maps)
     chans, classes, config, plans = setup.info.in_chans, setup.info.num_classes, small.config, small.pools()
     for plan in plans:
-        plan.opened(Pool(64, (chans, plan.image_size, plan.image_size), runtime=_RUNTIME, num_classes=classes))
+        plan.opened(Pool(64, (chans, *plan.image_size), runtime=_RUNTIME, num_classes=classes))
     for plan in plans:
         made = None
         for kind, epoch in probe_epochs(plan, epochs=config.epochs, warmup_epochs=config.warmup_epochs):
@@ -176,7 +177,7 @@ def _probe(method: Method, engines: list[_Counter], kind: RoundKind, epoch: int,
     is_first = True
     for made in method.synthesize(epoch):
         count.round_steps[kind] = sum((engine.taken() for engine in engines), Counter())
-        if made.images.shape[-1] == kind.image_size:
+        if made.images.shape[-2:] == kind.image_size:
             if is_first != kind.later:
                 return made
             is_first = False

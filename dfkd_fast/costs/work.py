@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.methods.base import Method, PoolPlan
 from dfkd_fast.methods.inner import VariantKey
 
@@ -27,8 +28,8 @@ class RoundKind(NamedTuple):
     NAYER's student, say, is in train mode from the second on.
     """
 
-    image_size: int
-    """side of the images that they leave, in pixels"""
+    image_size: ImageSize
+    """height and width of the images that they leave, in pixels"""
     warmup: bool
     """in an epoch of the warm-up"""
     later: bool = False

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.data.decoders import FileReader, PilDecoder, in_threads
-from dfkd_fast.data.files import middle_square
+from dfkd_fast.data.files import middle_part
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.pictures import Channels, PictureReader, is_plain, opened
 from dfkd_fast.messages.notes import note, printable
@@ -37,7 +38,7 @@ class _File(NamedTuple):
 
 
 class DaliDecoder:
-    """A DALI pipeline of `workers` threads: decode, and scale the part that `middle_square` names.
+    """A DALI pipeline of `workers` threads: decode, and scale the part that `middle_part` names.
 
     Pixels differ from Pillow's by a grey level at most, where JPEG decoders agree: both average, each rounds its own
     way. A picture that is not plain (16 bits, transparent, turned by its EXIF data, of other channels or another format
@@ -47,7 +48,7 @@ class DaliDecoder:
     def __init__(
         self,
         reader: FileReader,
-        image_size: int,
+        image_size: ImageSize,
         resize: int | None,
         interpolation: str,
         *,
@@ -94,7 +95,7 @@ class DaliDecoder:
             size, bare = shown.size, BytesIO()
             shown.save(bare, "ppm")
             content = bare.getvalue()
-        left, top, right, bottom = middle_square(*size, self.image_size, self.resize)
+        left, top, right, bottom = middle_part(*size, self.image_size, self.resize)
         start, end = np.array([top, left], np.float32), np.array([bottom, right], np.float32)
         return _File(np.frombuffer(content, np.uint8), start, end)
 
@@ -136,7 +137,7 @@ class DaliDecoder:
             pipeline.set_outputs(
                 fn.resize(
                     images,
-                    size=[self.image_size, self.image_size],
+                    size=list(self.image_size),
                     roi_start=start,
                     roi_end=end,
                     interp_type=getattr(types, _FILTERS[self.interpolation]),

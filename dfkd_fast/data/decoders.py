@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.data.files import ImageFiles, fitted
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.archives import InTar, check_size, is_uncompressed_tar, read_zipped
@@ -28,7 +29,7 @@ class Decoder(Protocol):
     """Decodes the files of one split, in any order."""
 
     def batches(self, rows: range, batch_size: int) -> Iterator[Tensor]:
-        """Images (B, S, S, C) uint8 of the files at `rows`; the last batch may be smaller."""
+        """Images (B, H, W, C) uint8 of the files at `rows`; the last batch may be smaller."""
 
 
 class PilDecoder:
@@ -37,7 +38,7 @@ class PilDecoder:
     def __init__(
         self,
         reader: FileReader,
-        image_size: int,
+        image_size: ImageSize,
         resize: int | None,
         interpolation: str,
         *,

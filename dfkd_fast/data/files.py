@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dfkd_fast.config.image_size import ImageSize, Size
 from dfkd_fast.data.class_folders import SPLIT_FOLDERS, Split, classes_of
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.archives import Place, read_places
@@ -100,7 +101,7 @@ def decode(
     files: ImageFiles,
     indices: Sequence[int],
     *,
-    image_size: int | None,
+    image_size: Size | None,
     flag: str,
     channels: Channels = 3,
     resize: int | None = None,
@@ -109,8 +110,8 @@ def decode(
 ) -> Tensor:
     """Decode the files at `indices` into (N, H, W, channels) uint8, RGB or grey, in that order.
 
-    With `image_size` the short side is scaled to it, or to `resize`, and the middle square kept; without it all must be
-    equal squares. Raises UserError naming the first file that is damaged or has another size.
+    With `image_size` they are scaled to cover it, or its shorter side to `resize`, and the middle kept; without it all
+    must be of one size. Raises UserError naming the first file that is damaged or has another size.
     """
 
     form: dict[str, Any] = {"image_size": image_size, "resize": resize, "interpolation": interpolation}
@@ -128,7 +129,7 @@ def decoded(
     files: ImageFiles,
     indices: Sequence[int],
     *,
-    image_size: int | None,
+    image_size: Size | None,
     flag: str,
     channels: Channels = 3,
     resize: int | None = None,
@@ -163,33 +164,37 @@ def _room(shape: tuple[int, ...], what: str) -> np.ndarray:
 
 
 def _check_size(pixels: np.ndarray, images: np.ndarray, what: str) -> None:
-    height, width, _ = pixels.shape
-    if height != width or pixels.shape != images.shape[1:]:
-        others = f"others {images.shape[2]}x{images.shape[1]}" if height == width else "not square"
-        raise UserError(f"{what} has {width}x{height} pixels, {others}; give --image-size")
+    if pixels.shape != images.shape[1:]:
+        (height, width), others = pixels.shape[:2], f"{images.shape[2]}x{images.shape[1]}"
+        raise UserError(f"{what} has {width}x{height} pixels, others {others}; give --image-size")
 
 
-def fitted(image: Image.Image, image_size: int | None, resize: int | None, interpolation: str) -> np.ndarray:
-    """(S, S, C) uint8: what `middle_square` keeps, scaled to `image_size` by a filter of `pillow_filter`."""
-    if image_size is not None and image.size != (image_size, image_size):
-        box = middle_square(*image.size, image_size, resize)
-        image = image.resize((image_size, image_size), pillow_filter(interpolation), box=box)
+def fitted(image: Image.Image, image_size: Size | None, resize: int | None, interpolation: str) -> np.ndarray:
+    """(H, W, C) uint8: what `middle_part` keeps, scaled to `image_size` by a filter of `pillow_filter`."""
+    size = None if image_size is None else ImageSize.of(image_size)
+    if size is not None and image.size != (size.width, size.height):
+        box = middle_part(*image.size, size, resize)
+        image = image.resize((size.width, size.height), pillow_filter(interpolation), box=box)
     pixels = np.asarray(image)
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def middle_square(width: int, height: int, size: int, resize: int | None) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of what an image of `size` pixels a side is made from.
+def middle_part(width: int, height: int, size: ImageSize, resize: int | None) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of what an image of `size` is made from.
 
-    The middle square; with `resize` what lies in the middle `size` pixels once the short side is scaled to `resize`,
-    both sizes rounded as torchvision's Resize and CenterCrop do. An image of `size` x `size` is taken whole.
+    As much of the middle as has its shape; with `resize` what lies in the middle once the image is scaled to cover
+    that shape with `resize` pixels on the shorter side, both sides rounded as torchvision's Resize and CenterCrop do.
+    An image of `size` is taken whole.
     """
-    if resize is None or (width, height) == (size, size):
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        return left, top, left + side, top + side
-    short = min(width, height)
-    across, down = (int(resize * side / short) for side in (width, height))
-    left, top = round((across - size) / 2), round((down - size) / 2)
-    x, y = width / across, height / down
-    return left * x, top * y, (left + size) * x, (top + size) * y
+    wide = size.width * height >= size.height * width  # then its width is what has to be covered
+    if resize is None or (height, width) == size:
+        across, down = (
+            (width, width * size.height / size.width) if wide else (height * size.width / size.height, height)
+        )
+        left, top = (width - across) / 2, (height - down) / 2
+        return left, top, left + across, top + down
+    covered, own = (size.width, width) if wide else (size.height, height)
+    columns, rows = (int(resize * covered * side / (size.short * own)) for side in (width, height))
+    left, top = round((columns - size.width) / 2), round((rows - size.height) / 2)
+    x, y = width / columns, height / rows
+    return left * x, top * y, (left + size.width) * x, (top + size.height) * y

@@ -11,13 +11,14 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from dfkd_fast.config.image_size import ImageSize, Size
 from dfkd_fast.data.arrays import read_digits, read_medmnist, resized, with_channels
 from dfkd_fast.data.cifar import CifarFiles, find_cifar
 from dfkd_fast.data.class_folders import Split
 from dfkd_fast.data.files import ImageFiles, decode, find_images
 from dfkd_fast.data.stream import Decoding, ImageStream, make_decoder, relabelled
 from dfkd_fast.errors import UserError
-from dfkd_fast.files.pictures import Channels
+from dfkd_fast.files.pictures import picture_channels
 
 IN_MEMORY = 2**30
 """bytes of decoded test images above which they are decoded anew for each evaluation"""
@@ -48,9 +49,9 @@ class ImageSet:
         return len(self.class_names)
 
     @property
-    def image_size(self) -> int:
-        """Side of the square images in pixels."""
-        return self.images.shape[1]
+    def image_size(self) -> ImageSize:
+        """Height and width of the images in pixels."""
+        return ImageSize(*self.images.shape[1:3])
 
     @property
     def in_chans(self) -> int:
@@ -76,8 +77,8 @@ def load_split(
     source: str | Path,
     split: Split,
     *,
-    image_size: int | None = None,
-    channels: Channels = 3,
+    image_size: Size | None = None,
+    channels: int = 3,
     interpolation: str = "bilinear",
     flag: str = "--data",
 ) -> ImageSet:
@@ -87,9 +88,9 @@ def load_split(
     `<split>/<class>/*.jpg`, a tar or zip of one, a folder with one archive for each split, a tree `<class>/*.jpg` that
     is taken whole for either split, torchvision's CIFAR-10 or CIFAR-100 files in a folder or their archive, or a .npz
     file of MedMNIST. Images keep their size unless
-    `image_size` is given: then the short side is scaled to it by the filter `interpolation` and the middle square
-    kept; scanned digits are enlarged bilinearly. `channels`: 3 for RGB, where
-    grey images have three equal channels, or 1 for grey, where colours count by their luma.
+    `image_size` is given: then they are scaled to cover it by the filter `interpolation` and the middle kept; scanned
+    digits are stretched bilinearly. `channels`: 3 for RGB, where grey images have three equal channels, or 1 for grey,
+    where colours count by their luma; any other number only a .npz file has, and `digits`, whose grey is repeated.
 
     Raises UserError that names `flag`: for a source that is not there, empty, damaged, of one class or of mixed sizes.
     """
@@ -114,10 +115,10 @@ def load_split(
 def load_test_split(
     source: str | Path,
     *,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     decoding: Decoding,
     device: torch.device,
-    channels: Channels = 3,
+    channels: int = 3,
     in_memory: float = IN_MEMORY,
     flag: str = "--data",
 ) -> ImageSet | ImageStream:
@@ -132,19 +133,20 @@ def load_test_split(
         decoding.check_needless(str(source))
         how = decoding.interpolation
         return load_split(source, "test", image_size=image_size, channels=channels, interpolation=how, flag=flag)
-    files = find_images(path, "test", flag=flag)
+    files, kind = find_images(path, "test", flag=flag), picture_channels(channels, f"{flag} {source}")
     _check_classes(files.class_names, source, flag)
     count, resize = len(files.names), decoding.short_side(image_size)
-    large = count * channels * (image_size or 0) ** 2 > in_memory
-    decoder = make_decoder(files, image_size, decoding, device, large=large, channels=channels, flag=flag)
+    pixels = 0 if image_size is None else ImageSize.of(image_size).area
+    large = count * channels * pixels > in_memory
+    decoder = make_decoder(files, image_size, decoding, device, large=large, channels=kind, flag=flag)
     if decoder is not None and image_size is not None and large:
-        return ImageStream(_name(path), files, image_size, channels, decoder)
+        return ImageStream(_name(path), files, ImageSize.of(image_size), kind, decoder)
     if decoder is None:
         images = decode(
             files,
             range(count),
             image_size=image_size,
-            channels=channels,
+            channels=kind,
             resize=resize,
             interpolation=decoding.interpolation,
             workers=decoding.workers,
@@ -202,28 +204,28 @@ class _Found(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def _digits(split: Split, size: int, channels: Channels) -> _Found:
+def _digits(split: Split, size: Size, channels: int) -> _Found:
     images, labels, is_test = read_digits(size, channels)
     chosen = is_test if split == "test" else ~is_test
     return _Found(images[chosen], labels[chosen], tuple("0123456789"))
 
 
-def _cifar(files: CifarFiles, split: Split, channels: Channels, flag: str) -> _Found:
+def _cifar(files: CifarFiles, split: Split, channels: int, flag: str) -> _Found:
     images, labels, class_names = files.read(split, flag=flag)
-    return _Found(with_channels(images, channels), labels, class_names)
+    return _Found(with_channels(images, channels, f"{flag} {files.source}"), labels, class_names)
 
 
-def _medmnist(path: Path, split: Split, channels: Channels, flag: str) -> _Found:
+def _medmnist(path: Path, split: Split, channels: int, flag: str) -> _Found:
     images, labels, class_names = read_medmnist(path, split, flag=flag)
-    return _Found(with_channels(images, channels), labels, class_names)
+    return _Found(with_channels(images, channels, f"{flag} {path}"), labels, class_names)
 
 
 def _image_files(
-    path: Path, split: Split, image_size: int | None, channels: Channels, interpolation: str, flag: str
+    path: Path, split: Split, image_size: Size | None, channels: int, interpolation: str, flag: str
 ) -> _Found:
     files = find_images(path, split, flag=flag)
-    every = range(len(files.names))
-    images = decode(files, every, image_size=image_size, channels=channels, interpolation=interpolation, flag=flag)
+    every, kind = range(len(files.names)), picture_channels(channels, f"{flag} {path}")
+    images = decode(files, every, image_size=image_size, channels=kind, interpolation=interpolation, flag=flag)
     return _Found(images, torch.tensor(files.labels), files.class_names)
 
 

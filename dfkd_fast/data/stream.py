@@ -9,6 +9,7 @@ from typing import Literal, Protocol, Self
 import torch
 from torch import Tensor
 
+from dfkd_fast.config.image_size import ImageSize, Size
 from dfkd_fast.data.decoders import Decoder, FileReader, PilDecoder
 from dfkd_fast.data.files import ImageFiles
 from dfkd_fast.errors import UserError
@@ -41,7 +42,7 @@ class LabelledImages(Classed, Protocol):
     @property
     def num_classes(self) -> int: ...
     @property
-    def image_size(self) -> int: ...
+    def image_size(self) -> ImageSize: ...
     def __len__(self) -> int: ...
 
     def batches(self, batch_size: int, rows: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -70,18 +71,19 @@ class Decoding:
         """The decoder's flag, as an error names it."""
         return f"{self.flags}decoder {self.decoder}"
 
-    def short_side(self, image_size: int | None) -> int | None:
-        """What the short side is scaled to before the middle `image_size` pixels are cut out; None: to those.
+    def short_side(self, image_size: Size | None) -> int | None:
+        """What the short side is scaled to before the middle `image_size` is cut out; None: to its own short side.
 
         Without `resize` large images lose a sixteenth at each edge, as the field evaluates them (256 pixels for 224);
         small ones, below 96 pixels, lose nothing. Raises UserError where `resize` is below the image.
         """
         if image_size is None:
             return None
+        side = ImageSize.of(image_size).short
         if self.resize is None:
-            return round(image_size * 8 / 7) if image_size >= 96 else None
-        if self.resize < image_size:
-            raise UserError(f"{self.flags}resize {self.resize}: choose {image_size}, the image's side, or more")
+            return round(side * 8 / 7) if side >= 96 else None
+        if self.resize < side:
+            raise UserError(f"{self.flags}resize {self.resize}: choose {side}, the image's shorter side, or more")
         return self.resize
 
     def check_needless(self, source: str) -> None:
@@ -96,7 +98,7 @@ class ImageStream:
 
     name: str
     files: ImageFiles = field(repr=False)
-    image_size: int
+    image_size: ImageSize
     in_chans: int
     decoder: Decoder = field(repr=False)
 
@@ -119,7 +121,7 @@ class ImageStream:
         return len(self.class_names)
 
     def batches(self, batch_size: int, rows: range | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (B, S, S, C) uint8, on the device that has decoded them, and labels (B,) of `rows` in their order."""
+        """Images (B, H, W, C) uint8, on the device that has decoded them, and labels (B,) of `rows` in their order."""
         rows = range(len(self)) if rows is None else rows
         labels = self.labels[rows.start : rows.stop].split(batch_size)
         yield from zip(self.decoder.batches(rows, batch_size), labels, strict=True)
@@ -141,7 +143,7 @@ def relabelled(labels: Tensor, before: Sequence[str], after: Sequence[str]) -> T
 
 def make_decoder(
     files: ImageFiles,
-    image_size: int | None,
+    image_size: Size | None,
     decoding: Decoding,
     device: torch.device,
     *,
@@ -163,6 +165,7 @@ def make_decoder(
         raise UserError(f"{decoding.asked}: {missing}; or choose pil")
     if reader is None or image_size is None:
         return None
+    size = ImageSize.of(image_size)
     workers, scaled = decoding.workers or min(16, available_cores()), (resize, decoding.interpolation)
     if decoding.decoder == "dali" and decoding.interpolation == "box":
         raise UserError(f"{decoding.asked}: has no filter box; choose pil, or another --interpolation")
@@ -177,7 +180,5 @@ def make_decoder(
                 raise
             show(f"{missing}; Pillow decodes {len(files.names):,} images")
         else:
-            return DaliDecoder(
-                reader, image_size, *scaled, channels=channels, device=device, workers=workers, flag=flag
-            )
-    return PilDecoder(reader, image_size, *scaled, channels=channels, workers=workers, flag=flag)
+            return DaliDecoder(reader, size, *scaled, channels=channels, device=device, workers=workers, flag=flag)
+    return PilDecoder(reader, size, *scaled, channels=channels, workers=workers, flag=flag)

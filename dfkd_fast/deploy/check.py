@@ -16,7 +16,6 @@ from dfkd_fast.errors import UserError
 from dfkd_fast.models.info import ModelInfo
 from dfkd_fast.pool.disk.files import PoolFiles
 from dfkd_fast.pool.disk.shards import pools_in
-from dfkd_fast.training.evaluate import image_channels
 from dfkd_fast.training.judge import natural_noise
 
 BATCH = 32
@@ -106,7 +105,7 @@ def real_images(data: str, info: ModelInfo, count: int) -> Images:
         image_size=info.image_size,
         decoding=Decoding(interpolation=info.interpolation, flags="--"),
         device=torch.device("cpu"),
-        channels=image_channels(info),
+        channels=info.in_chans,
     )
     pieces = min(_PIECES, max(1, len(found) // BATCH))
     size = min(-(-count // pieces), len(found) // pieces)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,13 @@ _HEADERS: dict[tuple[int, int], Any] = {
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 _LARGEST = 8  # bytes of a number
+
+
+def are_images(shape: Sequence[int]) -> bool:
+    """Whether (N, H, W) or (N, H, W, C): grey, RGB, or fewer channels than pixels a side, unlike (N, C, H, W)."""
+    if len(shape) not in (3, 4) or 0 in shape:
+        return False
+    return all(channels in (1, 3) or channels < min(shape[1:3]) for channels in shape[3:])
 
 
 class NpzFile:

@@ -26,6 +26,15 @@ from dfkd_fast.messages.notes import note, printable
 Channels = Literal[1, 3]
 
 
+def picture_channels(channels: int, what: str) -> Channels:
+    """As many as pictures are read with. Raises UserError, which begins with `what`, for other numbers."""
+    if channels not in (1, 3):
+        raise UserError(
+            f"{what}: pictures are read as grey or RGB, not with {channels} channels; give a .npz file of them"
+        )
+    return 1 if channels == 1 else 3
+
+
 def pillow_filter(interpolation: str) -> Image.Resampling:
     """Pillow's filter of that name: bilinear, bicubic, lanczos, box, or nearest, which alone takes no average."""
     return Image.Resampling[interpolation.upper()]

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from dfkd_fast.errors import UserError
-from dfkd_fast.generators.layers import at_least_float32, draw_small, in_format_of
+from dfkd_fast.config.image_size import Size
+from dfkd_fast.generators.layers import at_least_float32, draw_small, in_format_of, undoubled
 
 SoftmaxGain = Literal["hw", "none"]
 
@@ -54,7 +54,7 @@ class SpatialAttention(nn.Module):
         return maps + gain * shares.to(maps.dtype) * maps
 
 
-_SCALE = 16  # four blocks, each doubles the map
+_BLOCKS = (2, 4, 8, 8)  # of the width, its parts behind each block, which doubles the map
 
 
 class DcganDecoder(nn.Module):
@@ -70,7 +70,7 @@ class DcganDecoder(nn.Module):
     def __init__(
         self,
         in_features: int,
-        image_size: int,
+        image_size: Size,
         *,
         width: int = 512,
         in_chans: int = 3,
@@ -88,13 +88,11 @@ class DcganDecoder(nn.Module):
             "gain": gain,
             "spectral": spectral,
         }
-        if image_size % _SCALE:
-            raise UserError(f"--image-size {image_size}: choose a multiple of {_SCALE}, which this generator makes")
-        self.start_size = image_size // _SCALE
-        self.stem = nn.Linear(in_features, width * self.start_size**2)
+        self.start_size = undoubled(image_size, len(_BLOCKS))
+        self.stem = nn.Linear(in_features, width * self.start_size.area)
         self.stem_norm = nn.BatchNorm2d(width)
         blocks, channels = [], width
-        for part in (2, 4, 8, 8):
+        for part in _BLOCKS:
             blocks.append(_block(channels, max(width // part, 1), attention, gain))
             channels = max(width // part, 1)
         self.blocks = nn.Sequential(*blocks)
@@ -116,7 +114,7 @@ class DcganDecoder(nn.Module):
         draw_small(self.stem, self.stem_norm)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        maps = self.stem_norm(self.stem(vectors).unflatten(1, (-1, self.start_size, self.start_size)))
+        maps = self.stem_norm(self.stem(vectors).unflatten(1, (-1, *self.start_size)))
         return torch.sigmoid(at_least_float32(self.to_rgb(self.blocks(in_format_of(self.to_rgb, maps)))))
 
 

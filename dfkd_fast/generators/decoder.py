@@ -9,21 +9,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dfkd_fast.errors import UserError
-from dfkd_fast.generators.layers import UpsampleConv2d, at_least_float32, draw_small, in_format_of
+from dfkd_fast.config.image_size import ImageSize, Size
+from dfkd_fast.generators.layers import UpsampleConv2d, at_least_float32, draw_small, in_format_of, undoubled
 
 
 class Decoder(nn.Module):
     """Linear stem, then blocks of [nearest upsampling x2] - 3x3 convolution - BN - LeakyReLU(0.2), then 3x3 to RGB,
     sigmoid.
 
-    `blocks` lists (upsample, channels). Vectors (B, in_features) -> images (B, 3, H, W) in [0, 1], at least float32.
+    `blocks` lists (upsample, channels). Vectors (B, in_features) -> images (B, C, H, W) in [0, 1], at least float32.
     """
 
     def __init__(
         self,
         in_features: int,
-        image_size: int,
+        image_size: Size,
         *,
         stem_channels: int,
         stem_norm: bool,
@@ -32,7 +32,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.stem_channels, self.start_size = stem_channels, _start_size(image_size, blocks)
-        self.stem = nn.Linear(in_features, stem_channels * self.start_size**2)
+        self.stem = nn.Linear(in_features, stem_channels * self.start_size.area)
         self.layers = _conv_stack(stem_channels, blocks, norm=stem_norm, in_chans=in_chans)
 
     def reset_parameters(self) -> None:
@@ -56,22 +56,22 @@ class Decoder(nn.Module):
         return decode(self.layers, self.start(vectors))
 
     def logits(self, vectors: Tensor) -> Tensor:
-        """What the sigmoid is taken of: vectors (B, in_features) -> (B, 3, H, W)."""
+        """What the sigmoid is taken of: vectors (B, in_features) -> (B, C, H, W)."""
         return _convolve(self.layers, self.start(vectors))
 
     def start(self, vectors: Tensor) -> Tensor:
-        """The maps (B, stem_channels, h, h) that `layers` begin with."""
-        return self.stem(vectors).view(-1, self.stem_channels, self.start_size, self.start_size)
+        """The maps (B, stem_channels, h, w) that `layers` begin with."""
+        return self.stem(vectors).view(-1, self.stem_channels, *self.start_size)
 
 
 class SpatialDecoder(nn.Module):
     """The same without a stem: a map of latents is where the convolutions start.
 
-    Latents (B, latent_channels, h, h) -> images (B, 3, H, W) in [0, 1], h = `start_size`.
+    Latents (B, latent_channels, h, w) -> images (B, C, H, W) in [0, 1], (h, w) = `start_size`.
     """
 
     def __init__(
-        self, latent_channels: int, image_size: int, *, blocks: Sequence[tuple[bool, int]], in_chans: int = 3
+        self, latent_channels: int, image_size: Size, *, blocks: Sequence[tuple[bool, int]], in_chans: int = 3
     ) -> None:
         super().__init__()
         self.start_size = _start_size(image_size, blocks)
@@ -85,15 +85,15 @@ class SpatialDecoder(nn.Module):
         return decode(self.layers, latents)
 
 
-def make_decoder(in_features: int, image_size: int, *, width: int = 128, in_chans: int = 3) -> Decoder:
-    """The decoder of the zju-vipa code family for an image size: shallow up to 64 px, deep above.
+def make_decoder(in_features: int, image_size: Size, *, width: int = 128, in_chans: int = 3) -> Decoder:
+    """The decoder of the zju-vipa code family for an image size: shallow up to 64 px, deep where a side is longer.
 
-    Shallow: Fast and NAYER at 32 and 64 px, stem of 128 x (H/4)^2 with BN, blocks 128 and 64. Deep: NAYER at 224 px,
-    stem of 128 x (H/16)^2 without BN, blocks 128, 128, 64, 64, 64 of which the first does not upsample. `width` stands
-    for their 128, its half for their 64.
+    Shallow: Fast and NAYER at 32 and 64 px, stem of 128 x H/4 x W/4 with BN, blocks 128 and 64. Deep: NAYER at 224 px,
+    stem of 128 x H/16 x W/16 without BN, blocks 128, 128, 64, 64, 64 of which the first does not upsample. `width`
+    stands for their 128, its half for their 64.
     """
     half = width // 2
-    if image_size <= 64:
+    if ImageSize.of(image_size).long <= 64:
         shallow = ((True, width), (True, half))
         return Decoder(in_features, image_size, stem_channels=width, stem_norm=True, blocks=shallow, in_chans=in_chans)
     return Decoder(
@@ -101,22 +101,23 @@ def make_decoder(in_features: int, image_size: int, *, width: int = 128, in_chan
     )
 
 
-def make_large_decoder(in_features: int, image_size: int, *, width: int = 256, in_chans: int = 3) -> Decoder:
-    """CMI's LargeGenerator, which DAFL, ZSKT and DFQ have there: a stem of 256 x (H/4)^2 with BN, blocks of 128 and 64.
+def make_large_decoder(in_features: int, image_size: Size, *, width: int = 256, in_chans: int = 3) -> Decoder:
+    """CMI's LargeGenerator, which DAFL, ZSKT and DFQ have there: a stem of 256 x H/4 x W/4 with BN, blocks of 128 and
+    64.
 
     `width` stands for the 256. Above 64 px, where nothing is published, it is `make_decoder`'s deep one of half the
     width.
     """
-    if image_size > 64:
+    if ImageSize.of(image_size).long > 64:
         return make_decoder(in_features, image_size, width=width // 2, in_chans=in_chans)
     blocks = ((True, width // 2), (True, width // 4))
     return Decoder(in_features, image_size, stem_channels=width, stem_norm=True, blocks=blocks, in_chans=in_chans)
 
 
 def make_spatial_decoder(
-    latent_channels: int, image_size: int, *, width: int = 128, in_chans: int = 3
+    latent_channels: int, image_size: Size, *, width: int = 128, in_chans: int = 3
 ) -> SpatialDecoder:
-    """Fast's decoder for ImageNet: the deep blocks of `make_decoder` on latents of (H/16)^2 positions."""
+    """Fast's decoder for ImageNet: the deep blocks of `make_decoder` on latents of H/16 x W/16 positions."""
     return SpatialDecoder(latent_channels, image_size, blocks=_deep_blocks(width), in_chans=in_chans)
 
 
@@ -125,11 +126,8 @@ def _deep_blocks(width: int) -> tuple[tuple[bool, int], ...]:
     return (False, width), (True, width), (True, half), (True, half), (True, half)
 
 
-def _start_size(image_size: int, blocks: Sequence[tuple[bool, int]]) -> int:
-    scale: int = 2 ** sum(upsample for upsample, _ in blocks)
-    if image_size % scale:
-        raise UserError(f"--image-size {image_size}: choose a multiple of {scale}, as this generator doubles its maps")
-    return image_size // scale
+def _start_size(image_size: Size, blocks: Sequence[tuple[bool, int]]) -> ImageSize:
+    return undoubled(image_size, sum(upsample for upsample, _ in blocks))
 
 
 def _conv_stack(channels: int, blocks: Sequence[tuple[bool, int]], *, norm: bool, in_chans: int) -> nn.Sequential:

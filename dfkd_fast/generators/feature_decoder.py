@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dfkd_fast.config.image_size import ImageSize, Size
 from dfkd_fast.generators.decoder import Decoder, decode, make_decoder
 from dfkd_fast.generators.layers import UpsampleConv2d
 from dfkd_fast.models.teacher import unregistered
@@ -20,7 +21,7 @@ class FeatureDecoder(nn.Module):
     generator of CMI's and SpaceshipNet's releases (Yu et al., CVPR 2023).
     """
 
-    def __init__(self, latent_dim: int, image_size: int, *, width: int = 128, in_chans: int = 3) -> None:
+    def __init__(self, latent_dim: int, image_size: Size, *, width: int = 128, in_chans: int = 3) -> None:
         super().__init__()
         self.decoder: Decoder = make_decoder(latent_dim, image_size, width=width, in_chans=in_chans)
         layers, starts = self.decoder.layers, self.decoder.block_starts[: len(CUTS)]
@@ -48,9 +49,10 @@ class FeatureDecoder(nn.Module):
         size, channels = self.decoder.start_size, self.decoder.stem_channels
         shapes: list[tuple[int, ...]] = []
         for start in self.decoder.block_starts[: len(CUTS)]:
-            shapes.append((channels, size, size))
+            shapes.append((channels, *size))
             block = self.decoder.layers[start]
-            size *= 2 if isinstance(block, UpsampleConv2d) else 1
+            if isinstance(block, UpsampleConv2d):
+                size = ImageSize(2 * size.height, 2 * size.width)
             channels = getattr(block, "out_channels", channels)
         return shapes
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfkd_fast.config.image_size import Size
 from dfkd_fast.generators.dcgan import DcganDecoder
 from dfkd_fast.generators.decoder import Decoder, SpatialDecoder, make_decoder, make_spatial_decoder
 from dfkd_fast.parallel.global_batch import LOCAL_BATCH, GlobalBatch
@@ -26,7 +27,7 @@ class LatentGenerator(nn.Module):
         self,
         batch_size: int,
         latent_dim: int,
-        image_size: int,
+        image_size: Size,
         *,
         spatial: bool = False,
         width: int = 128,
@@ -41,7 +42,7 @@ class LatentGenerator(nn.Module):
             latent_dim, image_size, width=width, in_chans=in_chans
         )
         convert_sync_batchnorm(self.decoder, global_batch, "--bn.scope global")
-        positions = (self.decoder.start_size, self.decoder.start_size) if spatial else ()
+        positions = self.decoder.start_size if spatial else ()
         self.latents = nn.Parameter(torch.randn(batch_size, latent_dim, *positions))
 
     @torch.no_grad()

@@ -1,4 +1,6 @@
-"""Building blocks of generators: layers, formats and dtypes at their ends, initialisations that PyTorch lacks."""
+"""Building blocks of generators: layers, where they start, formats and dtypes at their ends, initialisations that
+PyTorch lacks.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dfkd_fast.config.image_size import ImageSize, Size
+from dfkd_fast.errors import UserError
 
 
 class UpsampleConv2d(nn.Conv2d):
@@ -78,6 +83,16 @@ def spectrally_normalized(weight: Tensor, left: Tensor, *, update: bool) -> Tens
         if update:
             left.copy_(own)
     return weight / (own * (matrix * right).sum(dim=1)).sum()
+
+
+def undoubled(image_size: Size, doublings: int) -> ImageSize:
+    """Of the maps that so many doublings bring to `image_size`. Raises UserError for a side that none come to."""
+    scale, size = 2**doublings, ImageSize.of(image_size)
+    start = size.divided(scale)
+    if start is None:
+        multiples = f"a multiple of {scale}" if size.is_square else f"multiples of {scale}"
+        raise UserError(f"--image-size {size.flag}: choose {multiples}, as this generator doubles its maps")
+    return start
 
 
 def in_format_of(conv: nn.Conv2d, maps: Tensor) -> Tensor:

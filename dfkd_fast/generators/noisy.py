@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from dfkd_fast.config.image_size import Size
 from dfkd_fast.generators.decoder import Decoder, make_decoder
 from dfkd_fast.generators.printed_decoder import PrintedDecoder
 from dfkd_fast.models.info import ModelInfo
@@ -70,7 +71,7 @@ class NoisyEmbeddingGenerator(nn.Module):
     def __init__(
         self,
         embedding_dim: int,
-        image_size: int,
+        image_size: Size,
         *,
         batch_size: int,
         num_classes: int,

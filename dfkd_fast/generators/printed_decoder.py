@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfkd_fast.errors import UserError
-from dfkd_fast.generators.layers import SpectralConv2d, at_least_float32, in_format_of
+from dfkd_fast.config.image_size import ImageSize, Size
+from dfkd_fast.generators.layers import SpectralConv2d, at_least_float32, in_format_of, undoubled
 from dfkd_fast.models.info import ModelInfo
 
 
@@ -34,19 +34,14 @@ class PrintedDecoder(nn.Module):
         return cls(in_features, info.image_size, width=width, mean=info.mean, std=info.std)
 
     def __init__(
-        self, in_features: int, image_size: int, *, width: int = 128, mean: Sequence[float], std: Sequence[float]
+        self, in_features: int, image_size: Size, *, width: int = 128, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__()
         half = width // 2
-        blocks = (width, half) if image_size <= 64 else (width, width, half, half)
-        scale = 2 ** len(blocks)
-        if image_size % scale:
-            raise UserError(
-                f"--image-size {image_size}: choose a multiple of {scale}, as this generator doubles its maps"
-            )
-        self.start_size = image_size // scale
-        self.stem = nn.Linear(in_features, width * self.start_size**2)
-        self.stem_norm = nn.BatchNorm1d(width * self.start_size**2)
+        blocks = (width, half) if ImageSize.of(image_size).long <= 64 else (width, width, half, half)
+        self.start_size = undoubled(image_size, len(blocks))
+        self.stem = nn.Linear(in_features, width * self.start_size.area)
+        self.stem_norm = nn.BatchNorm1d(width * self.start_size.area)
         widths = (width, *blocks)
         self.convs = nn.ModuleList(
             SpectralConv2d(before, after, 3, padding=1, bias=False)
@@ -67,7 +62,7 @@ class PrintedDecoder(nn.Module):
                 layer.left.copy_(F.normalize(torch.randn_like(layer.left), dim=0))
 
     def forward(self, vectors: Tensor) -> Tensor:
-        maps = self.stem_norm(self.stem(vectors)).unflatten(1, (-1, self.start_size, self.start_size))
+        maps = self.stem_norm(self.stem(vectors)).unflatten(1, (-1, *self.start_size))
         maps = in_format_of(self.to_rgb, maps)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             maps = F.interpolate(F.leaky_relu(norm(conv(maps)), 0.2), scale_factor=2.0, mode="nearest")

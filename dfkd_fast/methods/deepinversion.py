@@ -95,7 +95,7 @@ class DeepInversion(Method):
     def __init__(self, config: DeepInversionConfig, setup: Setup) -> None:
         super().__init__(config, setup)
         self.augment = Augment(setup.info)
-        size, side, steps = config.synthesis_batch_size, setup.info.image_size, config.synthesis_steps
+        size, side, steps = config.synthesis_batch_size, setup.info.image_size.short, config.synthesis_steps
         for flag, value, limit in (("jitter", config.jitter, side), ("low-res-steps", config.low_res_steps, steps)):
             if not 0 <= value < limit:
                 raise UserError(f"--method.{flag} {value}: choose from 0 to {limit - 1}")
@@ -103,7 +103,7 @@ class DeepInversion(Method):
         weights[:1] = config.first_bn_weight
         # none of these is saved: no round goes on with the pixels of another
         self.register_buffer("bn_weights", weights, persistent=False)
-        self.register_buffer("pixels", torch.zeros(size, setup.info.in_chans, side, side), persistent=False)
+        self.register_buffer("pixels", torch.zeros(size, *setup.info.shape), persistent=False)
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64), persistent=False)
         after = self.clip if config.clip else None
         self.inner = Inner(config, self.step, self.parameter_groups, betas=config.image_betas, after=after)

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.files.image_rows import ImageRows
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.models.teacher import FrozenNet
@@ -65,7 +66,7 @@ class CollectedImages(NamedTuple):
     @classmethod
     def noise(cls, info: ModelInfo, count: int = 256) -> CollectedImages:
         """Made-up ones, where only the cost of a step matters."""
-        pixels = torch.randint(256, (count, info.image_size, info.image_size, info.in_chans), dtype=torch.uint8)
+        pixels = torch.randint(256, (count, *info.image_size, info.in_chans), dtype=torch.uint8)
         return cls(pixels, torch.arange(count) % info.num_classes)
 
 
@@ -110,8 +111,8 @@ class Supports(NamedTuple):
 class PoolPlan(NamedTuple):
     """The images of one size: how many are made, and how the pool keeps them."""
 
-    image_size: int
-    """side in pixels"""
+    image_size: ImageSize
+    """height and width in pixels"""
     rounds: Callable[[int], int]
     """synthesis rounds of this size in an epoch (0-based), each of which leaves one batch"""
     synthesis_batch_size: int

@@ -111,7 +111,7 @@ class Nayer(Method):
         """Images and the terms of Eq. 5."""
         images = self.generator(self.label_embeddings[self.labels])  # Eq. 3
         if self.config.jitter:
-            images = jitter(images, reach=self.info.image_size // 8)
+            images = jitter(images, reach=self.info.image_size.short // 8)
         view = self.augment(images)
         teacher = self.teacher(view)
         terms = {

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.errors import UserError
 from dfkd_fast.messages.notes import note
 
@@ -71,26 +72,32 @@ def _attempt(model: nn.Module, shape: Sequence[int], name: str) -> Any:
         sizes = "x".join(map(str, shape[1:]))
         hint = "choose another --image-size or network"
         if least is not None:
-            hint = f"it takes {least} pixels and more: choose --image-size {least}, or another network"
+            hint = f"it takes {least} pixels and more: choose --image-size {least.flag}, or another network"
         raise UserError(
             f"{name}: cannot take images of {sizes} pixels and {shape[0]} channels ({_reason(error)}); {hint}"
         ) from error
 
 
-def _least_size(model: nn.Module, shape: Sequence[int]) -> int | None:
-    """The least side, above that of `shape`, of square images that the network takes; None where none is found."""
+def _least_size(model: nn.Module, shape: Sequence[int]) -> ImageSize | None:
+    """The least size, above that of `shape`, of images with its ratio of sides (about, where the longer one would be no
+    whole number) that the network takes; None where none is found.
+    """
+    given = ImageSize(*shape[1:])
 
-    def takes(side: int) -> bool:
+    def sized(short: int) -> ImageSize:
+        return ImageSize(*(-(-side * short // given.short) for side in given))
+
+    def takes(short: int) -> bool:
         try:
             with torch.no_grad():
-                model(_blank(model, (shape[0], side, side)))
+                model(_blank(model, (shape[0], *sized(short))))
         except _NO_MEMORY:
             raise
         except Exception:
             return False
         return True
 
-    low = shape[1]
+    low = given.short
     high = next((side for side in _doubled(low) if takes(side)), None)
     if high is None:
         return None
@@ -98,7 +105,7 @@ def _least_size(model: nn.Module, shape: Sequence[int]) -> int | None:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if takes(middle) else (middle, high)
-    return high
+    return sized(high)
 
 
 def _doubled(side: int) -> Iterator[int]:

@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dfkd_fast.config.image_size import ImageSize, Size
+
 
 def conv3x3(in_chans: int, out_chans: int, stride: int = 1, *, bias: bool = False) -> nn.Conv2d:
     """A 3x3 convolution that keeps the image size at stride 1."""
@@ -154,7 +156,7 @@ class VGG(nn.Module):
     Images of 64 pixels and more are halved once more before the last block, smaller ones are not.
     """
 
-    def __init__(self, num_classes: int, in_chans: int, image_size: int) -> None:
+    def __init__(self, num_classes: int, in_chans: int, image_size: Size) -> None:
         super().__init__()
         self.block0 = _vgg_block(in_chans, (64,))
         self.block1 = _vgg_block(64, (128,))
@@ -162,7 +164,7 @@ class VGG(nn.Module):
         self.block3 = _vgg_block(256, (512, 512))
         self.block4 = _vgg_block(512, (512, 512))
         self.pool = nn.MaxPool2d(2)
-        self.pool3 = nn.MaxPool2d(2) if image_size >= 64 else nn.Identity()
+        self.pool3 = nn.MaxPool2d(2) if ImageSize.of(image_size).short >= 64 else nn.Identity()
         self.classifier = nn.Linear(512, num_classes)
         he_init(self)
         nn.init.normal_(self.classifier.weight, std=0.01)
@@ -179,36 +181,36 @@ class VGG(nn.Module):
 # One signature for all builders, so that the factory needs no exceptions; only vgg11 depends on the image size.
 
 
-def resnet18(num_classes: int, *, in_chans: int = 3, image_size: int = 32) -> nn.Module:
+def resnet18(num_classes: int, *, in_chans: int = 3, image_size: Size = 32) -> nn.Module:
     """ResNet-18 with the CIFAR stem; 512 features."""
     return ResNet((2, 2, 2, 2), num_classes, in_chans)
 
 
-def resnet34(num_classes: int, *, in_chans: int = 3, image_size: int = 32) -> nn.Module:
+def resnet34(num_classes: int, *, in_chans: int = 3, image_size: Size = 32) -> nn.Module:
     """ResNet-34 with the CIFAR stem; 512 features."""
     return ResNet((3, 4, 6, 3), num_classes, in_chans)
 
 
-def wrn16_1(num_classes: int, *, in_chans: int = 3, image_size: int = 32) -> nn.Module:
+def wrn16_1(num_classes: int, *, in_chans: int = 3, image_size: Size = 32) -> nn.Module:
     """WRN-16-1; 64 features."""
     return WideResNet(16, 1, num_classes, in_chans)
 
 
-def wrn16_2(num_classes: int, *, in_chans: int = 3, image_size: int = 32) -> nn.Module:
+def wrn16_2(num_classes: int, *, in_chans: int = 3, image_size: Size = 32) -> nn.Module:
     """WRN-16-2; 128 features."""
     return WideResNet(16, 2, num_classes, in_chans)
 
 
-def wrn40_1(num_classes: int, *, in_chans: int = 3, image_size: int = 32) -> nn.Module:
+def wrn40_1(num_classes: int, *, in_chans: int = 3, image_size: Size = 32) -> nn.Module:
     """WRN-40-1; 64 features."""
     return WideResNet(40, 1, num_classes, in_chans)
 
 
-def wrn40_2(num_classes: int, *, in_chans: int = 3, image_size: int = 32) -> nn.Module:
+def wrn40_2(num_classes: int, *, in_chans: int = 3, image_size: Size = 32) -> nn.Module:
     """WRN-40-2; 128 features."""
     return WideResNet(40, 2, num_classes, in_chans)
 
 
-def vgg11(num_classes: int, *, in_chans: int = 3, image_size: int = 32) -> nn.Module:
+def vgg11(num_classes: int, *, in_chans: int = 3, image_size: Size = 32) -> nn.Module:
     """VGG-11 with BN and one linear classifier; 512 features."""
     return VGG(num_classes, in_chans, image_size)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dfkd_fast.config.image_size import Size
 from dfkd_fast.models.cifar import conv3x3, he_init, pooled
 
 
@@ -56,26 +57,26 @@ class ThinResNet(nn.Module):
         return self.linear(pooled(x))
 
 
-def resnet20(num_classes: int, *, in_chans: int = 3, image_size: int = 32) -> nn.Module:
+def resnet20(num_classes: int, *, in_chans: int = 3, image_size: Size = 32) -> nn.Module:
     """ResNet-20 for CIFAR: 3 blocks a stage."""
     return ThinResNet(3, num_classes, in_chans)
 
 
-def resnet32(num_classes: int, *, in_chans: int = 3, image_size: int = 32) -> nn.Module:
+def resnet32(num_classes: int, *, in_chans: int = 3, image_size: Size = 32) -> nn.Module:
     """ResNet-32 for CIFAR: 5 blocks a stage."""
     return ThinResNet(5, num_classes, in_chans)
 
 
-def resnet44(num_classes: int, *, in_chans: int = 3, image_size: int = 32) -> nn.Module:
+def resnet44(num_classes: int, *, in_chans: int = 3, image_size: Size = 32) -> nn.Module:
     """ResNet-44 for CIFAR: 7 blocks a stage."""
     return ThinResNet(7, num_classes, in_chans)
 
 
-def resnet56(num_classes: int, *, in_chans: int = 3, image_size: int = 32) -> nn.Module:
+def resnet56(num_classes: int, *, in_chans: int = 3, image_size: Size = 32) -> nn.Module:
     """ResNet-56 for CIFAR: 9 blocks a stage."""
     return ThinResNet(9, num_classes, in_chans)
 
 
-def resnet110(num_classes: int, *, in_chans: int = 3, image_size: int = 32) -> nn.Module:
+def resnet110(num_classes: int, *, in_chans: int = 3, image_size: Size = 32) -> nn.Module:
     """ResNet-110 for CIFAR: 18 blocks a stage."""
     return ThinResNet(18, num_classes, in_chans)

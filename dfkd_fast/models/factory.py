@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dfkd_fast.catalog import MADE_FOR, MODELS, OTHERS
+from dfkd_fast.config.image_size import Size
 from dfkd_fast.config.own_networks import OwnNetwork, arguments_flag, own_network
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.models.answers import settle_answer
@@ -33,7 +34,7 @@ def load_model(
     spec: str,
     *,
     num_classes: int | None = None,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     in_chans: int | None = None,
@@ -59,7 +60,7 @@ def load_model(
     Raises UserError that names `flag` or `weights_flag` (`<flag>-weights`): for an unknown name, a value that is not to
     be had, weights that do not fit or cannot be read, and published weights that are missing, out of reach or made for
     other classes.
-    `SPEC+sharedD` and `SPEC+sharedDxS` are students on a teacher's classifier (models/shared_classifier.py).
+    `SPEC+sharedD` and `SPEC+sharedDxS` (or HxW) are students on a teacher's classifier (models/shared_classifier.py).
     """
     full, (spec, _, shared) = spec, spec.partition("+shared")
     shared = shared and f"shared{shared}"

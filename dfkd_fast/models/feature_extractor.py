@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.info import ModelInfo
 from dfkd_fast.models.teacher import NetOutput
@@ -76,10 +77,10 @@ class FeatureExtractor(nn.Module):
             )
         return weight.detach()
 
-    def check_size(self, image_size: int, flag: str) -> None:
+    def check_size(self, image_size: ImageSize, flag: str) -> None:
         """Raise UserError, naming `flag`, where the network cannot see images of this size."""
         if self._window is not None:
-            check_size(self.model, image_size, f"{flag} {image_size}: {self._called}")
+            check_size(self.model, image_size, f"{flag} {image_size.flag}: {self._called}")
 
     def width(self, info: ModelInfo) -> int:
         """Channels of the feature map, for images of `info`'s size. The network must be in evaluation mode."""

@@ -12,20 +12,21 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from dfkd_fast.config.data_sets import DATA_SETS
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.torchvision_cpu import imagenet_categories
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What a network expects and answers: images (B, in_chans, image_size, image_size) -> logits (B, num_classes)."""
+    """What a network expects and answers: images (B, *shape) -> logits (B, num_classes)."""
 
     name: str
     """a name of `catalog.MODELS`, `zoo:NAME`, `tv:NAME` or `timm:NAME`"""
     num_classes: int
     """width of the classifier"""
-    image_size: int
-    """side of the square input in pixels"""
+    image_size: ImageSize
+    """height and width of the input in pixels; an int is taken for both"""
     mean: tuple[float, ...]
     """of each channel, for pixels in [0, 1]"""
     std: tuple[float, ...]
@@ -47,10 +48,13 @@ class ModelInfo:
     published: str = field(default="", compare=False)
     """which published weights were loaded, in words; empty where it was a file, or none; of this reading"""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", ImageSize.of(self.image_size))
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of one image, (C, H, W)."""
-        return self.in_chans, self.image_size, self.image_size
+        return self.in_chans, *self.image_size
 
     def blank(self, like: Tensor) -> Tensor:
         """One black image (1, in_chans, H, W), of the dtype and device of `like`: to see what a network hands out."""
@@ -58,7 +62,8 @@ class ModelInfo:
 
     def header(self) -> dict[str, Any]:
         """What a file says of its network, as JSON: every field but those of one reading."""
-        return {key: value for key, value in asdict(self).items() if key not in _OF_A_READING}
+        said = {key: value for key, value in asdict(self).items() if key not in _OF_A_READING}
+        return {**said, "image_size": self.image_size.written}
 
     def described(self) -> str:
         """Input and classes in one line, each value with who said it."""

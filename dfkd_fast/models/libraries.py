@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.errors import UserError, one_of
 from dfkd_fast.models.info import ModelInfo, Source, resolve
 from dfkd_fast.models.library_values import chosen_weights, described_weights, timm_values
@@ -79,7 +80,7 @@ def torchvision_network(order: Order) -> tuple[nn.Module, ModelInfo]:
     categories = tuple(chosen.meta["categories"])
     values = {
         "num_classes": len(categories),
-        "image_size": preset.crop_size[0],
+        "image_size": ImageSize.of(preset.crop_size[0]),
         "mean": tuple(preset.mean),
         "std": tuple(preset.std),
         "interpolation": preset.interpolation.value,
@@ -117,9 +118,12 @@ def timm_network(order: Order) -> tuple[nn.Module, ModelInfo]:
     if order.pretrained:
         _check_classes(order, config["num_classes"])
         info = replace(info, published=f"timm's {'.'.join(filter(None, (config['architecture'], config['tag'])))}")
-    sizes = {"num_classes": info.num_classes, "in_chans": info.in_chans}
-    if config.get("fixed_input_size") and info.image_size != config["input_size"][-1]:
-        sizes["img_size"] = info.image_size  # a transformer's grid; published position embeddings are resized to it
+    sizes: dict[str, Any] = {"num_classes": info.num_classes, "in_chans": info.in_chans}
+    own_size = ImageSize(*config["input_size"][-2:])
+    if config.get("fixed_input_size") and info.image_size != own_size:
+        sizes["img_size"] = (
+            info.image_size.height if info.image_size.is_square else tuple(info.image_size)
+        )  # a transformer's grid; published position embeddings are resized to it
     try:
         model = timm.create_model(order.name, pretrained=order.pretrained, **sizes)
     except OSError as error:
@@ -128,7 +132,7 @@ def timm_network(order: Order) -> tuple[nn.Module, ModelInfo]:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
             f"{order.flag} {order.spec}: cannot be built for images of {info.image_size} pixels ({reason}); choose "
-            f"--image-size {config['input_size'][-1]}, or another network"
+            f"--image-size {own_size.flag}, or another network"
         ) from error
     if "img_size" in sizes and is_vit(model):
         check_size(model, info.image_size, f"{order.flag} {order.spec}")

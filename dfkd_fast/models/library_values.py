@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.errors import UserError, one_of
 from dfkd_fast.messages.notes import note
 from dfkd_fast.models.info import INTERPOLATIONS, Source
@@ -18,13 +19,12 @@ _PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}  #
 
 
 def timm_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What timm's configuration of a network says; what we do not know, or a size that is not square, is left out."""
+    """What timm's configuration of a network says; what we do not know is left out."""
     classes, interpolation = config["num_classes"], config.get("interpolation")
     imagenet = imagenet_categories()  # timm keeps the names of few networks
-    height, width = config["input_size"][-2:]
     return {
         "num_classes": classes,
-        "image_size": width if height == width else None,
+        "image_size": ImageSize(*config["input_size"][-2:]),
         "mean": tuple(config["mean"]),
         "std": tuple(config["std"]),
         "interpolation": interpolation if interpolation in INTERPOLATIONS else None,
@@ -62,8 +62,8 @@ def values_of_built(model: nn.Module, name: str) -> Source:
 
 
 def processor_values(processor: Mapping[str, Any]) -> dict[str, Any]:
-    """What a transformers image processor says; a size that is not square, or pixels that it does not take to [0, 1]
-    before it normalises them, are left out: they have to be stated.
+    """What a transformers image processor says; a size of which one side is open, or pixels that it does not take to
+    [0, 1] before it normalises them, are left out: they have to be stated.
     """
     values: dict[str, Any] = {}
     scaled = processor.get("do_rescale", True) and math.isclose(processor.get("rescale_factor", 1 / 255), 1 / 255)
@@ -73,10 +73,11 @@ def processor_values(processor: Mapping[str, Any]) -> dict[str, Any]:
         values.update(mean=tuple(processor["image_mean"]), std=tuple(processor["image_std"]))
     size = processor.get("crop_size") if processor.get("do_center_crop") else processor.get("size")
     if isinstance(size, int):
-        values["image_size"] = size
-    elif isinstance(size, Mapping):
-        sides = {side for key in ("height", "width", "shortest_edge") if (side := size.get(key)) is not None}
-        values["image_size"] = sides.pop() if len(sides) == 1 else None
+        values["image_size"] = ImageSize.of(size)
+    elif isinstance(size, Mapping) and size.get("height") and size.get("width"):
+        values["image_size"] = ImageSize(size["height"], size["width"])
+    elif isinstance(size, Mapping) and size.get("shortest_edge"):
+        values["image_size"] = ImageSize.of(size["shortest_edge"])
     values["interpolation"] = _PILLOW.get(processor.get("resample", -1))
     return values
 

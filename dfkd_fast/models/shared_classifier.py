@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.errors import UserError
 from dfkd_fast.losses.gan import feature_distance
 from dfkd_fast.models.feature_extractor import FeatureExtractor
 from dfkd_fast.models.info import ModelInfo
 from dfkd_fast.models.teacher import FrozenNet, NetOutput, unregistered
 
-_FORM = re.compile(r"shared(\d+)(?:x(\d+))?")
+_FORM = re.compile(r"shared(\d+)(?:x(\d+)(?:x(\d+))?)?")
 _SHRINK = 2  # the projector's inner width is the teacher's over this
 
 
@@ -28,31 +29,35 @@ class SharedForm(NamedTuple):
 
     width: int
     """features that the classifier reads"""
-    side: int | None = None
-    """pixels per side, at most, of the maps that a projector brings to that width; None: no projector"""
+    size: ImageSize | None = None
+    """height and width, at most, of the maps that a projector brings to that width; None: no projector"""
 
     def __str__(self) -> str:
-        return f"shared{self.width}" if self.side is None else f"shared{self.width}x{self.side}"
+        return f"shared{self.width}" if self.size is None else f"shared{self.width}x{self.size}"
 
     @classmethod
     def parse(cls, text: str, flag: str) -> SharedForm:
         """The inverse of `str`. Raises UserError, naming `flag`, for any other text."""
         match = _FORM.fullmatch(text)
         if match is None:
-            raise UserError(f"{flag}: +{text} is no form of a shared classifier; choose +sharedD or +sharedDxS")
-        return cls(int(match[1]), int(match[2]) if match[2] else None)
+            raise UserError(
+                f"{flag}: +{text} is no form of a shared classifier; choose +sharedD, +sharedDxS or +sharedDxHxW"
+            )
+        if match[2] is None:
+            return cls(int(match[1]))
+        return cls(int(match[1]), ImageSize(int(match[2]), int(match[3] or match[2])))
 
 
 class Projector(nn.Module):
-    """SimKD's: 1x1, 3x3 and 1x1 convolutions, each with BN and ReLU. Maps (B, C, h, w) -> (B, width, s, s).
+    """SimKD's: 1x1, 3x3 and 1x1 convolutions, each with BN and ReLU. Maps (B, C, h, w) -> (B, width, h', w').
 
-    Maps larger than `side` are first pooled to it, as the teacher's own are that small.
+    Maps larger than `size` are first pooled to it, as the teacher's own are that small.
     """
 
-    def __init__(self, channels: int, width: int, side: int) -> None:
+    def __init__(self, channels: int, width: int, size: ImageSize) -> None:
         super().__init__()
         inner = max(1, width // _SHRINK)
-        self.side = side
+        self.size = size
         self.layers = nn.Sequential(
             nn.Conv2d(channels, inner, 1, bias=False),
             nn.BatchNorm2d(inner),
@@ -66,7 +71,7 @@ class Projector(nn.Module):
         )
 
     def forward(self, maps: Tensor) -> Tensor:
-        projected: Tensor = self.layers(pooled_to(maps, self.side))
+        projected: Tensor = self.layers(pooled_to(maps, self.size))
         return projected
 
 
@@ -91,7 +96,7 @@ def share_classifier(student: nn.Module, form: SharedForm, info: ModelInfo) -> S
     training = student.training
     channels = FeatureExtractor(student.eval()).width(info)
     student.train(training)
-    projector: nn.Module = nn.Identity() if form.side is None else Projector(channels, form.width, form.side)
+    projector: nn.Module = nn.Identity() if form.size is None else Projector(channels, form.width, form.size)
     return SharedClassifierNet(student, projector, nn.Linear(form.width, info.num_classes))
 
 
@@ -114,13 +119,14 @@ class ClassifierSharing(nn.Module):
         (_, channels, *_), (_, width, *_) = own.shape, target.shape
         if not projects and channels != width:
             raise ValueError(f"the student has {channels} features, the teacher {width}")
-        side = min(own.shape[-1], target.shape[-1]) if projects else None
-        self.form = SharedForm(width, side)
-        self.projector: nn.Module = nn.Identity() if side is None else Projector(channels, width, side)
+        both = zip(own.shape[-2:], target.shape[-2:], strict=True)
+        size = ImageSize(*map(min, both)) if projects else None
+        self.form = SharedForm(width, size)
+        self.projector: nn.Module = nn.Identity() if size is None else Projector(channels, width, size)
 
     def loss(self, student: NetOutput, teacher: NetOutput) -> Tensor:
         """Scalar, in at least float32."""
-        if self.form.side is None:
+        if self.form.size is None:
             return feature_distance(student.pooled(), teacher.pooled())
         assert teacher.features is not None, "a network with a classifier on pooled features"
         return map_distance(self.projector(student.features), teacher.features)
@@ -137,9 +143,10 @@ class ClassifierSharing(nn.Module):
 def map_distance(projected: Tensor, target: Tensor) -> Tensor:
     """Mean squared difference of two stacks of maps (B, D, h, w), the target pooled to the other's size -> scalar."""
     dtype = torch.promote_types(projected.dtype, torch.float32)
-    return F.mse_loss(projected.to(dtype), pooled_to(target, projected.shape[-1]).to(dtype))
+    return F.mse_loss(projected.to(dtype), pooled_to(target, ImageSize(*projected.shape[-2:])).to(dtype))
 
 
-def pooled_to(maps: Tensor, side: int) -> Tensor:
-    """Maps (B, C, h, w), averaged over cells to `side` a side where they are larger."""
-    return F.adaptive_avg_pool2d(maps, side) if maps.shape[-1] > side else maps
+def pooled_to(maps: Tensor, size: ImageSize) -> Tensor:
+    """Maps (B, C, h, w), averaged over cells to `size` where a side of theirs is longer."""
+    smaller = ImageSize(*map(min, zip(maps.shape[-2:], size, strict=True)))
+    return maps if maps.shape[-2:] == smaller else F.adaptive_avg_pool2d(maps, smaller)

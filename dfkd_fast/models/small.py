@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dfkd_fast.config.image_size import Size
 from dfkd_fast.models.cifar import conv3x3, he_init, pooled, residual_stage
 
 
@@ -53,16 +54,16 @@ class SlimResNet(nn.Module):
         return self.fc(pooled(x))
 
 
-def cnn(num_classes: int, *, in_chans: int = 3, image_size: int = 32) -> nn.Module:
+def cnn(num_classes: int, *, in_chans: int = 3, image_size: Size = 32) -> nn.Module:
     """Three-layer BN network of 16, 32 and 64 channels; 64 features. The demonstration's teacher."""
     return ConvNet((16, 32, 64), num_classes, in_chans)
 
 
-def cnn_s(num_classes: int, *, in_chans: int = 3, image_size: int = 32) -> nn.Module:
+def cnn_s(num_classes: int, *, in_chans: int = 3, image_size: Size = 32) -> nn.Module:
     """Three-layer BN network of half `cnn`'s width; 32 features. The demonstration's student."""
     return ConvNet((8, 16, 32), num_classes, in_chans)
 
 
-def resnet8(num_classes: int, *, in_chans: int = 3, image_size: int = 32) -> nn.Module:
+def resnet8(num_classes: int, *, in_chans: int = 3, image_size: Size = 32) -> nn.Module:
     """ResNet-8: one basic block a stage; 64 features."""
     return SlimResNet(1, num_classes, in_chans)

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVarTuple
 import torch
 from torch import Tensor, nn
 
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.frozen_forms import check_foldable, lower_dtype
@@ -67,19 +68,18 @@ class FrozenNet:
         placed = copy.deepcopy(model).to(runtime.device)
         dtype = lower_dtype(precision, runtime)
         self.int8 = Int8Answers(model, info, runtime) if precision == "int8" else None
-        shape = (info.in_chans, info.image_size, info.image_size)
         self.window = TokenWindow(runtime.device, is_led=is_vit(model))
         """where vision transformers see images that are smaller than theirs; drawn here at each call if this is one"""
         self.net = (
             FrozenVit(placed, self.window, dtype=dtype)
             if is_vit(model)
-            else freeze_teacher(placed, dtype=dtype, channels_last=runtime.channels_last, image_shape=shape)
+            else freeze_teacher(placed, dtype=dtype, channels_last=runtime.channels_last, image_shape=info.shape)
         )
         self._answering = self.net
         if folded:
             check_foldable(info.name, runtime, has_norms=bool(getattr(self.net, "targets", ())))
             self._answering = freeze_teacher(
-                placed, dtype=dtype, channels_last=runtime.channels_last, image_shape=shape, moments=False
+                placed, dtype=dtype, channels_last=runtime.channels_last, image_shape=info.shape, moments=False
             )
         path = getattr(self.net, "classifier", None)  # no other kind of frozen network has one to share
         self._classifier = None if path is None else model.get_submodule(path)
@@ -138,10 +138,10 @@ class FrozenNet:
             return name
         raise UserError(f"--teacher {self.info.name}: has no map {' or '.join(names)}; choose another network")
 
-    def check_size(self, image_size: int, flag: str) -> None:
+    def check_size(self, image_size: ImageSize, flag: str) -> None:
         """Raise UserError, naming `flag`, where the network cannot see images of this size."""
         if isinstance(self.net, FrozenVit):
-            check_size(self.net.model, image_size, f"{flag} {image_size}: {self.info.name}")
+            check_size(self.net.model, image_size, f"{flag} {image_size.flag}: {self.info.name}")
 
     def logits(self, view: Tensor) -> Tensor:
         """Logits (B, K) alone, for evaluation."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dfkd_fast.config.image_size import ImageSize, Size
 from dfkd_fast.errors import UserError
 
 DECAY = 0.1
@@ -35,26 +36,29 @@ class TokenWindow:
         """A new place, from the device's default generator."""
         self.place.copy_(torch.rand_like(self.place))
 
-    def indices(self, grid: int, size: int) -> Tensor:
-        """Rows of the position embedding of a `grid` x `grid` network that `size` x `size` patches take, (size^2,)
-        int64, row by row.
+    def indices(self, grid: Size, size: Size) -> Tensor:
+        """Rows of the position embedding of a network of `grid` patches that an image of `size` takes, row by row:
+        (rows x columns,) int64.
         """
-        chances = window_chances(grid, size, self.decay, device=self.place.device)
+        (_, across), (rows, columns), device = ImageSize.of(grid), ImageSize.of(size), self.place.device
+        chances = window_chances(grid, size, self.decay, device=device)
         chosen = (chances.flatten().cumsum(0) <= self.place).sum().clamp_max(chances.numel() - 1)
-        row, column = chosen // len(chances), chosen % len(chances)
-        steps = torch.arange(size, device=self.place.device)
-        return ((row + steps)[:, None] * grid + column + steps).flatten()
+        row, column = chosen // chances.shape[1], chosen % chances.shape[1]
+        down = (row + torch.arange(rows, device=device))[:, None]
+        return (down * across + column + torch.arange(columns, device=device)).flatten()
 
 
-def window_chances(grid: int, size: int, decay: float, *, device: torch.device | None = None) -> Tensor:
+def window_chances(grid: Size, size: Size, decay: float, *, device: torch.device | None = None) -> Tensor:
     """The chance of each window, by the row and column of its first patch: (grid - size + 1)^2, together 1.
 
     P(r, c) ~ 1 / (1 + decay ((r - m)^2 + (c - m)^2)) for the window's centre, counted from 1, and the middle m = grid
-    // 2. For 7 of 14 patches, as in the paper, centres are 4 to 11 and m is 7.
+    // 2, of rows and of columns. For 7 of 14 patches, as in the paper, centres are 4 to 11 and m is 7.
     """
-    centres = torch.arange(grid - size + 1, device=device) + size // 2 + 1
-    squares = (centres - grid // 2).square()
-    weights = 1 / (1 + decay * (squares[:, None] + squares))
+    rows, columns = (
+        (torch.arange(whole - part + 1, device=device) + part // 2 + 1 - whole // 2).square()
+        for whole, part in zip(ImageSize.of(grid), ImageSize.of(size), strict=True)
+    )
+    weights = 1 / (1 + decay * (rows[:, None] + columns))
     return weights / weights.sum()
 
 
@@ -78,14 +82,14 @@ def is_vit(model: nn.Module) -> bool:
 
 
 def see(model: nn.Module, view: Tensor, window: TokenWindow, *, draws: bool) -> Tokens:
-    """Run a vision transformer on normalised images (B, C, H, W) of its own size or smaller, H = W a multiple of its
-    patches' side.
+    """Run a vision transformer on normalised images (B, C, H, W) of its own size or smaller, H and W multiples of its
+    patches' sides.
 
     At its own size this is the network itself; below, it sees the images in `window`, with `draws` in a new one.
     """
     vit: Any = model
     patches = vit.patch_embed.proj(view.to(vit.patch_embed.proj.weight.dtype))
-    size = patches.shape[-1]
+    size = ImageSize(*patches.shape[-2:])
     tokens = vit.patch_embed.norm(patches.flatten(2).transpose(1, 2))
     special = (vit.cls_token, getattr(vit, "dist_token", None), vit.reg_token)
     prefix = [token.expand(len(view), -1, -1) for token in special if token is not None]
@@ -93,22 +97,22 @@ def see(model: nn.Module, view: Tensor, window: TokenWindow, *, draws: bool) -> 
     tokens = torch.cat([*prefix, tokens + positions if apart else tokens], dim=1)
     tokens = vit.pos_drop(tokens if apart else tokens + positions)
     tokens = vit.norm(vit.blocks(vit.norm_pre(vit.patch_drop(tokens))))
-    features = tokens[:, -size * size :].transpose(1, 2).unflatten(2, (size, size))
+    features = tokens[:, -size.area :].transpose(1, 2).unflatten(2, size)
     features = features.to(vit.head.weight.dtype)  # autocast computes norms in float32
     return Tokens(vit.forward_head(tokens), features, vit.forward_head(tokens, pre_logits=True))
 
 
-def _positions(vit: Any, size: int, window: TokenWindow, *, draws: bool) -> Tensor:
-    """The position embeddings of `size` x `size` patches, behind those of the special tokens where they have some."""
+def _positions(vit: Any, size: ImageSize, window: TokenWindow, *, draws: bool) -> Tensor:
+    """The position embeddings of so many patches, behind those of the special tokens where they have some."""
     embedding: Tensor | None = vit.pos_embed
-    grid, _ = vit.patch_embed.grid_size
+    grid = ImageSize(*vit.patch_embed.grid_size)
     if embedding is None:
         return vit.cls_token.new_zeros(())
     if size == grid:
         return embedding
     if draws:
         window.draw()
-    count = embedding.shape[1] - grid * grid
+    count = embedding.shape[1] - grid.area
     inside = embedding[:, count:].index_select(1, window.indices(grid, size))
     return torch.cat([embedding[:, :count], inside], dim=1)
 
@@ -125,13 +129,13 @@ def head_weights(model: nn.Module) -> Tensor | None:
     return weight if second is None else (weight + second.weight) / 2
 
 
-def check_size(model: nn.Module, size: int, name: str) -> None:
-    """Raise UserError where a network cannot see images of `size` pixels."""
+def check_size(model: nn.Module, size: ImageSize, name: str) -> None:
+    """Raise UserError where a network cannot see images of `size`."""
     vit: Any = model
-    (side, _), (grid, _) = vit.patch_embed.patch_size, vit.patch_embed.grid_size
-    if size % side or not 0 < size <= side * grid:
-        sizes = f"{side} to {side * grid} pixels in steps of {side}" if grid > 1 else f"a multiple of {side} pixels"
-        raise UserError(f"{name}: sees images of {sizes}, not of {size}")
+    for given, side, grid in zip(size, vit.patch_embed.patch_size, vit.patch_embed.grid_size, strict=True):
+        if given % side or not 0 < given <= side * grid:
+            sizes = f"{side} to {side * grid} pixels in steps of {side}" if grid > 1 else f"a multiple of {side} pixels"
+            raise UserError(f"{name}: sees images of {sizes}, not of {size}")
 
 
 class FrozenVit(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from typing import Any
 
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.pool.pool import Pool, PoolBatch
 from dfkd_fast.pool.stream import AugmentSpec
 from dfkd_fast.sampling import Sampler
@@ -13,21 +14,21 @@ from dfkd_fast.sampling import Sampler
 class MultiPool:
     """Pools by image size. Raises ValueError for one whose images have another size."""
 
-    def __init__(self, pools: Mapping[int, Pool]) -> None:
+    def __init__(self, pools: Mapping[ImageSize, Pool]) -> None:
         for size, pool in pools.items():
-            if pool.pixel_shape[:2] != (size, size):
+            if pool.pixel_shape[:2] != size:
                 raise ValueError(f"pools: the one of size {size} holds images of {pool.pixel_shape}")
         self.pools = dict(pools)
 
     def __len__(self) -> int:
         return sum(map(len, self.pools.values()))
 
-    def __getitem__(self, image_size: int) -> Pool:
+    def __getitem__(self, image_size: ImageSize) -> Pool:
         return self.pools[image_size]
 
     def batches(
-        self, samplers: Mapping[int, Sampler], views: Mapping[int, AugmentSpec], steps: int
-    ) -> Generator[dict[int, PoolBatch], None, None]:
+        self, samplers: Mapping[ImageSize, Sampler], views: Mapping[ImageSize, AugmentSpec], steps: int
+    ) -> Generator[dict[ImageSize, PoolBatch], None, None]:
         """`steps` times a batch of each resolution, of its sampler's batch size."""
         streams = {size: pool.batches(samplers[size], views[size], steps) for size, pool in self.pools.items()}
         try:

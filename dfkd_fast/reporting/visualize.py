@@ -31,7 +31,8 @@ def class_grid(
 ) -> Image.Image:
     """Draw the first `per_class` images of each class, one row a class from 0 on; at most 100 rows.
 
-    `images` (N, H, W, C) uint8 as a pool keeps them, or (N, C, H, W) float in [0, 1]; C is 1 or 3. `labels` (N,).
+    `images` (N, H, W, C) uint8 as a pool keeps them, or (N, C, H, W) float in [0, 1]; C is 3, or 1 for grey, and
+    of any other number the mean is drawn, in grey. `labels` (N,).
     `scale` repeats every pixel; without it small images are enlarged to 64 pixels. `captions` (N,), for instance the
     teacher's confidences, are written below the images with two decimals. Cells without an image are grey.
     """
@@ -84,4 +85,6 @@ def _pixels(images: Tensor) -> np.ndarray:
     """(N, H, W, 3) uint8 on the CPU."""
     if images.is_floating_point():
         images = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    if images.shape[-1] not in (1, 3):
+        images = images.float().mean(-1, keepdim=True).round().to(torch.uint8)
     return images.expand(-1, -1, -1, 3).cpu().numpy()

@@ -18,7 +18,6 @@ from dfkd_fast.data.stream import Classed, Decoding, LabelledImages
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.device.switches import named_operator
 from dfkd_fast.errors import UserError
-from dfkd_fast.files.pictures import Channels
 from dfkd_fast.methods.base import Method
 from dfkd_fast.methods.exchange import DeployedHead
 from dfkd_fast.models.factory import ModelInfo
@@ -141,7 +140,7 @@ def evaluation_images(config: TrainConfig, runtime: Runtime, info: ModelInfo | N
             decoder=choice.decoder, workers=choice.workers, resize=choice.resize, interpolation=interpolation
         ),
         device=runtime.device,
-        channels=stated_channels(config) if info is None else image_channels(info),
+        channels=stated_channels(config) if info is None else info.in_chans,
         in_memory=math.inf if config.train_teacher else IN_MEMORY,
     )
     if info is None:
@@ -159,16 +158,9 @@ def in_stated_order(images: S, stated: NetworkInput) -> S:
     return images if order is None else images.in_order(order.of(images.class_names, f"--data {images.name}"))
 
 
-def stated_channels(stated: NetworkInput) -> Channels:
-    """The channels that a teacher is to be trained with. Raises UserError for a number that images do not have."""
-    if stated.in_chans not in (None, 1, 3):
-        raise UserError(f"--in-chans {stated.in_chans}: images have 3 channels, or 1 as grey ones; choose 1 or 3")
-    return 1 if stated.in_chans == 1 else 3
-
-
-def image_channels(info: ModelInfo) -> Channels:
-    """The channels that images are read with for a network: grey for one of one channel, else RGB."""
-    return 1 if info.in_chans == 1 else 3
+def stated_channels(stated: NetworkInput) -> int:
+    """The channels that a teacher is to be trained with: what flags say, else those of RGB."""
+    return stated.in_chans or len(stated.mean or ()) or 3
 
 
 def agreement(first: Evaluation, second: Evaluation) -> float:
@@ -182,8 +174,8 @@ def check_fit(images: LabelledImages, info: ModelInfo, flag: str) -> None:
     if images.in_chans != info.in_chans:
         raise UserError(f"{flag} {images.name}: {images.in_chans} channels, but {info.name} takes {info.in_chans}")
     if images.image_size != info.image_size:
-        sizes = f"{images.image_size} pixels a side, but {info.name} takes {info.image_size}"
-        raise UserError(f"{flag} {images.name}: {sizes}; give --image-size {info.image_size}")
+        sizes = f"images of {images.image_size} pixels, but {info.name} takes {info.image_size}"
+        raise UserError(f"{flag} {images.name}: {sizes}; give --image-size {info.image_size.flag}")
 
 
 def check_classes(images: Classed, info: ModelInfo, flag: str) -> None:

@@ -131,7 +131,7 @@ class CollapseWatch:
         """
         info = self.teacher.info
         planes = images.movedim(-1, 1) / 255 if images.dtype == torch.uint8 else images
-        if epoch < self.warmup_epochs or len(planes) < FEW or planes.shape[-1] != info.image_size:
+        if epoch < self.warmup_epochs or len(planes) < FEW or planes.shape[-2:] != info.image_size:
             return
         runtime = self.runtime
         mean, std = (torch.tensor(values, device=runtime.device).view(1, -1, 1, 1) for values in (info.mean, info.std))

@@ -166,13 +166,14 @@ def _is_fresh(teacher: FrozenNet) -> bool:
 
 
 def natural_noise(info: ModelInfo, count: int) -> Tensor:
-    """Normalised images (count, C, S, S), float32: Gaussian noise of mean 0 and variance 1, whose amplitude falls with
+    """Normalised images (count, C, H, W), float32: Gaussian noise of mean 0 and variance 1, whose amplitude falls with
     the frequency as that of natural images does, with channels that mostly agree. The same on every machine and call.
     """
     size, channels = info.image_size, info.in_chans
     generator = torch.Generator().manual_seed(0)
-    common = torch.randn(count, 1, size, size, generator=generator)
-    white = common + 0.3 * torch.randn(count, channels, size, size, generator=generator)
-    frequency = (torch.fft.fftfreq(size)[:, None] ** 2 + torch.fft.rfftfreq(size) ** 2 + size**-2).sqrt()
-    noise = torch.fft.irfft2(torch.fft.rfft2(white) / frequency, s=(size, size))
+    common = torch.randn(count, 1, *size, generator=generator)
+    white = common + 0.3 * torch.randn(count, channels, *size, generator=generator)
+    rows, columns = torch.fft.fftfreq(size.height)[:, None], torch.fft.rfftfreq(size.width)
+    frequency = (rows**2 + columns**2 + size.area**-1).sqrt()
+    noise = torch.fft.irfft2(torch.fft.rfft2(white) / frequency, s=size)
     return (noise - noise.mean()) / noise.std()

@@ -35,7 +35,7 @@ def make_pools(
             config,
             folder if len(plans) == 1 else folder / str(size),
             capacity=plan.capacity,
-            image_shape=(method.info.in_chans, size, size),
+            image_shape=(method.info.in_chans, *size),
             num_classes=method.info.num_classes,
             runtime=runtime,
             policy=plan.policy,

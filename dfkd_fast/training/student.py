@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfkd_fast.augment import Mix, draw_boxes, draw_mix, mixed, resized_crop
+from dfkd_fast.augment import Mix, draw_mix, mixed, random_resized_crop
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.device.compilation import compiled
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
@@ -41,7 +42,7 @@ class StudentSteps:
         if self.reads.teacher:
             teacher.prepare(self.reads.teacher)
         self.batch_size = sum(plan.batch_size for plan in self.plans.values())
-        self.priorities: dict[int, PrioritySampler] = {}
+        self.priorities: dict[ImageSize, PrioritySampler] = {}
         """by image size, where the method has them"""
         self.crop_scale, self.pad, self.flip = method.config.student_crops
         if not 0 < self.crop_scale <= 1:
@@ -83,7 +84,7 @@ class StudentSteps:
         """What each of `count` steps is given from outside, on the host."""
         raise NotImplementedError
 
-    def batches(self, *inputs: Any) -> Mapping[int, PoolBatch]:
+    def batches(self, *inputs: Any) -> Mapping[ImageSize, PoolBatch]:
         """A step's batch of each image size, from its inputs. Part of the step, which may be captured."""
         raise NotImplementedError
 
@@ -119,11 +120,9 @@ class StudentSteps:
     def _cropped(self, view: Tensor) -> Tensor:
         if self.crop_scale == 1:
             return view
-        global_batch = self.runtime.global_batch
-        boxes = draw_boxes(len(view) * global_batch.size, scale=self.crop_scale, device=self.runtime.device)
-        return resized_crop(view, global_batch.local_rows(boxes))
+        return random_resized_crop(view, scale=self.crop_scale, global_batch=self.runtime.global_batch)
 
-    def _mix(self, size: int) -> Mix | None:
+    def _mix(self, size: ImageSize) -> Mix | None:
         """How the images of a size are mixed in the next step; the same on all ranks of a global batch."""
         config, rows = self.method.config, self.runtime.global_batch
         if config.student_mix == "none":
@@ -169,7 +168,7 @@ class StudentTrainer(StudentSteps):
 
     def store(self, made: SynthBatch) -> None:
         """Put what a round made into the pool of its size, with its priorities where the method has them."""
-        made, size = made.gathered(self.runtime.global_batch), made.images.shape[-1]
+        made, size = made.gathered(self.runtime.global_batch), ImageSize(*made.images.shape[-2:])
         pool = self.pool[size]
         kept = {} if self.cache is None else {EXTRA: self.cache.answers(made.images, pool)}
         slots = pool.add(made.images, made.labels, **made.extras, **kept)
@@ -177,13 +176,13 @@ class StudentTrainer(StudentSteps):
             assert made.initial_priorities is not None, "a pool with priorities needs those of new images"
             self.priorities[size].update(slots, made.initial_priorities[: len(slots)])
 
-    def inputs(self, count: int) -> Iterator[tuple[dict[int, PoolBatch]]]:
+    def inputs(self, count: int) -> Iterator[tuple[dict[ImageSize, PoolBatch]]]:
         """Batches of the pool as it is now."""
         for batches in self.pool.batches(self._samplers(), self.views, count):
             yield (batches,)
 
-    def batches(self, *inputs: Any) -> Mapping[int, PoolBatch]:
-        found: Mapping[int, PoolBatch] = inputs[0]
+    def batches(self, *inputs: Any) -> Mapping[ImageSize, PoolBatch]:
+        found: Mapping[ImageSize, PoolBatch] = inputs[0]
         return found
 
     def answer(self, batch: PoolBatch, view: Tensor, mix: Mix | None = None) -> NetOutput:
@@ -192,8 +191,8 @@ class StudentTrainer(StudentSteps):
         found = self.cache.pick(batch)
         return found if mix is None else combined(found, mix, self.method.config, self.runtime.global_batch)
 
-    def _samplers(self) -> dict[int, Sampler]:
-        samplers: dict[int, Sampler] = {}
+    def _samplers(self) -> dict[ImageSize, Sampler]:
+        samplers: dict[ImageSize, Sampler] = {}
         for index, (size, plan) in enumerate(self.plans.items()):
             batch_size = plan.batch_size
             if size in self.priorities:
@@ -235,5 +234,5 @@ class FreshTrainer(StudentSteps):
         for _ in range(count):
             yield ()
 
-    def batches(self, *inputs: Any) -> dict[int, PoolBatch]:
+    def batches(self, *inputs: Any) -> dict[ImageSize, PoolBatch]:
         return {self.method.info.image_size: self._batch}

@@ -16,6 +16,7 @@ from dfkd_fast.benchmark.step_profiler import Timings, profile_steps
 from dfkd_fast.benchmark.step_timer import Quantiles, StepTimer, TimingWindow
 from dfkd_fast.catalog import METHODS
 from dfkd_fast.cli.main import main
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.costs.work import RoundKind, SynthesisKind, Work
 from dfkd_fast.device.runtime import make_runtime
@@ -64,7 +65,7 @@ def test_every_method_can_be_rehearsed(name: str) -> None:
 
 def test_seconds_add_up() -> None:
     early, late = (SynthesisKind(0, (), is_warmup) for is_warmup in (True, False))
-    first, later = (RoundKind(32, is_warmup) for is_warmup in (True, False))
+    first, later = (RoundKind(ImageSize.of(32), is_warmup) for is_warmup in (True, False))
     timings = Timings(
         synthesis={early: Quantiles(1, 0.5, 2), late: Quantiles(2, 1, 4)},
         round={first: 10, later: 20},

@@ -112,11 +112,11 @@ def test_every_preset_can_be_measured() -> None:
         f"{method}/{name}": methods.read_target(f"{method}/{name}") for method in METHODS for name in presets(method)
     }
     shapes = {name: (target.info.num_classes, target.info.image_size) for name, target in targets.items()}
-    assert shapes["msarc/imagenet100"] == (100, 224)
-    assert shapes["msarc/bloodmnist"] == (8, 64)
-    assert shapes["hidfd/ham10000"] == (7, 224)
-    assert shapes["hidfd/imagenet"] == shapes["muse-s/imagenet-deit"] == (1000, 224)
-    assert shapes["zskt/cifar10-original"] == (10, 32)
+    assert shapes["msarc/imagenet100"] == (100, (224, 224))
+    assert shapes["msarc/bloodmnist"] == (8, (64, 64))
+    assert shapes["hidfd/ham10000"] == (7, (224, 224))
+    assert shapes["hidfd/imagenet"] == shapes["muse-s/imagenet-deit"] == (1000, (224, 224))
+    assert shapes["zskt/cifar10-original"] == (10, (32, 32))
 
 
 @pytest.mark.parametrize("name", ["nayer", "muse-s"])

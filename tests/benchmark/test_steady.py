@@ -17,6 +17,7 @@ import torch
 
 from dfkd_fast.benchmark.step_profiler import StepProfiler
 from dfkd_fast.benchmark.step_timer import TimingWindow, sample
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.models.factory import ModelInfo
@@ -100,11 +101,12 @@ def test_time_of_a_student_step_does_not_depend_on_the_pool(tmp_path: Path) -> N
     sizes = ("--epochs", "3", "--batch-size", "64", "--pool.capacity", "110000", "--pool.storage", "device")
     config = load_config(default_config("nayer"), preset="digits", flags=[*FLAGS, *sizes])
     few, many = (StepProfiler(config, info, runtime, tmp_path / name) for name in ("few", "many"))
-    pixels = torch.randint(0, 256, (10_000, 32, 32, 3), dtype=torch.uint8)
+    size = ImageSize.of(32)
+    pixels = torch.randint(0, 256, (10_000, *size, 3), dtype=torch.uint8)
     labels = torch.zeros(len(pixels), dtype=torch.int64)
-    few.pool[32].add_bytes(pixels[:100], labels[:100])
-    while len(many.pool[32]) < 100_000:
-        many.pool[32].add_bytes(pixels, labels)
+    few.pool[size].add_bytes(pixels[:100], labels[:100])
+    while len(many.pool[size]) < 100_000:
+        many.pool[size].add_bytes(pixels, labels)
     window = TimingWindow(warmup=2, samples=9, clock=time.process_time)
     turns = [[sample(each.student_step, window, runtime).median for each in (few, many)] for _ in range(5)]
     few.close()

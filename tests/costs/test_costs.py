@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dfkd_fast.catalog import METHODS
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.config.sources import default_config
 from dfkd_fast.costs.flops import StepFlops, count_step_flops
 from dfkd_fast.costs.peak import matmul_rate
@@ -122,7 +123,11 @@ def test_work_counts_the_stages_of_a_round(make) -> None:
     work = work_of(make("deepinversion", epochs=2, warmup_epochs=1, warmup_rounds=3, rounds=1, synthesis_steps=10))
     stages = [kind_of(warmup=True, adversarial=False, low_res=low_res) for low_res in (True, False)]
     assert [work.synthesis_steps[stage] for stage in stages] == [6, 24]
-    assert work.rounds == {RoundKind(16, True): 1, RoundKind(16, True, later=True): 2, RoundKind(16, False): 1}
+    assert work.rounds == {
+        RoundKind(ImageSize.of(16), True): 1,
+        RoundKind(ImageSize.of(16), True, later=True): 2,
+        RoundKind(ImageSize.of(16), False): 1,
+    }
 
 
 def test_student_step_is_two_forwards_and_a_backward(make) -> None:
@@ -147,7 +152,7 @@ def test_what_is_computed_in_fact_is_counted_beside(make) -> None:
     assert flops.done.student == flops.student == cached.student
     assert cached.student - cached.done.student == 2 * 30 * teacher
     work = Work()
-    work.rounds[RoundKind(16, True)] = 5
+    work.rounds[RoundKind(ImageSize.of(16), True)] = 5
     assert (cached.of_synthesis(work), cached.done.of_synthesis(work)) == (0, 2 * 3 * 5 * 24 * teacher)
 
 

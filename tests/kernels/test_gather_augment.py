@@ -57,7 +57,9 @@ def one_at_a_time(pool, indices, shifts, flips, mean, std, pad):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize(("size", "channels"), [((9, 7), 3), ((1, 1), 1), ((32, 32), 3), ((5, 8), 4)])
+@pytest.mark.parametrize(
+    ("size", "channels"), [((9, 7), 3), ((1, 1), 1), ((12, 5), 1), ((3, 10), 2), ((32, 32), 3), ((5, 8), 4)]
+)
 def test_is_the_definition(backend, size, channels, memory_format, dtype):
     inputs, mean, std = problem(size, channels), MEAN[:channels], STD[:channels]
     expected = one_at_a_time(*inputs, mean, std, pad=2)

@@ -73,11 +73,11 @@ class Assembled:
     def made(self, epoch: int, on_step: OnStep = ignore) -> list[SynthBatch]:
         """What the first round of each image size makes; in epoch 0 where `epoch` has no round."""
         self.method.train()
-        found: dict[int, SynthBatch] = {}
+        found: dict[tuple[int, ...], SynthBatch] = {}
         plans, epoch, index = self.method.pools(), epoch if self.method.rounds(epoch) else 0, 0
         while len(found) < len(plans):
             batch = self.rounds.round(epoch, index, on_step)
-            found.setdefault(batch.images.shape[-1], batch)
+            found.setdefault(tuple(batch.images.shape[-2:]), batch)
             index += 1
         return [found[plan.image_size] for plan in plans]
 
@@ -160,8 +160,8 @@ def test_a_round(run: Assembled, name: str) -> None:
         for terms in seen[method.config.synthesis_steps - 1 :: method.config.synthesis_steps]:
             weighted_sum(terms, method.config)
         for plan, batch in zip(plans, batches, strict=True):
-            count, side = plan.synthesis_batch_size, plan.image_size
-            assert batch.images.shape == (count, method.info.in_chans, side, side)
+            count = plan.synthesis_batch_size
+            assert batch.images.shape == (count, method.info.in_chans, *plan.image_size)
             assert 0 <= batch.images.min() < batch.images.max() <= 1
             assert batch.labels.shape == (count,)
             assert 0 <= batch.labels.min() <= batch.labels.max() < method.info.num_classes

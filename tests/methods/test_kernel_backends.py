@@ -78,7 +78,7 @@ def gradients_of_terms(name: str, precision: str) -> dict[str, Tensor]:
         if name == "hidfd":
             maker.shuffle()
         maker.labels.copy_(torch.arange(len(maker.labels)) % INFO.num_classes)
-        size = getattr(maker, "info", method.info).image_size
+        size = getattr(maker, "info", method.info).image_size.short
         images = fixed_images(len(maker.labels), size).to(runtime.master_dtype).requires_grad_()
         if hasattr(maker, "generator"):
             made = (images, ()) if name == "spaceshipnet" else images  # with no maps

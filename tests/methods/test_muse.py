@@ -183,11 +183,11 @@ def test_adversarial_terms_start_with_distillation(method: MuseS) -> None:
 def test_several_sizes_have_generators_batches_and_budgets_of_their_own(make_method: Callable[..., Any]) -> None:
     method = make_method(Muse, BOTH)
     parts = method.scales
-    assert [part.info.image_size for part in parts] == [12, 16]
+    assert [part.info.image_size for part in parts] == [(12, 12), (16, 16)]
     assert [part.config.batch_size for part in parts] == [12, 8]
     assert [part.config.synthesis_batch_size for part in parts] == [12, 8]
     assert [plan.capacity for plan in method.pools()] == [round(20 * (16 / 12) ** 2), 20]
-    assert method.info.image_size == 16, "the student is evaluated at full resolution"
+    assert method.info.image_size == (16, 16), "the student is evaluated at full resolution"
     for part, side in zip(parts, (12, 16), strict=True):
         images, _ = part.step(**begin_round(part, 0))
         assert images.shape[2:] == (side, side)

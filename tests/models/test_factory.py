@@ -68,7 +68,7 @@ def test_saved_weights_say_what_they_are(tmp_path: Path) -> None:
     again, found = load_model("cnn_s", weights=path)
     assert found == info
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
-    assert load_model("cnn_s", weights=path, image_size=64)[1].image_size == 64
+    assert load_model("cnn_s", weights=path, image_size=64)[1].image_size == (64, 64)
 
 
 def test_weights_of_another_architecture(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_weights_that_cannot_be_had() -> None:
         f"--teacher tv:resnet50@: names no weights behind the @; choose {known}, or leave it out"
     )
     _, info = load_model("tv:resnet18@IMAGENET1K_V1", num_classes=7, image_size=64)
-    assert (info.num_classes, info.image_size, info.published) == (7, 64, ""), "its configuration alone"
+    assert (info.num_classes, info.image_size, info.published) == (7, (64, 64), ""), "its configuration alone"
     spec = "tv:resnet50@IMAGENET1K_V2"
     config = replace(default_config("fast"), teacher=spec, student=spec)
     with pytest.raises(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.device.runtime import make_runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.losses.cam import cam_margin
@@ -204,8 +205,8 @@ def test_mistakes_are_named() -> None:
     frozen = FrozenNet(tiny_vit("pooled"), INFO, make_runtime(device="cpu", precision="fp64"))
     for size in (30, 36, 0):
         with pytest.raises(UserError, match=rf"^--method.image-sizes {size}: vit: sees images of 4 to 32 pixels in "):
-            frozen.check_size(size, "--method.image-sizes")
-    frozen.check_size(28, "--method.image-sizes")
+            frozen.check_size(ImageSize.of(size), "--method.image-sizes")
+    frozen.check_size(ImageSize.of(28), "--method.image-sizes")
     with pytest.raises(UserError, match=r"^--teacher vit: its classifier is not one linear layer"):
         _ = frozen.class_weights
     with pytest.raises(ValueError, match=r"^maps 'blocks'"):
@@ -219,7 +220,7 @@ def test_timm_networks_of_another_size() -> None:
     shape = {"num_classes": 5, "mean": INFO.mean, "std": INFO.std}
     model, info = load_model("timm:deit_tiny_patch16_224", image_size=32, **shape)
     assert is_vit(model)
-    assert info.image_size == 32
+    assert info.image_size == (32, 32)
     assert model.pos_embed.shape == (1, 1 + 2 * 2, 192)
     with torch.no_grad():
         assert see(model, torch.zeros(1, 3, 16, 16), TokenWindow(CPU), draws=True).features.shape == (1, 192, 1, 1)

@@ -71,7 +71,7 @@ def test_resnet20_ships_with_its_licence_in_the_package() -> None:
 def test_its_card_says_what_it_expects_whatever_data_set_a_preset_is_for() -> None:
     info = load_model("zoo:resnet20", pretrained=True, data_set="cifar100")[1]
     assert (info.mean, info.std) == IMAGENETS
-    assert (info.num_classes, info.image_size, info.class_names[0]) == (10, 32, "airplane")
+    assert (info.num_classes, info.image_size, info.class_names[0]) == (10, (32, 32), "airplane")
     assert info.published.startswith("resnet20-12fca82f.th of https://github.com/akamaster/")
     assert info.claimed_by == "best_prec1"
     assert load_model("zoo:resnet20", pretrained=True, mean=(0.5,) * 3)[1].mean == (0.5,) * 3

@@ -243,11 +243,13 @@ def test_arrays(tmp_path: Path, suffix: str) -> None:
 
 GOOD = np.zeros((5, 4, 4, 3), "u1")
 ARRAYS: dict[str, dict[str, Any]] = {
-    "`images` is [4, 3, 32, 32]; expected (N, H, W, 1 or 3) or (N, H, W); (N, C, H, W) must be transposed": {
+    "`images` is [4, 3, 32, 32]; expected (N, H, W, C) or (N, H, W); (N, C, H, W) must be transposed": {
         "images": np.zeros((4, 3, 32, 32), "u1")
     },
     "`images` is [4, 1, 28, 28]": {"images": np.zeros((4, 1, 28, 28), "u1")},
-    "`images` is [4, 8, 8, 4]": {"images": np.zeros((4, 8, 8, 4), "u1")},
+    "`images` is [4, 4, 8, 8]; expected (N, H, W, C) or (N, H, W); (N, C, H, W) must be transposed": {
+        "images": np.zeros((4, 4, 8, 8), "u1")
+    },
     "`images` is [4, 0, 8, 3]": {"images": np.zeros((4, 0, 8, 3), "u1")},
     "`images` is [4]": {"images": np.zeros(4, "u1")},
     "no array `images`; it holds labels, pixels": {"pixels": GOOD, "labels": np.zeros(5, int)},

@@ -18,6 +18,7 @@ from test_contract import Assembled
 from tiny_runs import same, tiny, write_teacher
 
 from dfkd_fast.augment import Mix, mixed
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.config.record import config_hash
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.device.runtime import make_runtime
@@ -104,7 +105,7 @@ def test_cached_answers_are_combined(teacher_file: Path, tmp_path: Path) -> None
     ((batches,),) = run.trainer.inputs(1)
     (batch,) = batches.values()
     torch.manual_seed(1)
-    mix = run.trainer._mix(32)
+    mix = run.trainer._mix(ImageSize.of(32))
     assert mix is not None
     found = run.trainer.answer(batch, mixed(batch.images, mix), mix).logits.double()
     alone, shares, temperature = cache.pick(batch).logits.double(), mix.shares.double()[:, None], 20.0

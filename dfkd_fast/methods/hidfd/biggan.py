@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dfkd_fast.config.image_size import ImageSize, Size
 from dfkd_fast.errors import UserError
 from dfkd_fast.generators.layers import SpectralConv2d, SpectralLinear, at_least_float32, in_format_of
 
@@ -99,20 +100,19 @@ class BigGenerator(nn.Module):
     """Latents (B, latent_dim) and labels (B,) -> images (B, in_chans, H, W) in [0, 1], at least float32."""
 
     def __init__(
-        self, latent_dim: int, num_classes: int, image_size: int, *, width: int = 64, in_chans: int = 3
+        self, latent_dim: int, num_classes: int, image_size: Size, *, width: int = 64, in_chans: int = 3
     ) -> None:
         super().__init__()
-        doublings = _doublings(image_size)
-        self.start_size = image_size >> doublings
+        doublings, self.start_size = _start(image_size)
         channels = [width * units for units in _GENERATOR[doublings]]
-        self.stem = SpectralLinear(latent_dim, channels[0] * self.start_size**2)
+        self.stem = SpectralLinear(latent_dim, channels[0] * self.start_size.area)
         self.blocks = nn.ModuleList(UpBlock(before, after, num_classes) for before, after in pairwise(channels))
         self.norm = nn.BatchNorm2d(channels[-1])
         self.to_rgb = SpectralConv2d(channels[-1], in_chans, 3, padding=1)
         _draw_weights(self)
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
-        maps = self.stem(latents).view(len(latents), -1, self.start_size, self.start_size)
+        maps = self.stem(latents).view(len(latents), -1, *self.start_size)
         maps = in_format_of(self.to_rgb, maps)
         for block in self.blocks:
             maps = block(maps, labels)
@@ -123,12 +123,12 @@ class BigDiscriminator(nn.Module):
     """Images (B, in_chans, H, W) in [0, 1] -> `Judgement`. `feature_dim`: width of the feature head, 0 for none."""
 
     def __init__(
-        self, num_classes: int, image_size: int, *, width: int = 64, feature_dim: int = 0, in_chans: int = 3
+        self, num_classes: int, image_size: Size, *, width: int = 64, feature_dim: int = 0, in_chans: int = 3
     ) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
         channels = in_chans
-        for units, halves in _DISCRIMINATOR[_doublings(image_size)]:
+        for units, halves in _DISCRIMINATOR[_start(image_size)[0]]:
             blocks.append(DownBlock(channels, width * units, halves=halves, first=not blocks))
             channels = width * units
         self.blocks = nn.Sequential(*blocks)
@@ -144,13 +144,16 @@ class BigDiscriminator(nn.Module):
         return Judgement(self.score(pooled).squeeze(1), self.classes(pooled), features)
 
 
-def _doublings(image_size: int) -> int:
-    """How often a map of 4 to 7 pixels a side is doubled into an image."""
+def _start(image_size: Size) -> tuple[int, ImageSize]:
+    """How often a map of 4 to 7 pixels, by its shorter side, is doubled into an image, and that map's size."""
+    size = ImageSize.of(image_size)
     for doublings in _GENERATOR:
-        if image_size % 2**doublings == 0 and 4 <= image_size >> doublings < 8:
-            return doublings
+        start = size.divided(2**doublings)
+        if start is not None and 4 <= start.short < 8:
+            return doublings, start
+    sides = "" if size.is_square else " (the shorter side; the other a multiple of that power)"
     raise UserError(
-        f"--image-size {image_size}: choose 4 to 7 pixels times a power of 2, up to 256, for this generator"
+        f"--image-size {size.flag}: choose 4 to 7 pixels times a power of 2, up to 256{sides}, for this generator"
     )
 
 

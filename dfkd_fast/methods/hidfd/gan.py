@@ -40,11 +40,11 @@ class TeacherGuidedGan(nn.Module):
         assert setup.collected is not None, "HiDFD needs collected images"
         info, self.teacher, self.config = setup.info, setup.teacher, config
         batch_size, (pixels, labels) = config.synthesis_batch_size, setup.collected
-        size, width = (info.num_classes, info.image_size), config.generator_width
+        classes, size, width = info.num_classes, info.image_size, config.generator_width
         self.is_guided = config.blend_weight > 0 or config.trans_weight > 0
         guided = setup.teacher.classifier.in_features if self.is_guided else 0
-        self.generator = BigGenerator(config.latent_dim, *size, width=width, in_chans=info.in_chans)
-        self.discriminator = BigDiscriminator(*size, width=width, feature_dim=guided, in_chans=info.in_chans)
+        self.generator = BigGenerator(config.latent_dim, classes, size, width=width, in_chans=info.in_chans)
+        self.discriminator = BigDiscriminator(classes, size, width=width, feature_dim=guided, in_chans=info.in_chans)
         self.count = len(labels)
         momentum, mean_one = config.frequency_momentum, config.reg_mean_one
         self.frequency = ClassFrequency(info.num_classes, batch_size, momentum=momentum, mean_one=mean_one)

@@ -20,7 +20,7 @@ class MuseSConfig(MethodConfig):
     warmup_epochs: int = 40
     """first epochs, which only fill the pool: a tenth of all"""
     image_sizes: tuple[int, ...] = setting((28,), at_least=1)
-    """sides of the images that are made, in pixels (paper: e)"""
+    """shorter sides of the images that are made, in pixels (paper: e)"""
     batch_shares: tuple[int, ...] = setting((1,), at_least=1)
     """how both kinds of batch are divided among the image sizes"""
     synthesis_batch_size: int = 260
@@ -103,7 +103,7 @@ class MuseConfig(MuseSConfig):
     """The recipe of MUSE: MUSE-S with two image sizes, 130 and 100 images a batch."""
 
     image_sizes: tuple[int, ...] = (28, 32)
-    """sides of the images that are made, in pixels (paper: E)"""
+    """shorter sides of the images that are made, in pixels (paper: E)"""
     batch_shares: tuple[int, ...] = (13, 10)
     """how both kinds of batch are divided among the image sizes"""
     synthesis_batch_size: int = 230

@@ -8,13 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.errors import UserError
 from dfkd_fast.generators.noisy import NoisyEmbeddingGenerator
 from dfkd_fast.losses.adversarial import disagreement
 from dfkd_fast.losses.cam import cam_margin
 from dfkd_fast.losses.generator import label_ce
 from dfkd_fast.methods.base import Inner, LossTerms, PoolPlan, Setup, SynthBatch, augment_of, parameters_of
-from dfkd_fast.methods.muse.budget import RoundPlan, data_ratio_capacity
+from dfkd_fast.methods.muse.budget import RoundPlan, data_ratio_capacity, scaled
 from dfkd_fast.methods.muse.class_embedding import ClassEmbedding
 from dfkd_fast.methods.muse.config import MuseSConfig
 from dfkd_fast.models.feature_extractor import FeatureExtractor
@@ -34,10 +35,11 @@ class MuseScale(nn.Module):
     def __init__(self, config: MuseSConfig, setup: Setup, student: FeatureExtractor, embedding: ClassEmbedding) -> None:
         super().__init__()
         self.config = config
-        self.info, self.teacher = replace(setup.info, image_size=config.image_sizes[0]), setup.teacher
+        size = scaled(setup.info.image_size, config.image_sizes[0])
+        self.info, self.teacher = replace(setup.info, image_size=size), setup.teacher
         self.global_batch = setup.global_batch
         for network in (setup.teacher, student):
-            network.check_size(self.info.image_size, "--method.image-sizes")
+            network.check_size(size, "--method.image-sizes")
         self._shared = unregistered(student, embedding)
         sizes = {"noise_features": config.noise_features, "width": config.generator_width}
         sizes |= {"batch_size": config.synthesis_batch_size}
@@ -47,7 +49,7 @@ class MuseScale(nn.Module):
         self.statistics = PoolStatistics(setup.teacher.targets, config.bn_momentum)
         self.class_weights = setup.teacher.class_weights if config.cam_weight else None
         self.inner = Inner(config, self.step, parameters_of(self.generator, config.generator_lr))
-        self.plan = round_plan(config, setup.info.image_size)
+        self.plan = round_plan(config, setup.info.image_size, size)
         self.register_buffer("label_embeddings", setup.label_embeddings, persistent=False)
         self.register_buffer("class_order", torch.arange(self.info.num_classes))
         self.register_buffer("labels", torch.zeros(config.synthesis_batch_size, dtype=torch.int64), persistent=False)
@@ -135,9 +137,9 @@ def parts(config: MuseSConfig) -> list[MuseSConfig]:
     ]
 
 
-def round_plan(config: MuseSConfig, full_size: int) -> RoundPlan:
+def round_plan(config: MuseSConfig, full_size: ImageSize, image_size: ImageSize) -> RoundPlan:
     """Section 4.2: as many images as have the pixels of the data ratio's share of full-resolution images."""
-    ratio, (image_size,) = config.data_ratio / 100, config.image_sizes
+    ratio = config.data_ratio / 100
     return RoundPlan(
         capacity=data_ratio_capacity(config.full_images, ratio, full_size=full_size, image_size=image_size),
         batch_size=config.synthesis_batch_size,

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.digests import crc_of_json, crc_of_tensor
 from dfkd_fast.models.info import INTERPOLATIONS
@@ -59,7 +60,8 @@ def _crc(info: Mapping[str, Any]) -> int:
     return crc_of_json(json.loads(json.dumps(info)))  # as it will be read
 
 
-_MOST = {"num_classes": 1_000_000, "image_size": 16_384, "in_chans": 1024}
+_MOST = {"num_classes": 1_000_000, "in_chans": 1024}
+_LARGEST_SIDE = 16_384
 _LARGEST = 1e4  # of a mean or a spread, for pixels in [0, 1]
 
 
@@ -89,6 +91,7 @@ def read_header(metadata: Mapping[str, str], what: str) -> dict[str, Any]:
     if len(table["std"]) != channels or table.get("in_chans", channels) != channels:
         raise UserError(f"{what}: its header is damaged (mean, std and in_chans are of different numbers of channels)")
     table.pop(SEAL, None)
+    table["image_size"] = ImageSize.of(table["image_size"])
     return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
 
 
@@ -102,6 +105,12 @@ def _is_name(value: object) -> bool:
 
 def _is_count(most: int) -> Callable[[object], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def _is_size(value: object) -> bool:
+    """One number for square images, or height and width."""
+    is_side = _is_count(_LARGEST_SIDE)
+    return is_side(value) or (isinstance(value, list) and len(value) == 2 and all(map(is_side, value)))
 
 
 def _are_numbers(low: float) -> Callable[[object], bool]:
@@ -123,6 +132,7 @@ def _shown(value: object) -> str:
 _CHECKS: dict[str, Callable[[object], bool]] = {
     "name": _is_name,
     **{key: _is_count(most) for key, most in _MOST.items()},
+    "image_size": _is_size,
     "mean": _are_numbers(-_LARGEST),
     "std": _are_numbers(0),
 }

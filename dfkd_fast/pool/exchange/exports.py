@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from dfkd_fast.errors import UserError
 from dfkd_fast.pool.disk.files import PoolFiles, as_bytes
 
 SHARD = 10_000
@@ -40,6 +41,7 @@ DTYPES = {
 
 def write_folder(files: PoolFiles, target: Path, start: int, stop: int) -> None:
     """`target/<class>/<index>.png` for the images number `start` to `stop`."""
+    _check_pictures(files, target)
     for index, label, fields in _images(files, start, stop):
         folder = target / (f"{label:05d}" if label >= 0 else UNLABELLED)
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,6 +50,7 @@ def write_folder(files: PoolFiles, target: Path, start: int, stop: int) -> None:
 
 def write_shards(files: PoolFiles, target: Path, start: int, stop: int) -> None:
     """WebDataset shards `<name>-000000.tar`, ...: of each image `<index>.png`, `<index>.cls`, `<index>.<extra>.npy`."""
+    _check_pictures(files, target)
     for number, first in enumerate(range(start, stop, SHARD)):
         with tarfile.open(target.with_name(f"{target.stem}-{number:06d}.tar"), "w") as tar:
             for index, label, fields in _images(files, first, min(first + SHARD, stop)):
@@ -111,6 +114,17 @@ def _images(files: PoolFiles, start: int, stop: int) -> Iterator[tuple[int, int,
 def _column(files: PoolFiles, name: str, start: int, stop: int) -> Iterator[Tensor]:
     for _, block in files.read(start, stop, [name]):
         yield block[name]
+
+
+def _check_pictures(files: PoolFiles, target: Path) -> None:
+    """Raise UserError where the images are neither grey nor RGB: then PNG does not say what their channels are."""
+    channels = files.manifest.layout.fields["images"].shape[-1]
+    if channels not in (1, 3):
+        name = target.name.removesuffix(".tar")
+        raise UserError(
+            f"export {target.name}: PNG has 1 or 3 channels, these images have {channels}; "
+            f"choose {name}.npz or {name}.safetensors"
+        )
 
 
 def _picture(pixels: Tensor) -> Image.Image:

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dfkd_fast.errors import UserError
-from dfkd_fast.files.arrays import NpzFile
+from dfkd_fast.files.arrays import NpzFile, are_images
 from dfkd_fast.messages.notes import printable
 from dfkd_fast.pool.exchange.exports import DTYPES
 from dfkd_fast.pool.exchange.webdataset import LARGEST_LABEL
@@ -57,9 +57,9 @@ def _cut(
     for name, other in shapes.items() if count else ():
         if other[:1] != (count,) or (name == "labels" and other[1:] not in ((), (1,))):
             raise UserError(f"import {source}: `{name}` is {list(other)}, for {count} images; expected one for each")
-    if count and (len(shape) not in (3, 4) or 0 in shape or shape[3:] not in ([], [1], [3])):
-        hint = "; (N, C, H, W) must be transposed" if shape[1:2] in ([1], [3]) else ""
-        raise UserError(f"import {source}: `images` is {shape}; expected (N, H, W, 1 or 3) or (N, H, W){hint}")
+    if count and not are_images(shape):
+        hint = "; (N, C, H, W) must be transposed" if len(shape) == 4 and shape[1] < min(shape[2:]) else ""
+        raise UserError(f"import {source}: `images` is {shape}; expected (N, H, W, C) or (N, H, W){hint}")
     return count, _batches(source, count, list(shapes), part)
 
 

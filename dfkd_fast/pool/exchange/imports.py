@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dfkd_fast.config.image_size import ImageSize, Size
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.archives import Tree
 from dfkd_fast.files.pictures import PictureReader, is_deep, opened
@@ -23,16 +24,16 @@ from dfkd_fast.pool.exchange.import_arrays import BATCH, Batch, read_npz, read_s
 from dfkd_fast.pool.exchange.webdataset import LARGEST_LABEL, Sample, find_samples, read_samples
 
 
-def import_pool(source: Path, folder: Path, *, image_size: int | None = None) -> int:
+def import_pool(source: Path, folder: Path, *, image_size: Size | None = None) -> int:
     """Write the images of `source` as a pool into `folder`, which must not hold one; returns how many.
 
     `source`: a folder of images, `<class>/*.png` or without classes (what the released codes write: labels are then
     -1), WebDataset shards (a tar or a folder of them), .npz or .safetensors with `images` (N, H, W, C) or (N, H, W)
-    uint8 and perhaps `labels` and others (N, ...). `image_size` scales pictures to a square of that side.
+    uint8 and perhaps `labels` and others (N, ...). `image_size` scales pictures to it, whatever their shape.
     Raises UserError, and leaves no pool, for a source that is not there, empty, damaged or of mixed sizes.
     """
-    if image_size is not None and image_size < 1:
-        raise UserError(f"--image-size {image_size}: choose 1 or more")
+    if image_size is not None and ImageSize.of(image_size).short < 1:
+        raise UserError(f"--image-size {ImageSize.of(image_size).flag}: choose 1 or more")
     most, batches = _reader(source)(source, image_size)
     try:
         first = next(batches)
@@ -66,7 +67,7 @@ def _all_or_nothing(folder: Path) -> Iterator[None]:
         raise
 
 
-Reader = Callable[[Path, int | None], tuple[int, Iterator[Batch]]]
+Reader = Callable[[Path, Size | None], tuple[int, Iterator[Batch]]]
 """source and image size -> how many images there are at most, and batches of them"""
 
 
@@ -83,7 +84,7 @@ def _reader(source: Path) -> Reader:
     return lambda file, _: readers[file.suffix](file)
 
 
-def _read_folder(source: Path, image_size: int | None) -> tuple[int, Iterator[Batch]]:
+def _read_folder(source: Path, image_size: Size | None) -> tuple[int, Iterator[Batch]]:
     what = f"import {source}"
     tree = folder_tree(source, what)
     shards = {name for name in tree.files if is_tar(Path(name)) and not is_hidden(name)}
@@ -137,7 +138,7 @@ def _check_filled(tree: Tree, folders: Sequence[str], what: str) -> None:
 
 
 def _read_pictures(
-    source: Path, names: Sequence[str], labels: Sequence[int], image_size: int | None
+    source: Path, names: Sequence[str], labels: Sequence[int], image_size: Size | None
 ) -> Iterator[Batch]:
     reader = PictureReader(None)
     for start in range(0, len(names), BATCH):
@@ -147,12 +148,12 @@ def _read_pictures(
     reader.report(f"import {source}")
 
 
-def _read_shards(source: Path, shards: Sequence[Path], image_size: int | None) -> tuple[int, Iterator[Batch]]:
+def _read_shards(source: Path, shards: Sequence[Path], image_size: Size | None) -> tuple[int, Iterator[Batch]]:
     samples = find_samples(shards, source)
     return sum(map(len, samples.values())), _read_samples(source, samples, image_size)
 
 
-def _read_samples(source: Path, samples: Mapping[Path, Sequence[Sample]], image_size: int | None) -> Iterator[Batch]:
+def _read_samples(source: Path, samples: Mapping[Path, Sequence[Sample]], image_size: Size | None) -> Iterator[Batch]:
     reader = PictureReader(None)
     pending: list[tuple[Tensor, int]] = []
     for shard, found in samples.items():
@@ -166,14 +167,15 @@ def _read_samples(source: Path, samples: Mapping[Path, Sequence[Sample]], image_
     reader.report(f"import {source}")
 
 
-def _decode(reader: PictureReader, path: Path, content: bytes | Path, image_size: int | None) -> Tensor:
+def _decode(reader: PictureReader, path: Path, content: bytes | Path, image_size: Size | None) -> Tensor:
     what = printable(f"import {path}:")
     with opened(content, what) as file:
         if is_deep(file):  # the pool holds bytes, and which eight bits were meant is not ours to say
             raise UserError(f"{what} cannot be decoded (mode {file.mode}: more than 8 bits a channel)")
     picture = reader.read(content, what)
-    if image_size is not None and picture.size != (image_size, image_size):
-        picture = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
+    if image_size is not None:
+        height, width = ImageSize.of(image_size)
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)  # a copy where it has that size
     pixels = torch.from_numpy(np.array(picture))
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 

@@ -16,10 +16,11 @@ from dfkd_fast.data.splits import ImageSet, find_pictures, holds_pictures, image
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.image_rows import ImageRows
+from dfkd_fast.files.pictures import picture_channels
 from dfkd_fast.messages.notes import note
 from dfkd_fast.methods.base import CollectedImages, Method
 from dfkd_fast.models.factory import ModelInfo
-from dfkd_fast.training.evaluate import Expected, S, as_expected, check_classes, check_fit, image_channels
+from dfkd_fast.training.evaluate import Expected, S, as_expected, check_classes, check_fit
 from dfkd_fast.training.real_images.collected_file import rows_on_disk
 
 _FLAG = "--collected"
@@ -72,7 +73,7 @@ def load_collected(config: TrainConfig, method: type[Method], info: ModelInfo) -
     if holds_pictures(source, _FLAG):
         return _pictures(config, source, info)
     how: dict[str, Any] = {"image_size": info.image_size, "interpolation": info.interpolation}
-    loaded = load_split(source, "train", channels=image_channels(info), flag=_FLAG, **how)
+    loaded = load_split(source, "train", channels=info.in_chans, flag=_FLAG, **how)
     found = _said(as_expected(loaded, info, stated_order(config.class_order), flag=_FLAG))
     check_fit(found, info, _FLAG)
     return _arrays(config, found)
@@ -105,9 +106,9 @@ def _pictures(config: TrainConfig, source: str, info: ModelInfo) -> Collected:
     labels = torch.tensor(files.labels)
     rows = _share(labels, len(files.class_names), config.collected_share)
     labels, chosen, name = labels[rows], rows.tolist(), Path(source).resolve().name.partition(".")[0]
-    shape = (len(rows), info.image_size, info.image_size, image_channels(info))
+    shape = (len(rows), *info.image_size, info.in_chans)
     form: dict[str, Any] = {"image_size": info.image_size, "interpolation": info.interpolation}
-    form |= {"channels": image_channels(info), "flag": _FLAG}
+    form |= {"channels": picture_channels(info.in_chans, f"{_FLAG} {source}"), "flag": _FLAG}
     if torch.Size(shape).numel() > config.collected_memory * 2**30:
         return Collected(name, *rows_on_disk(files, chosen, shape, form, labels=labels, memory=config.collected_memory))
     images = decode(files, chosen, **form)

@@ -43,7 +43,8 @@ def rows_on_disk(
 
     Which file is decided by the names, sizes and times of the sources. Raises UserError where there is no room.
     """
-    named = {"shape": shape, "form": dict(form), "classes": files.class_names, "labels": labels.tolist()}
+    plain = {**form, "image_size": form["image_size"].written}
+    named = {"shape": shape, "form": plain, "classes": files.class_names, "labels": labels.tolist()}
     key = of_json(named | {"files": [_stamp(files, index) for index in chosen]})[:16]
     path = cache_folder("collected") / f"{files.name}-{key}.uint8"
     size = f"{prod(shape) / 1e9:,.2f} GB"

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd_fast.augment import draw_boxes, draw_crop_flip, resized_crop
+from dfkd_fast.augment import draw_crop_flip, random_resized_crop
 from dfkd_fast.config.own_networks import own_network, unplaced
 from dfkd_fast.config.recipes import TeacherRecipe
 from dfkd_fast.config.train import NetworkInput
@@ -59,7 +59,7 @@ def train_teacher(
     the splits do not fit each other.
     """
     _check_splits(train, test)
-    recipe = recipe.for_size(train.image_size)
+    recipe = recipe.for_size(train.image_size.short)
     model, info = _fresh_network(recipe, model_name, train, stated)
     check_training(model, info.shape, name=f"--teacher {model_name}")
     runtime = _in_precision(recipe, runtime)
@@ -167,7 +167,7 @@ class _Trainer:
             memory_format=runtime.memory_format,
         )
         if recipe.crop_scale < 1:
-            view = resized_crop(view, draw_boxes(len(view), scale=recipe.crop_scale, device=runtime.device))
+            view = random_resized_crop(view, scale=recipe.crop_scale)
         self.optimizer.zero_grad(set_to_none=True)
         with runtime.autocast():
             logits = self.model(view)
@@ -211,15 +211,16 @@ def made_from(
     recipe: TeacherRecipe, model_name: str, train: ImageSet, runtime: Runtime, stated: NetworkInput | None = None
 ) -> dict[str, Any]:
     """Everything that a trained teacher depends on, as JSON. Shapes tell two versions of a network apart."""
-    recipe = recipe.for_size(train.image_size)
+    recipe = recipe.for_size(train.image_size.short)
     model, info = _fresh_network(recipe, model_name, train, stated)
     code = own_network(model_name)
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
     said = {key: value for key, value in asdict(recipe).items() if key != "precision"}
+    told = {"name": unplaced(info.name), "image_size": info.image_size.written}
     return {
         "recipe": {key: value for key, value in said.items() if (key, value) not in _UNSAID},
         # the pixels and class names are in `data`, and code of the user's own counts by content
-        "network": {key: getattr(info, key) for key in _NETWORK} | {"name": unplaced(info.name)},
+        "network": {key: getattr(info, key) for key in _NETWORK} | told,
         **({} if code is None else {"code": source_files(code, "--teacher")}),
         "shapes": sha256(json.dumps(shapes).encode()).hexdigest(),
         "data": train.digest,

@@ -50,8 +50,8 @@ class Arena(NamedTuple):
         """What trains the student, with an empty pool for each image size."""
         pools = {}
         for plan in method.pools():
-            side = plan.image_size
-            pools[side] = Pool(capacity, (3, side, side), runtime=self.runtime, num_classes=4, policy=plan.policy)
+            size = plan.image_size
+            pools[size] = Pool(capacity, (3, *size), runtime=self.runtime, num_classes=4, policy=plan.policy)
         frozen, pool = self.setup.teacher, MultiPool(pools)
         return make_trainer(self.student, method=method, teacher=frozen, pool=pool, runtime=self.runtime)
 
