@@ -127,7 +127,7 @@ class StudentSteps:
         config, rows = self.method.config, self.runtime.global_batch
         if config.student_mix == "none":
             return None
-        whole, device = self.plans[size].batch_size * rows.size, self.runtime.device
+        whole, device = self.plans[size].batch_size, self.runtime.device
         return draw_mix(config.student_mix, whole, size, alpha=config.student_mix_alpha, device=device).part(rows)
 
     def answer(self, batch: PoolBatch, view: Tensor, mix: Mix | None = None) -> NetOutput:
