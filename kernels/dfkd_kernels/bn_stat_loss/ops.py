@@ -80,7 +80,12 @@ def bn_stat_loss(
 
 def _constants(statistics: Statistics, dtype: torch.dtype) -> Statistics:
     """Contiguous, in the accumulation dtype, without gradient."""
-    return [(mean.detach().to(dtype).contiguous(), var.detach().to(dtype).contiguous()) for mean, var in statistics]
+    return [(_constant(mean, dtype), _constant(var, dtype)) for mean, var in statistics]
+
+
+def _constant(vector: Tensor, dtype: torch.dtype) -> Tensor:
+    is_one = vector.dtype == dtype and not vector.requires_grad and vector.is_contiguous()
+    return vector if is_one else vector.detach().to(dtype).contiguous()
 
 
 def _columns(statistics: Statistics) -> tuple[list[Tensor], list[Tensor]]:
@@ -172,7 +177,8 @@ def _check(
     for index, layer in enumerate(moments):
         if layer.sum.dtype != moments[0].sum.dtype:
             raise ValueError(f"moments[{index}]: dtype {layer.sum.dtype}, but moments[0] is {moments[0].sum.dtype}")
-        check_same_device(f"moments[{index}]", layer.sum, "moments[0]", moments[0].sum)
+        if layer.sum.device != moments[0].sum.device:
+            check_same_device(f"moments[{index}]", layer.sum, "moments[0]", moments[0].sum)
     _check_statistics("targets", targets, moments)
     if weights is not None:
         shape = tuple(weights.shape) if isinstance(weights, Tensor) else (len(weights),)
@@ -191,6 +197,9 @@ def _check_statistics(name: str, statistics: Statistics, moments: Sequence[Momen
         if len(pair) != 2:
             raise ValueError(f"{name}[{index}]: {len(pair)} entries, expected (mean, var)")
         for vector in pair:
+            like = layer.sum
+            if vector.dtype == like.dtype and vector.shape == like.shape and vector.device == like.device:
+                continue  # as always; what follows takes longer
             check_float(f"{name}[{index}]", vector)
             if vector.shape != layer.sum.shape:
                 shape, expected = tuple(vector.shape), tuple(layer.sum.shape)

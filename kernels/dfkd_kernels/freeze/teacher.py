@@ -60,6 +60,7 @@ class FrozenTeacher(nn.Module):
         self._plan = plan
         self._dtype, self._nhwc = dtype, nhwc
         self._hands_out_moments = hands_out_moments
+        self._watched: list[nn.Module] | None = None
         self._functions: dict[tuple[tuple[str, ...], bool], Callable[..., Any]] = {}
         for moments in (True, False):
             self.prepare(moments=moments)
@@ -167,5 +168,7 @@ class FrozenTeacher(nn.Module):
             return []
         if isinstance(self.body, SwappedNetwork):
             return [recording.norm for recording in self.body.norms()]
-        assert self._plan is not None
-        return [self.body.get_submodule(path) for path in self._plan.norms]  # type: ignore[misc]
+        if self._watched is None:
+            assert self._plan is not None
+            self._watched = [self.body.get_submodule(path) for path in self._plan.norms]
+        return self._watched  # type: ignore[return-value]
