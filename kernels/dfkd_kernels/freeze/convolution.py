@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,39 +18,44 @@ _DESCRIPTION = (
 """attributes of Conv2d that describe it"""
 
 
+class Way(NamedTuple):
+    """How a layer's input gradient is computed."""
+
+    mirrors: bool
+    """whether its weight is the mirrored one"""
+    geometry: Geometry
+    packed: PackedWeights | None
+
+
 class _InputGradConv2d(torch.autograd.Function):
     """conv2d that saves its weight only: the input's gradient needs no input."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        mirrored: Tensor | None,
-        geometry: Geometry,
-        packed: PackedWeights | None,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, mirrored: Tensor | None, way: Way) -> Tensor:
         ctx.save_for_backward(weight if mirrored is None else mirrored)
-        ctx.shape, ctx.geometry, ctx.packed, ctx.is_mirrored = x.shape, geometry, packed, mirrored is not None
-        ctx.memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
-        return convolve(x, weight, bias, geometry, packed, "forward")
+        ctx.shape, ctx.nhwc, ctx.way = x.shape, is_channels_last(x), way
+        return convolve(x, weight, bias, way.geometry, way.packed, "forward")
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.geometry
-        if ctx.is_mirrored:
-            rest = mirrored_padding(weight.shape[2:], padding, dilation)
-            dx = convolve(grads[0], weight, None, ((1, 1), rest, dilation, 1), ctx.packed, "backward")
-            return dx, *[None] * 5
-        # Only the shape and layout of x are read (the mask asks for dx alone), so an unwritten tensor stands in for it.
-        # It has x's layout because the library chooses the gradient's layout by it.
-        x = torch.empty(ctx.shape, dtype=weight.dtype, device=weight.device, memory_format=ctx.memory_format)
-        dx, _, _ = torch.ops.aten.convolution_backward(
-            grads[0], x, weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
-        )
-        return dx, *[None] * 5
+        return input_gradient(grads[0], weight, ctx.way, ctx.shape, nhwc=ctx.nhwc), *[None] * 4
+
+
+def input_gradient(dy: Tensor, weight: Tensor, way: Way, shape: torch.Size, *, nhwc: bool) -> Tensor:
+    """Of an input of `shape`, channels-last if `nhwc`."""
+    stride, padding, dilation, groups = way.geometry
+    if way.mirrors:
+        rest = mirrored_padding(weight.shape[2:], padding, dilation)
+        return convolve(dy, weight, None, ((1, 1), rest, dilation, 1), way.packed, "backward")
+    # Only the shape and layout of x are read (the mask asks for dx alone), so an unwritten tensor stands in for it.
+    # It has x's layout because the library chooses the gradient's layout by it.
+    layout = torch.channels_last if nhwc else torch.contiguous_format
+    x = torch.empty(shape, dtype=weight.dtype, device=weight.device, memory_format=layout)
+    dx: Tensor = torch.ops.aten.convolution_backward(
+        dy, x, weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
+    )[0]
+    return dx
 
 
 def mirrored_padding(kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
@@ -99,11 +104,12 @@ class FrozenConv2d(DerivedLayer):
 
     def _derive(self) -> None:
         self._packed = PackedWeights() if self._is_constant else None
-        if not self._mirrors or self.weight.device.type != "cpu":
-            self.mirrored = None
-            return
-        layout = torch.channels_last if is_channels_last(self.weight) else torch.contiguous_format
-        self.mirrored = self.weight.detach().flip(2, 3).transpose(0, 1).contiguous(memory_format=layout)
+        self.mirrored = None
+        if self._mirrors and self.weight.device.type == "cpu":
+            layout = torch.channels_last if is_channels_last(self.weight) else torch.contiguous_format
+            self.mirrored = self.weight.detach().flip(2, 3).transpose(0, 1).contiguous(memory_format=layout)
+        way = Way(self.mirrored is not None, self.geometry, self._packed)
+        self._bound = (self.weight, self.bias, self.weight if self.mirrored is None else self.mirrored, way)
 
     @staticmethod
     def why_not(conv: nn.Conv2d) -> str:
@@ -122,10 +128,8 @@ class FrozenConv2d(DerivedLayer):
         Raises:
             ValueError: x of another shape, or of another dtype than the weight's outside autocast.
         """
+        self.check(x)
         weight, bias, mirrored = self.weight, self.bias, self.mirrored
-        channels = weight.shape[1] * self.geometry[3]
-        if x.dim() != 4 or x.shape[1] != channels:
-            raise ValueError(f"x: shape {tuple(x.shape)}, expected (B, {channels}, H, W)")
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight = x.to(dtype), weight.to(dtype)
@@ -136,8 +140,19 @@ class FrozenConv2d(DerivedLayer):
             raise ValueError(f"x: dtype {x.dtype}, expected the network's {weight.dtype}")
         if not (torch.is_grad_enabled() and x.requires_grad):
             return convolve(x, weight, bias, self.geometry, packed, "forward")
-        out: Tensor = _InputGradConv2d.apply(x, weight, bias, mirrored, self.geometry, packed)
+        way = Way(mirrored is not None, self.geometry, packed)
+        out: Tensor = _InputGradConv2d.apply(x, weight, bias, mirrored, way)
         return out
+
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError unless x has the channels that the layer reads."""
+        channels = self.weight.shape[1] * self.geometry[3]
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise ValueError(f"x: shape {tuple(x.shape)}, expected (B, {channels}, H, W)")
+
+    def bound(self) -> tuple[Tensor, Tensor | None, Tensor, Way]:
+        """Weight and bias; the weight for the backward pass and how it is used."""
+        return self._bound
 
 
 def is_channels_last(x: Tensor) -> bool:

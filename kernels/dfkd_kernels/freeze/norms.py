@@ -50,6 +50,7 @@ class StatBatchNorm2d(DerivedLayer):
     def _derive(self) -> None:
         if not self.share:
             self.scale, self.offset = self._fold()
+            self._vectors = self.running_mean.to(self.scale.dtype), self.scale, self.offset
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DerivedLayer:
         """Move or convert the layer: its vectors follow to a device, but not to a dtype that is too coarse for them."""
@@ -77,8 +78,7 @@ class StatBatchNorm2d(DerivedLayer):
         """x (B, C, H, W) -> act(bn(x) [+ residual]) of the same shape and, if asked for, the moments of x."""
         if not moments and pick("bn_act_moments", x.device.type, x.dtype) == "reference":
             return self._plain(x, residual, act, slope)
-        scale, offset = self._fold() if self.share else (self.scale, self.offset)
-        shift = self.running_mean.to(scale.dtype)
+        shift, scale, offset = self.vectors()
         fits = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
         fused = (x, shift, scale, offset, residual, act, slope) if fits else (x, shift, scale, offset, None, NONE)
         found: Moments | None = None
@@ -89,6 +89,13 @@ class StatBatchNorm2d(DerivedLayer):
         if residual is not None and not fits:
             y = activate(y + residual, act, slope)  # a broadcast sum: no fused form
         return y if found is None else (y, found)
+
+    def vectors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """shift, scale and offset: y = (x - shift) * scale + offset."""
+        if not self.share:
+            return self._vectors
+        scale, offset = self._fold()
+        return self.running_mean.to(scale.dtype), scale, offset
 
     def _plain(self, x: Tensor, residual: Tensor | None, act: int, slope: float) -> Tensor:
         y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)

@@ -12,6 +12,7 @@ from . import patterns
 from .answers import logits_of
 from .convolution import FrozenConv2d
 from .norms import StatBatchNorm2d, WatchedBatchNorm
+from .partition import join_layers
 
 INPUT = ":input"
 """`layer2:input` names what module `layer2` reads, `layer2` what it gives"""
@@ -60,6 +61,7 @@ class Plan:
         if not moments:
             for node in found:
                 drop_moments(graph, node)
+        graph = join_layers(graph, dict(body.named_modules()))
         return type(fx.GraphModule(body, graph)).forward
 
     def check(self, maps: Sequence[str]) -> None:
