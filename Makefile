@@ -59,6 +59,9 @@ BENCH_roofline   := $(RUN) bench/roofline/run.py
 BENCH_published  := $(RUN) bench/roofline/released.py && $(RUN) bench/roofline/report.py
 # What --dry-run predicts for a run of five minutes, and what it then takes. On an idle machine.
 BENCH_dry-run    := $(RUN) bench/dry_run_check.py
+# Equal budgets: ours against the released codes' style, ResNet-56 to ResNet-20, 15 core-minutes a run, 27 runs; stopped,
+# it goes on where it was. ARGS="--data DATA --teachers TEACHERS"; with --dry-run behind it, what they take; --docs: tables.
+BENCH_race       := $(RUN) bench/race/run.py $(ARGS)
 # Where the time of a step goes: a trace and a table by phase and kernel, in bench/results/profile-<device>/.
 BENCH_profile    := $(BIN)/python bench/profile_steps.py
 # Every method on digits over three seeds; what is left of them without one of their parts; all in fp32. Tables in
