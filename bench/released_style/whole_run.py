@@ -49,7 +49,9 @@ def make_baseline(config: TrainConfig[Any], folder: Path) -> tuple[Baseline, Mod
     runtime = make_runtime(device="cpu", precision="fp32", channels_last=False, threads=1)
     teacher, info = load_teacher(config, None, runtime, on_step=lambda: None)
     student = make_student(config, info, runtime)
-    recipe = recipe_of(config, num_classes=info.num_classes, full_size=info.image_size, mean=info.mean, std=info.std)
+    recipe = recipe_of(
+        config, num_classes=info.num_classes, full_size=info.image_size.short, mean=info.mean, std=info.std
+    )
     random.seed(config.seed)
     torch.manual_seed(config.seed)
     pool = folder / "pool"
