@@ -10,11 +10,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dfkd_fast.api.distillation import Result as Result
+    from dfkd_fast.api.distillation import distill as distill
+    from dfkd_fast.api.networks import evaluate as evaluate
+    from dfkd_fast.api.networks import export as export
     from dfkd_fast.api.networks import load_student as load_student
+    from dfkd_fast.errors import UserError as UserError
+    from dfkd_fast.methods.base import Method as Method
+    from dfkd_fast.methods.registry import register_method as register_method
 
 __version__ = "0.1.0"
 
-_HOME = {"load_student": "dfkd_fast.api.networks"}
+_HOME = {
+    "distill": "dfkd_fast.api.distillation",
+    "Result": "dfkd_fast.api.distillation",
+    "load_student": "dfkd_fast.api.networks",
+    "evaluate": "dfkd_fast.api.networks",
+    "export": "dfkd_fast.api.networks",
+    "Method": "dfkd_fast.methods.base",
+    "register_method": "dfkd_fast.methods.registry",
+    "UserError": "dfkd_fast.errors",
+}
 """name -> the module that has it"""
 __all__ = ["__version__", *_HOME]
 

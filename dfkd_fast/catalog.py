@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import resources
+from importlib import metadata, resources
 from importlib.resources.abc import Traversable
 from typing import Literal, NamedTuple
 
@@ -132,6 +132,20 @@ MADE_FOR: dict[str, int] = dict.fromkeys(("resnet20", "resnet32", "resnet44", "r
 """network name -> pixels per side of the images that it was designed for, for those that the field uses at one size
 alone; what stands where neither flags nor a file nor a data set say another
 """
+
+
+ENTRY_POINTS = "dfkd_fast.methods"
+"""group of entry points by which other distributions have methods of theirs found: name = "module:Class" """
+
+
+def installed_methods() -> dict[str, str]:
+    """Methods of other distributions: name -> "module:Class"; of a name that is ours, ours stays."""
+    return {point.name: point.value for point in metadata.entry_points(group=ENTRY_POINTS) if point.name not in METHODS}
+
+
+INSTALLED = installed_methods()
+METHODS |= INSTALLED
+FACTS |= {name: MethodFacts(name, "installed", place.partition(":")[0]) for name, place in INSTALLED.items()}
 
 
 def presets(method: str) -> dict[str, Traversable]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from dfkd_fast.catalog import METHODS
 from dfkd_fast.cli.report import REPORTS, report_exit
 from dfkd_fast.config.flag_help import HELP, HelpPage
 from dfkd_fast.config.flags import divide, from_flags, parse
-from dfkd_fast.config.own_networks import moved, unplaced
-from dfkd_fast.config.record import BY_MACHINE, FREE, MOVABLE, NETWORKS, differences
+from dfkd_fast.config.own_networks import moved
+from dfkd_fast.config.record import differences
+from dfkd_fast.config.run_folders import check_same, free_folder, newest_run
 from dfkd_fast.config.setting import setting
 from dfkd_fast.config.sources import default_config, load_config, load_run, named_method, resolve
 from dfkd_fast.config.train import CONFIG_FILE, TrainConfig
@@ -167,7 +167,7 @@ def read_config(method: str | None, asked: TrainCommand, flags: Sequence[str]) -
         config = replace(config, teacher=teacher, student=student)
     config.check()
     with refused("--run-dir", config.run_folder):  # a name too long is found here, before anything looks into it
-        goes_on, free = _goes_on(config), _free_folder(config.run_folder)
+        goes_on, free = _goes_on(config), free_folder(config.run_folder)
     if asked.resume is None and not goes_on:
         if config.run_dir is None and free != config.run_folder:
             config = replace(config, run_dir=free)
@@ -177,11 +177,11 @@ def read_config(method: str | None, asked: TrainCommand, flags: Sequence[str]) -
         return config, False
     if folder not in (None, config.run_dir):
         raise UserError(f"--run-dir {config.run_dir}: a resumed run stays in its folder, {folder}")
-    folder = folder or config.run_dir or _newest_run(config.run_folder)
+    folder = folder or config.run_dir or newest_run(config.run_folder)
     saved = load_run(folder)
     if config.cache_teacher_logits == "auto":  # what that came to when the run was started
         config = replace(config, cache_teacher_logits=saved.cache_teacher_logits)
-    _check_same(saved, config, folder)
+    check_same(saved, config, folder)
     return replace(config, run_dir=folder), True
 
 
@@ -189,35 +189,6 @@ def _goes_on(config: TrainConfig[Any]) -> bool:
     """Whether torchrun may have started this command before (`--max-restarts`), and --run-dir holds what it made."""
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
     return restarts > 0 and config.run_dir is not None and (config.run_dir / CONFIG_FILE).exists()
-
-
-def _numbered(folder: Path) -> Iterator[Path]:
-    """The default run folder and the names that further runs of the same config get: DIR, DIR-2, DIR-3, ..."""
-    yield folder
-    yield from (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
-
-
-def _free_folder(folder: Path) -> Path:
-    """The first of the default names that holds no run: a run that is made again overwrites nothing."""
-    return next(path for path in _numbered(folder) if not (path / CONFIG_FILE).exists())
-
-
-def _newest_run(folder: Path) -> Path:
-    """The last of the default names that holds a run; the first where there is none."""
-    runs = list(itertools.takewhile(lambda path: (path / CONFIG_FILE).exists(), _numbered(folder)))
-    return runs[-1] if runs else folder
-
-
-def _check_same(saved: TrainConfig[Any], config: TrainConfig[Any], folder: Path) -> None:
-    """Raise UserError where a resumed run would compute something else than its first part did."""
-    if saved.method_name != config.method_name:
-        raise UserError(f"--resume {folder}: that is a run of {saved.method_name}, not of {config.method_name}")
-    for key, old, new in differences(saved, config):
-        same_elsewhere = key in MOVABLE or (key in NETWORKS and unplaced(old) == unplaced(new))
-        left_open = key in BY_MACHINE and old == "auto"  # what that came to is compared later
-        if not key.startswith(FREE) and not same_elsewhere and not left_open:
-            flag = f"--{key.replace('_', '-')}"
-            raise UserError(f"{flag} {new}: the run in {folder} has {old}; a resumed run keeps its config")
 
 
 def _announce(before: TrainConfig[Any], config: TrainConfig[Any], preset: str | None) -> None:

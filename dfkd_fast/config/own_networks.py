@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from dfkd_fast.errors import UserError
 
-_LIBRARIES = ("tv", "timm", "zoo")
+_LIBRARIES = ("tv", "timm", "zoo", "given")  # given: in Python, as a module
 
 
 class OwnNetwork(NamedTuple):
@@ -112,6 +112,8 @@ def folder_name(spec: str) -> str:
     own = own_network(spec)
     if own is not None:
         spec = f"{Path(own.place).stem if own.is_file else own.place.rpartition('.')[2]}_{own.name}"
+    elif spec.startswith("given:"):
+        spec = spec.removeprefix("given:").partition("@")[0]
     return spec.replace(":", "_").replace("/", "_")
 
 

@@ -12,9 +12,10 @@ from torch import nn
 
 from dfkd_fast.catalog import MADE_FOR, MODELS, OTHERS
 from dfkd_fast.config.image_size import Size
-from dfkd_fast.config.own_networks import OwnNetwork, arguments_flag, own_network
+from dfkd_fast.config.own_networks import arguments_flag, own_network
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.models.answers import settle_answer
+from dfkd_fast.models.given import given_network, is_given
 from dfkd_fast.models.info import ModelInfo, Source, data_set_source
 from dfkd_fast.models.libraries import NOBODY, Order, timm_network, torchvision_network
 from dfkd_fast.models.library_values import values_of_built
@@ -49,11 +50,11 @@ def load_model(
 ) -> tuple[nn.Module, ModelInfo]:
     """Build a network and fill it: from a file, else from its published weights if asked for, else at random.
 
-    `spec` is a name of `catalog.MODELS`, `zoo:NAME` (models/zoo/cards.py), `tv:NAME` (torchvision), `timm:NAME`, or the
-    user's own code, which is run (config/own_networks.py). An argument comes before what a header written by dfkd-fast
-    says, that before the library's own configuration or the card, that before the convention of `data_set`, a name of
-    `data_sets.DATA_SETS` (models/info.py). `mean` has one entry for each input channel. The network is on the CPU, in
-    float32 and training mode.
+    `spec` is a name of `catalog.MODELS`, `zoo:NAME` (models/zoo/cards.py), `tv:NAME` (torchvision), `timm:NAME`, the
+    user's own code, which is run (config/own_networks.py), or a module that was given in Python (models/given.py). An
+    argument comes before what a header written by dfkd-fast says, that before the library's own configuration or the
+    card, that before the convention of `data_set`, a name of `data_sets.DATA_SETS` (models/info.py). `mean` has one
+    entry for each input channel. The network is on the CPU, in float32 and training mode.
 
     `weights_key` chooses where a file holds several networks (models/weights/filling.py).
 
@@ -89,7 +90,7 @@ def load_model(
         claim = stored.claim
         found = (saved.get("top1"), "") if saved or claim is None else claim
         info = replace(info, claimed_top1=found[0], claimed_by=found[1])
-    elif order.pretrained or own_network(spec) is not None:  # elsewhere weights are at random
+    elif order.pretrained or own_network(spec) is not None or is_given(spec):  # elsewhere weights are at random
         why = "its published weights are of no use" if order.pretrained else "its code made it so"
         hint = "give --teacher-weights" if flag == "--teacher" else "fix it"
         check_numbers(model.state_dict(), f"{flag} {full}", why=f"{why}: {hint}")
@@ -105,10 +106,12 @@ def _build(order: Order) -> tuple[nn.Module, ModelInfo]:
         return timm_network(order)
     if is_zoo(order.spec):
         return _of_zoo(order)
+    if is_given(order.spec):
+        return _as_it_is(order, given_network(order.spec, order.flag))
     if order.spec in MODELS:
         return _own(order)
     if (code := own_network(order.spec)) is not None:
-        return _by_code(order, code)
+        return _as_it_is(order, build_own(code, order.flag))
     raise unknown(order.flag, order.spec, [*MODELS, *OTHERS])
 
 
@@ -165,8 +168,9 @@ def _built(name: str, info: ModelInfo) -> nn.Module:
     return build(info.num_classes, in_chans=info.in_chans, image_size=info.image_size)
 
 
-def _by_code(order: Order, code: OwnNetwork) -> tuple[nn.Module, ModelInfo]:
-    model, name = build_own(code, order.flag), f"{order.flag} {order.spec}"
+def _as_it_is(order: Order, model: nn.Module) -> tuple[nn.Module, ModelInfo]:
+    """A network that is for as many classes as it was made for."""
+    name = f"{order.flag} {order.spec}"
     library = values_of_built(model, name)
 
     def known(classes: int) -> ModelInfo:

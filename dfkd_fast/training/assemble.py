@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfkd_fast.catalog import METHODS, MODELS
+from dfkd_fast.catalog import INSTALLED, METHODS, MODELS
 from dfkd_fast.config.own_networks import own_network
 from dfkd_fast.config.train import NetworkInput, TrainConfig
 from dfkd_fast.data.class_order import stated_order
@@ -19,9 +19,11 @@ from dfkd_fast.device.runtime import Runtime, make_runtime
 from dfkd_fast.errors import UserError, one_of
 from dfkd_fast.messages.notes import note
 from dfkd_fast.methods.base import CollectedImages, Method, Setup
+from dfkd_fast.methods.registry import register_method
 from dfkd_fast.models.answers import check_training
 from dfkd_fast.models.factory import ModelInfo, load_model
 from dfkd_fast.models.fused_batchnorm import give_fused_batchnorm
+from dfkd_fast.models.given import is_given
 from dfkd_fast.models.teacher import FrozenNet, frozen_alias
 from dfkd_fast.parallel.global_batch import MicroBatches
 from dfkd_fast.parallel.sync_norm import convert_sync_batchnorm
@@ -90,7 +92,7 @@ def load_teacher(
         data_set=config.teacher_data,
         weights=config.teacher_weights,
         weights_key=config.teacher_weights_key,
-        pretrained=published,
+        pretrained=published and not is_given(config.teacher),
         flag="--teacher",
     )
 
@@ -131,7 +133,10 @@ def make_student(config: TrainConfig, info: ModelInfo, runtime: Runtime) -> nn.M
 def load_method(name: str) -> type[Method]:
     """The method's class, imported when it is first needed."""
     module, _, cls = METHODS[name].partition(":")
-    return getattr(importlib.import_module(module), cls)
+    found = getattr(importlib.import_module(module), cls)
+    if name in INSTALLED:  # by another distribution, which has told no more than where it is
+        register_method(name, found)
+    return found
 
 
 def make_method(

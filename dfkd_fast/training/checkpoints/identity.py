@@ -25,6 +25,7 @@ from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.errors import UserError
 from dfkd_fast.files.digests import of_file, of_json, of_tensors
 from dfkd_fast.messages.notes import note
+from dfkd_fast.methods.registry import third_party_code
 from dfkd_fast.models.factory import ModelInfo
 from dfkd_fast.training.ranks import Resumed
 from dfkd_fast.training.real_images.collected import Collected
@@ -83,8 +84,8 @@ def code_version() -> tuple[tuple[str, str], ...]:
 
 
 def taking_part(config: TrainConfig[Any], runtime: Runtime) -> dict[str, str]:
-    """What else computes in this run: the kind of device, each operator's backend, and the libraries that those or the
-    networks come from, with their versions.
+    """What else computes in this run: the kind of device, each operator's backend, the libraries that those or the
+    networks come from, with their versions, and the source of a method that is not ours.
     """
     backends = active_backends(runtime)
     networks = (config.teacher, config.student)
@@ -93,7 +94,8 @@ def taking_part(config: TrainConfig[Any], runtime: Runtime) -> dict[str, str]:
         if any(name.startswith(prefix) for name in networks):
             libraries.append(library)
     operators = {f"kernel {op}": backend for op, backend in backends.items()}
-    return {"device": runtime.device.type} | operators | {library: _version(library) for library in libraries}
+    versions = {library: _version(library) for library in libraries} | third_party_code(config.method_name)
+    return {"device": runtime.device.type} | operators | versions
 
 
 def _version(library: str) -> str:
