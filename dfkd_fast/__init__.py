@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dfkd_fast.api.distillation import Result as Result
     from dfkd_fast.api.distillation import distill as distill
+    from dfkd_fast.api.images import SyntheticImages as SyntheticImages
+    from dfkd_fast.api.images import synthesize as synthesize
     from dfkd_fast.api.networks import evaluate as evaluate
     from dfkd_fast.api.networks import export as export
     from dfkd_fast.api.networks import load_student as load_student
@@ -27,6 +29,8 @@ _HOME = {
     "load_student": "dfkd_fast.api.networks",
     "evaluate": "dfkd_fast.api.networks",
     "export": "dfkd_fast.api.networks",
+    "synthesize": "dfkd_fast.api.images",
+    "SyntheticImages": "dfkd_fast.api.images",
     "Method": "dfkd_fast.methods.base",
     "register_method": "dfkd_fast.methods.registry",
     "UserError": "dfkd_fast.errors",

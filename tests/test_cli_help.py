@@ -61,6 +61,7 @@ def test_groups_name_flags_that_exist() -> None:
     [
         ("eval", "--weights-key"),
         ("export", "--opset"),
+        ("synth", "--licence"),
         ("teacher train", "--recipe.lr"),
         ("teacher info", "--network"),
         ("bench methods", "--batch-share"),

@@ -144,6 +144,7 @@ def _method_flags(method: str) -> dict[str, Sequence[str]]:
 OPTIONS = {
     ("eval", ""): "eval:EvalOptions",
     ("export", ""): "export:ExportOptions",
+    ("synth", ""): "synth:SynthCommand",
     ("teacher", "train"): "teacher:TeacherOptions",
     ("teacher", "info"): "teacher_info:InfoOptions",
     ("bench", "methods"): "bench:BenchOptions",

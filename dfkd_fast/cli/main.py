@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "distil a student from a teacher by METHOD, without the teacher's data",
     "eval": "top-1 and top-5 of a run's student, or of any checkpoint, on real images",
     "export": "a run's student, or any checkpoint, as ONNX, torch.export, TorchScript or safetensors, and checked",
+    "synth": "images of a teacher's classes, without its data and without a student",
     "teacher": "train a teacher on real images, or say what one is",
     "bench": "what the methods cost on this machine, beside the published hours and the arithmetic floor",
     "pool": "look at a pool of images on disk, check and repair it, take images out or in",

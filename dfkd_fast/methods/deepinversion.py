@@ -85,7 +85,7 @@ class DeepInversionConfig(MethodConfig):
 
 class DeepInversion(Method):
     paper = "arXiv:1912.08795"
-    supports = Supports(global_batch=True, micro_batches=True)
+    supports = Supports(global_batch=True, micro_batches=True, without_student=True)
 
     config: DeepInversionConfig
     bn_weights: Tensor

@@ -106,6 +106,8 @@ class Supports(NamedTuple):
     """`--bn.scope global`: all ranks together are what one process is, by `Setup.global_batch`"""
     micro_batches: bool = False
     """`--synthesis-micro-batches`: a batch is computed in parts; all that its steps keep has a row for each image"""
+    without_student: bool = False
+    """`dfkd-fast synth`: warm-up epochs make images without asking the student anything"""
 
 
 class PoolPlan(NamedTuple):

@@ -76,7 +76,7 @@ class FastConfig(MethodConfig):
 
 class Fast(Method):
     paper = "arXiv:2112.06253"
-    supports = Supports(global_batch=True, micro_batches=True)
+    supports = Supports(global_batch=True, micro_batches=True, without_student=True)
 
     config: FastConfig
     labels: Tensor

@@ -71,7 +71,7 @@ class NayerConfig(MethodConfig):
 
 class Nayer(Method):
     paper = "arXiv:2310.00258"
-    needs, supports = Needs(text=SOURCES), Supports(global_batch=True, micro_batches=True)
+    needs, supports = Needs(text=SOURCES), Supports(global_batch=True, micro_batches=True, without_student=True)
     config: NayerConfig
     labels: Tensor
     class_order: Tensor

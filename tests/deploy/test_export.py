@@ -91,18 +91,18 @@ def test_a_file_of_one_channel_with_names(tmp_path: Path) -> None:
     torch.manual_seed(0)
     names = ("cat", "d\u00f6g")
     model, info = load_model(
-        "cnn_s", num_classes=2, image_size=16, mean=(0.4,), std=(0.2,), in_chans=1, class_names=names
+        "cnn_s", num_classes=2, image_size=(16, 24), mean=(0.4,), std=(0.2,), in_chans=1, class_names=names
     )
     save_network(tmp_path / "net.safetensors", model, info)
     assert main(["export", str(tmp_path / "net.safetensors"), "--to", "torch-export"]) == 0
     said = json.loads((tmp_path / "net.pt2.json").read_text())
     assert said["class_names"] == list(names)
-    assert said["input"]["shape"] == ["batch", 1, 16, 16]
+    assert said["input"]["shape"] == ["batch", 1, 16, 24]
     assert said["checks"][0]["source"].startswith("images of noise")
     inside = {formats.ABOUT_FILE: ""}
     program = torch.export.load(tmp_path / "net.pt2", extra_files=inside)
     assert json.loads(inside[formats.ABOUT_FILE])["class_names"] == list(names)
-    assert program.module()(torch.rand(7, 1, 16, 16)).shape == (7, 2)
+    assert program.module()(torch.rand(7, 1, 16, 24)).shape == (7, 2)
 
 
 def test_what_answers_otherwise_is_not_written(

@@ -89,7 +89,7 @@ class CmiConfig(MethodConfig):
 
 class Cmi(Method):
     paper = "arXiv:2105.08584"
-    supports = Supports(global_batch=True)
+    supports = Supports(global_batch=True, without_student=True)
 
     config: CmiConfig
     labels: Tensor

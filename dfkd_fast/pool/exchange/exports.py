@@ -42,7 +42,7 @@ DTYPES = {
 def write_folder(files: PoolFiles, target: Path, start: int, stop: int) -> None:
     """`target/<class>/<index>.png` for the images number `start` to `stop`."""
     _check_pictures(files, target)
-    for index, label, fields in _images(files, start, stop):
+    for index, label, fields in images_of(files, start, stop):
         folder = target / (f"{label:05d}" if label >= 0 else UNLABELLED)
         folder.mkdir(parents=True, exist_ok=True)
         _picture(fields["images"]).save(folder / f"{index:08d}.png")
@@ -53,13 +53,13 @@ def write_shards(files: PoolFiles, target: Path, start: int, stop: int) -> None:
     _check_pictures(files, target)
     for number, first in enumerate(range(start, stop, SHARD)):
         with tarfile.open(target.with_name(f"{target.stem}-{number:06d}.tar"), "w") as tar:
-            for index, label, fields in _images(files, first, min(first + SHARD, stop)):
-                _add(tar, f"{index:08d}.png", _png(fields["images"]))
-                _add(tar, f"{index:08d}.cls", str(label).encode())
+            for index, label, fields in images_of(files, first, min(first + SHARD, stop)):
+                add_member(tar, f"{index:08d}.png", png_bytes(fields["images"]))
+                add_member(tar, f"{index:08d}.cls", str(label).encode())
                 for name in fields.keys() - {"images", "labels"}:
                     file = io.BytesIO()
                     np.save(file, _array(fields[name]))
-                    _add(tar, f"{index:08d}.{name}.npy", file.getvalue())
+                    add_member(tar, f"{index:08d}.{name}.npy", file.getvalue())
 
 
 def write_npz(files: PoolFiles, target: Path, start: int, stop: int) -> None:
@@ -105,7 +105,8 @@ WRITERS: dict[str, Writer] = {
 """by the ending of the target; no ending: a folder"""
 
 
-def _images(files: PoolFiles, start: int, stop: int) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
+def images_of(files: PoolFiles, start: int, stop: int) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
+    """Index, label and fields of the images number `start` to `stop`."""
     for first, block in files.read(start, stop):
         for row, label in enumerate(block["labels"].tolist()):
             yield first + row, label, {name: values[row] for name, values in block.items()}
@@ -138,13 +139,15 @@ def _array(values: Tensor) -> np.ndarray:
         return values.float().numpy()
 
 
-def _png(pixels: Tensor) -> bytes:
+def png_bytes(pixels: Tensor) -> bytes:
+    """An image (H, W, 1 or 3) uint8 as the content of a PNG file."""
     file = io.BytesIO()
     _picture(pixels).save(file, "png")
     return file.getvalue()
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Add a file to a tar, with no date or owner: equal files make equal tars."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
