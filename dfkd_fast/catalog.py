@@ -22,6 +22,7 @@ METHODS: dict[str, str] = {
     "dfq": "dfkd_fast.methods.dfq:Dfq",
     "dfad": "dfkd_fast.methods.dfad:Dfad",
     "kd": "dfkd_fast.methods.kd:Kd",
+    "cpnet": "dfkd_fast.methods.cpnet.method:Cpnet",
 }
 """method name -> "module:Class"; the class's config is `<Class>Config` in the same module"""
 
@@ -92,6 +93,7 @@ FACTS: dict[str, MethodFacts] = {
     "kd": MethodFacts(
         "KD on real images", "2015", "arXiv:1503.02531", (95.20, "Fast README"), 98.64, batchnorm="no", real_images=True
     ),
+    "cpnet": MethodFacts("CPNet", "ICCV 2025", "ICCV 2025", batchnorm="yes", text=True),
 }
 """method name -> facts, for every method of `METHODS`.
 

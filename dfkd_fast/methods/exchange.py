@@ -93,6 +93,8 @@ class Needs(NamedTuple):
 
     batchnorm: bool = True
     """the teacher's BatchNorm statistics, which it matches"""
+    norm_inputs: bool = False
+    """what these layers read, too: giving up the term that matches their statistics is not enough to do without"""
     text: Sequence[str] = ()
     """values of `--text` that it takes; none: it does not ask what classes are called"""
     real_images: bool = False

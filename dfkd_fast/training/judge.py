@@ -78,7 +78,7 @@ def check_teacher(
     teacher: nn.Module, info: ModelInfo, method: type[Method], config: TrainConfig, test: LabelledImages | None
 ) -> None:
     """Raise UserError where teacher, data and method do not fit, before anything is written."""
-    bn_weight = getattr(config.method, "bn_weight", None)
+    bn_weight = None if method.needs.norm_inputs else getattr(config.method, "bn_weight", None)
     matches = method.needs.batchnorm if bn_weight is None else bn_weight != 0
     if matches and not any(map(_has_statistics, teacher.modules())):
         flag = "" if bn_weight is None else "give --method.bn-weight 0, "

@@ -41,8 +41,11 @@ WAITS = {
     "dfkd_fast/pool/pool.py: Pool.flush",
     "dfkd_fast/pool/quantize.py: to_bytes",
     "dfkd_fast/pool/disk/writer.py: on_host",
+    "dfkd_fast/methods/cpnet/losses.py: bounded_inverse",
 }
-"""where the host may wait for the device: at the end of a round or a phase, or for a line of the log"""
+"""where the host may wait for the device: at the end of a round or a phase, for a line of the log, or once, before the
+first step, for a decomposition
+"""
 
 
 def scan(case: Case, folder: Path, plant: Callable[[Any], None] | None = None) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def test_facts_are_the_classes(name: str) -> None:
     assert (facts.paper, facts.loop) == (method.paper, method.loop)
     assert facts.text == bool(method.needs.text)
     assert facts.real_images == method.needs.real_images
-    can_do_without = hasattr(default_config(name).method, "bn_weight")
+    can_do_without = hasattr(default_config(name).method, "bn_weight") and not method.needs.norm_inputs
     batchnorm = ("or --bn-weight 0" if can_do_without else "yes") if method.needs.batchnorm else "no"
     assert facts.batchnorm == batchnorm
     assert (ROOT / "docs" / "methods" / f"{facts.page or name}.md").exists()
