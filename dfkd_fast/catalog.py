@@ -127,7 +127,7 @@ MODELS: dict[str, tuple[str, str]] = {
 }
 """network name -> "module:function" and a description; parameters are counted for 10 classes"""
 
-OTHERS = ("FILE.py:NAME", "package.module:NAME", "zoo:NAME", "tv:NAME", "timm:NAME")
+OTHERS = ("FILE.py:NAME", "package.module:NAME", "zoo:NAME", "tv:NAME", "timm:NAME", "hf:FOLDER", "FILE.pt2", "FILE.pt")
 """forms of a network's name beside those of `MODELS`"""
 
 MADE_FOR: dict[str, int] = dict.fromkeys(("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"), 32)

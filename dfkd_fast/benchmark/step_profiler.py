@@ -230,7 +230,7 @@ def calibrate_batchnorm(model: nn.Module, info: ModelInfo) -> None:
     momentum = [layer.momentum for layer in norms]
     for layer in norms:
         layer.momentum = 1.0
-    training, weight = model.training, next(model.parameters())
+    training, weight = model.training, next(model.parameters(), torch.zeros(()))
     model.train()(weight.new_empty(4, *info.shape).normal_())
     model.train(training)
     for layer, before in zip(norms, momentum, strict=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dfkd_fast.config.flag_help import HELP, HelpPage
 from dfkd_fast.config.flags import from_flags, parse
+from dfkd_fast.config.own_networks import hf_folder
 from dfkd_fast.config.setting import setting
 from dfkd_fast.config.sources import load_run
 from dfkd_fast.config.train import Hardware, SavedNetworkInput, check_teacher_data, check_values
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 USAGE = """usage: dfkd-fast eval RUN --data DATA [flags]
        dfkd-fast eval FILE --data DATA [--student NAME] [flags]
-       dfkd-fast eval zoo:NAME --data DATA [flags]
+       dfkd-fast eval zoo:NAME|hf:FOLDER|FILE.pt2|FILE.pt --data DATA [flags]
 
 RUN is a run folder; FILE a checkpoint, whose network --student names unless dfkd-fast wrote it; zoo:NAME a published
 network of dfkd-fast ls zoo. Of a run that has not ended the newest checkpoint's student is judged."""
@@ -84,7 +85,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def find_data(target: Path, data: str | None) -> str:
     """The images that a command line means; a run knows its own."""
-    if not target.exists() and not is_zoo(str(target)):
+    if not target.exists() and not is_zoo(str(target)) and hf_folder(str(target)) is None:
         raise UserError(f"eval {target}: no such run folder or file")
     if data is None and target.is_dir():
         data = load_run(target, "eval").data

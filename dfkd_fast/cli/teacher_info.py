@@ -52,7 +52,10 @@ def info(target: str, arguments: Sequence[str]) -> None:
         target = resolved(target, options.teacher_args, "--teacher")
     elif options.teacher_args:
         raise UserError(f"--teacher-args {options.teacher_args[0]}: say by --network whose they are")
-    rows = describe_file(Path(target), options) if Path(target).is_file() else describe_model(target, options)
+    from dfkd_fast.training.saved import is_network
+
+    is_checkpoint = Path(target).is_file() and not is_network(target)
+    rows = describe_file(Path(target), options) if is_checkpoint else describe_model(target, options)
     for name, value in list(rows):  # what is said while they are found stands above them
         show(f"{name:18}{value}")
 

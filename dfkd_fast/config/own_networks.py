@@ -14,7 +14,8 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from dfkd_fast.errors import UserError
 
-_LIBRARIES = ("tv", "timm", "zoo", "given")  # given: in Python, as a module
+_LIBRARIES = ("tv", "timm", "zoo", "hf", "given")  # given: in Python, as a module
+_PROGRAMS = (".pt2", ".pt", ".ts")
 
 
 class OwnNetwork(NamedTuple):
@@ -50,11 +51,25 @@ def own_network(spec: str) -> OwnNetwork | None:
     return OwnNetwork(place, name, tuple(parse_qsl(query, keep_blank_values=True)))
 
 
+def hf_folder(spec: str) -> Path | None:
+    """The folder of a transformers network, `hf:FOLDER`; None for any other spec."""
+    library, _, folder = spec.partition("+shared")[0].partition(":")
+    return Path(folder) if library == "hf" and folder else None
+
+
+def program_file(spec: str) -> Path | None:
+    """The file of a network that is one by itself, FILE.pt2 or TorchScript's FILE.pt; None for any other spec."""
+    is_file = own_network(spec) is None and spec.partition(":")[0] not in _LIBRARIES
+    return Path(spec) if is_file and Path(spec).suffix in _PROGRAMS else None
+
+
 def check_untrained(spec: str, flag: str) -> None:
-    """Raise UserError where a network that starts untrained is asked for with published weights: `tv:NAME@WEIGHTS`, or
-    `zoo:NAME`.
+    """Raise UserError where a network that starts untrained is asked for with published weights: `tv:NAME@WEIGHTS`,
+    `zoo:NAME`, or the file of a finished one.
     """
     library, _, name = spec.partition(":")
+    if program_file(spec) is not None:
+        raise UserError(f"{flag} {spec}: is a finished program, which cannot start untrained; name its network")
     if library == "zoo":
         raise UserError(f"{flag} {spec}: starts untrained, without published weights; choose {name}")
     if library == "tv" and "@" in name:
@@ -76,7 +91,7 @@ def resolved(spec: str, arguments: Sequence[str], flag: str) -> str:
     if own is None:
         if arguments:
             raise UserError(f"{flag}-args {arguments[0]}: only for FILE.py:NAME or package.module:NAME, not {spec}")
-        return spec
+        return _absolute(spec)
     added = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -88,9 +103,19 @@ def resolved(spec: str, arguments: Sequence[str], flag: str) -> str:
     return str(OwnNetwork(place, own.name, tuple(merged.items()))) + spec.removeprefix(spec.partition("+shared")[0])
 
 
+def _absolute(spec: str) -> str:
+    """The spec of a folder or program with its absolute path; any other as it is."""
+    rest = spec.removeprefix(spec.partition("+shared")[0])
+    if (folder := hf_folder(spec)) is not None:
+        return f"hf:{folder.absolute()}{rest}"
+    return spec if (file := program_file(spec)) is None else str(file.absolute())
+
+
 def unplaced(spec: str) -> str:
     """A spec without where its code lies, `Net?depth=20`, arguments by name: what stays when the code moves."""
-    own = own_network(spec)
+    own, lies = own_network(spec), hf_folder(spec) or program_file(spec)
+    if lies is not None:
+        return lies.name + spec.removeprefix(spec.partition("+shared")[0])
     if own is None:
         return spec
     own = own._replace(arguments=tuple(sorted(own.arguments)))
@@ -114,6 +139,8 @@ def folder_name(spec: str) -> str:
         spec = f"{Path(own.place).stem if own.is_file else own.place.rpartition('.')[2]}_{own.name}"
     elif spec.startswith("given:"):
         spec = spec.removeprefix("given:").partition("@")[0]
+    elif (lies := hf_folder(spec) or program_file(spec)) is not None:
+        spec = lies.stem
     return spec.replace(":", "_").replace("/", "_")
 
 

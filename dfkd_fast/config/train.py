@@ -50,8 +50,8 @@ class TrainConfig(Hardware, NetworkInput, Generic[M]):
     """name of the data in the run folder's name; without it taken from --data"""
     teacher: str = ""
     """network to distil from: a name of `dfkd-fast ls models`, zoo:NAME (published, with weights and card), tv:NAME
-    (its first published weights, or others as tv:resnet50@IMAGENET1K_V2), timm:NAME, or your own as FILE.py:NAME or
-    package.module:NAME, a class or function whose code is run
+    (its first published weights, or others as tv:resnet50@IMAGENET1K_V2), timm:NAME, hf:FOLDER (transformers), FILE.pt2
+    (torch.export), FILE.pt (TorchScript), or your own code, which is run, as FILE.py:NAME or package.module:NAME
     """
     teacher_args: tuple[str, ...] = setting((), formerly=())
     """arguments that your own teacher is built with, NAME=VALUE"""

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.normalized import NormalizedNetwork
+from dfkd_fast.models.programs import ABOUT_FILE as ABOUT_FILE
 from dfkd_fast.training.checkpoints.checkpoint import load_network, save_network
 
 INPUT, OUTPUT = "images", "logits"
 ABOUT = "dfkd_fast"
 """entry of an ONNX file's metadata with what the file is, as JSON"""
-ABOUT_FILE = "dfkd_fast.json"
-"""the same within a torch.export or TorchScript file"""
 
 Answer = Callable[[Tensor], Tensor]
 """images (B, C, H, W) in [0, 1] -> logits (B, K)"""

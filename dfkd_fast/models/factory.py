@@ -12,14 +12,16 @@ from torch import nn
 
 from dfkd_fast.catalog import MADE_FOR, MODELS, OTHERS
 from dfkd_fast.config.image_size import Size
-from dfkd_fast.config.own_networks import arguments_flag, own_network
+from dfkd_fast.config.own_networks import arguments_flag, hf_folder, own_network, program_file
 from dfkd_fast.errors import UserError, unknown
 from dfkd_fast.models.answers import settle_answer
 from dfkd_fast.models.given import given_network, is_given
+from dfkd_fast.models.huggingface import hf_network
 from dfkd_fast.models.info import ModelInfo, Source, data_set_source
 from dfkd_fast.models.libraries import NOBODY, Order, timm_network, torchvision_network
 from dfkd_fast.models.library_values import values_of_built
 from dfkd_fast.models.own_code import build_own
+from dfkd_fast.models.programs import program_network
 from dfkd_fast.models.shared_classifier import SharedForm, share_classifier
 from dfkd_fast.models.weights.filling import classes_in, fill
 from dfkd_fast.models.weights.header import read_header
@@ -108,6 +110,10 @@ def _build(order: Order) -> tuple[nn.Module, ModelInfo]:
         return _of_zoo(order)
     if is_given(order.spec):
         return _as_it_is(order, given_network(order.spec, order.flag))
+    if hf_folder(order.spec) is not None:
+        return hf_network(order)
+    if program_file(order.spec) is not None:
+        return program_network(order)
     if order.spec in MODELS:
         return _own(order)
     if (code := own_network(order.spec)) is not None:

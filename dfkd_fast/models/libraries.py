@@ -90,7 +90,7 @@ def torchvision_network(order: Order) -> tuple[nn.Module, ModelInfo]:
     if info.in_chans != 3:
         raise UserError(f"{order.flag} {order.spec}: takes images of 3 channels, not {info.in_chans}")
     if order.pretrained:
-        _check_classes(order, len(categories))
+        check_classes(order, len(categories))
         info = replace(info, published=described_weights(published, chosen))
     weights = chosen if order.pretrained else None
     try:
@@ -116,7 +116,7 @@ def timm_network(order: Order) -> tuple[nn.Module, ModelInfo]:
     config = timm.get_pretrained_cfg(order.name).to_dict()
     info = order.info(Source("timm's configuration", timm_values(config)))
     if order.pretrained:
-        _check_classes(order, config["num_classes"])
+        check_classes(order, config["num_classes"])
         info = replace(info, published=f"timm's {'.'.join(filter(None, (config['architecture'], config['tag'])))}")
     sizes: dict[str, Any] = {"num_classes": info.num_classes, "in_chans": info.in_chans}
     own_size = ImageSize(*config["input_size"][-2:])
@@ -147,7 +147,8 @@ def _no_such(order: Order, names: Iterable[str], library: str) -> UserError:
     return UserError(f"{order.flag} {order.spec}: {library} has no classification network of that name; {hint}")
 
 
-def _check_classes(order: Order, published: int) -> None:
+def check_classes(order: Order, published: int) -> None:
+    """Raise UserError where another number of classes is stated than published weights know."""
     if order.num_classes not in (None, published):
         raise UserError(
             f"{order.flag} {order.spec}: its published weights know {published} classes, not {order.num_classes}; "

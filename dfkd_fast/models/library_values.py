@@ -47,6 +47,11 @@ def values_of_built(model: nn.Module, name: str) -> Source:
     place = getattr(config, "_name_or_path", None)
     if not type(model).__module__.startswith("transformers.") or not place or not isinstance(place, str):
         return Source("its code", {})
+    return values_of_transformers(config, place, name)
+
+
+def values_of_transformers(config: Any, place: str, name: str) -> Source:
+    """What the image processor in a folder or repository says, and a network's configuration of its classes' names."""
     ensure_importable()
     transformers: Any = importlib.import_module("transformers")
     try:

@@ -17,6 +17,7 @@ from dfkd_fast.errors import UserError, one_of
 from dfkd_fast.messages.refusals import is_out_of_memory
 from dfkd_fast.methods.base import Method
 from dfkd_fast.models.info import ModelInfo
+from dfkd_fast.models.programs import Scripted
 from dfkd_fast.models.teacher import FrozenNet
 from dfkd_fast.models.weights.fitting import listed
 from dfkd_fast.training.evaluate import Evaluation, Expected, check_fit, evaluate
@@ -84,8 +85,11 @@ def check_teacher(
         flag = "" if bn_weight is None else "give --method.bn-weight 0, "
         others = [name for name, facts in FACTS.items() if facts.batchnorm == "no"]
         without = f", or a method that needs none: {one_of(others)}" if others else ""
+        lacks = "this network has none"
+        if isinstance(teacher, Scripted) and teacher.has_statistics:
+            lacks = "TorchScript hands out none of its layers' input (a .pt2 file of torch.export does)"
         raise UserError(
-            f"--teacher {config.teacher}: {config.method_name} matches BatchNorm statistics and this network has none; "
+            f"--teacher {config.teacher}: {config.method_name} matches BatchNorm statistics and {lacks}; "
             f"{flag}choose a teacher with BatchNorm{without}"
         )
     if test is not None:

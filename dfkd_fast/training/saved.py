@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from dfkd_fast.config.own_networks import own_network, resolved
+from dfkd_fast.config.own_networks import hf_folder, own_network, program_file, resolved
 from dfkd_fast.config.sections import SavedNetworkInput
 from dfkd_fast.config.sources import load_run
 from dfkd_fast.errors import UserError
 from dfkd_fast.messages.terminal import command, quoted
 from dfkd_fast.models.factory import ModelInfo, load_model
+from dfkd_fast.models.programs import is_torchscript
 from dfkd_fast.models.weights.header import HEADER, read_header
 from dfkd_fast.models.weights.read import load_weights
 from dfkd_fast.models.zoo.cards import is_zoo
@@ -41,13 +42,13 @@ class SavedNetwork(NamedTuple):
 
 
 def load_saved(target: Path, stated: SavedNetworkInput, *, flag: str) -> SavedNetwork:
-    """The student of a run folder, the network in a file, or a published one, `zoo:NAME`. `flag`: the command.
+    """The student of a run folder, the network in a file, or one that `is_network` names. `flag`: the command.
 
     Of a run that has not ended its student is that of the newest whole checkpoint. A network of the user's own code is
     run where its run folder says which code it was and that is unchanged, or `--student` names it.
     Raises UserError for whatever cannot be read, is damaged, or has not been taught yet.
     """
-    if is_zoo(str(target)):
+    if is_network(str(target)):
         return _published(str(target), stated, flag)
     if target.is_dir():
         file = target / STUDENT_FILE
@@ -57,11 +58,20 @@ def load_saved(target: Path, stated: SavedNetworkInput, *, flag: str) -> SavedNe
     return _in_file(target, stated, flag, run=None)
 
 
+def is_network(target: str) -> bool:
+    """Whether a command's TARGET is a network with its weights, and no run or checkpoint: `zoo:NAME`, `hf:FOLDER`, a
+    file of torch.export or TorchScript.
+    """
+    file = program_file(target)
+    is_program = file is not None and (file.suffix == ".pt2" or is_torchscript(file))
+    return is_zoo(target) or hf_folder(target) is not None or is_program
+
+
 def _published(spec: str, stated: SavedNetworkInput, flag: str) -> SavedNetwork:
     if stated.student is not None:
         raise UserError(f"--student {stated.student}: {spec} is a network by itself; leave it out")
     model, info = load_model(spec, **stated_values(stated), pretrained=True, flag=flag)
-    return SavedNetwork(model.eval(), info, info.published, None)
+    return SavedNetwork(model.eval(), info, info.published or spec, None)
 
 
 def _in_file(file: Path, stated: SavedNetworkInput, flag: str, *, run: Path | None) -> SavedNetwork:

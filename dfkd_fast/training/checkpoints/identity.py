@@ -90,7 +90,7 @@ def taking_part(config: TrainConfig[Any], runtime: Runtime) -> dict[str, str]:
     backends = active_backends(runtime)
     networks = (config.teacher, config.student)
     libraries = ["triton"] if "triton" in backends.values() else []
-    for library, prefix in (("torchvision", "tv:"), ("timm", "timm:")):
+    for library, prefix in (("torchvision", "tv:"), ("timm", "timm:"), ("transformers", "hf:")):
         if any(name.startswith(prefix) for name in networks):
             libraries.append(library)
     operators = {f"kernel {op}": backend for op, backend in backends.items()}

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dfkd_fast.config.own_networks import own_network
+from dfkd_fast.config.own_networks import hf_folder, own_network, program_file
 from dfkd_fast.config.record import NETWORKS
 from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.errors import UserError
+from dfkd_fast.files.digests import of_file
 from dfkd_fast.files.write import write_file
 from dfkd_fast.models.own_code import source_files
 
@@ -24,8 +25,20 @@ Sources = dict[str, dict[str, str]]
 
 def code_of(config: TrainConfig[Any], roles: Sequence[str] = NETWORKS) -> Sources:
     """The files of a config's own networks. Raises UserError where one is not there."""
-    own = {role: own_network(getattr(config, role)) for role in roles}
-    return {role: source_files(found, f"--{role}") for role, found in own.items() if found is not None}
+    specs = {role: str(getattr(config, role)) for role in roles}
+    own = {role: own_network(spec) for role, spec in specs.items()}
+    code = {role: source_files(found, f"--{role}") for role, found in own.items() if found is not None}
+    return code | {role: {file.name: of_file(file)} for role, file in map(_defined, specs.items()) if file is not None}
+
+
+def _defined(named: tuple[str, str]) -> tuple[str, Path | None]:
+    """Of a role and its network: the one file that says what a network on disk computes, where there is one."""
+    role, spec = named
+    folder = hf_folder(spec)
+    file = program_file(spec) if folder is None else folder / "config.json"
+    if file is not None and not file.is_file():
+        raise UserError(f"--{role} {spec}: no such file")
+    return role, file
 
 
 def write_sources(folder: Path, config: TrainConfig[Any]) -> None:
