@@ -28,6 +28,7 @@ from dfkd_fast.benchmark.dry_run import teacher_info  # noqa: E402
 from dfkd_fast.benchmark.step_profiler import StepProfiler  # noqa: E402
 from dfkd_fast.benchmark.step_timer import TimingWindow  # noqa: E402
 from dfkd_fast.config.train import TrainConfig  # noqa: E402
+from dfkd_fast.costs.flops import count_step_flops  # noqa: E402
 from dfkd_fast.training.assemble import runtime_of  # noqa: E402
 
 SAMPLES = 3
@@ -58,10 +59,12 @@ class Costs:
 def ours(config: TrainConfig[Any]) -> Costs:
     """This package's, as a dry run measures them."""
     runtime = runtime_of(config)
-    info, start = teacher_info(config, runtime), time.process_time()
+    info = teacher_info(config, runtime)
     window = TimingWindow(warmup=1, samples=SAMPLES, clock=time.process_time)
     with tempfile.TemporaryDirectory(prefix="bench-race-") as folder:
         profiler = StepProfiler(config, info, runtime, Path(folder))
+        count_step_flops(profiler.method, info, teacher=config.teacher, student=config.student)  # as a run does
+        start = time.process_time()
         timings = profiler.measure(window)
         profiler.close()
     kinds = {
