@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stopped_run import Runs, make_runs
+from stopped_run import Runs, make_runs, tiny, write_teacher
 from torch import Tensor
 
 from dfkd_fast.cli.main import main
@@ -22,8 +22,10 @@ from dfkd_fast.deploy.check import Images, compare
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.normalized import NormalizedNetwork
-from dfkd_fast.training.checkpoints.checkpoint import load_network, save_network
+from dfkd_fast.training.checkpoints.checkpoint import load_network, read_checkpoint, save_network
+from dfkd_fast.training.checkpoints.state_tensors import part_tensors
 from dfkd_fast.training.saved import load_saved
+from dfkd_fast.training.train import train
 
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
 NO_ONNX = pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="onnxscript is not installed")
@@ -161,3 +163,17 @@ def test_mistakes(
     assert main(["export", *arguments.split()]) == 2
     assert capsys.readouterr().err == f"dfkd-fast: {message}\n"
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.nightly
+def test_a_student_on_its_teachers_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run that was stopped, too, the whole network is exported: student, projector and classifier."""
+    config = tiny("hidfd", write_teacher(tmp_path / "teacher.safetensors"), tmp_path / "run", stop_after_epoch=2)
+    train(config)
+    saved = load_saved(tmp_path / "run", SavedNetworkInput(), flag="export")
+    assert "+shared" in saved.info.name
+    newest = max((tmp_path / "run" / "checkpoints").iterdir())
+    deployed = part_tensors("deployed", read_checkpoint(newest).tensors)
+    assert deployed.keys() == saved.model.state_dict().keys()
+    assert main(["export", str(tmp_path / "run"), "--to", "torchscript"]) == 0
+    assert "traced, as it cannot be scripted" in capsys.readouterr().out
