@@ -71,6 +71,11 @@ BENCH_ablations  := $(BIN)/python bench/methods/digits.py --ablations
 BENCH_precision  := $(BIN)/python bench/methods/digits.py --precision fp32
 # Every method's digits-quick preset, seed 0. Half an hour on one core.
 BENCH_quick      := $(BIN)/python bench/methods/digits.py --quick
+# What each switch of the student (--student-mix, --student-optimizer, --student-schedule) costs a step. Two minutes.
+BENCH_switches   := $(RUN) bench/student_switches.py
+# Core-seconds until a student of CIFAR-10's ResNet-56 is good, every entry of bench/speedrun/entries; DFKD_TEST_DATA says
+# where the data are. Half a day on one core; stopped, it goes on where it was. The rules: docs/speedrun.md.
+BENCH_speedrun   := $(RUN) bench/speedrun/run.py
 # Kill a writer of a pool 200 times at random moments: nothing that it confirmed may be lost.
 BENCH_kill       := $(PYTEST) tests/pool/test_kill.py --kills 200
 # 10,000 steps of a tiny run: neither the time of a step nor memory may grow.

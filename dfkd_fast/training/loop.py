@@ -111,7 +111,8 @@ class Loop:
             result = self.evaluate(epoch)
         if result:
             self.progress.last_evaluation = result
-            self.logger.record(epoch=epoch, phase="evaluation", **result)
+            learning = sum(spent for phase, spent in self.progress.processor_seconds.items() if phase != "evaluation")
+            self.logger.record(epoch=epoch, phase="evaluation", **result, core_seconds=round(learning, 3))
 
     def learning(self, phase: str) -> Sequence[str]:
         """The phases whose learning rates are at work in a phase: its own."""

@@ -99,7 +99,8 @@ def outcome(folder: Path) -> dict[str, Any]:
     if metrics.exists():
         lines = [json.loads(line) for line in metrics.read_text().splitlines()]
         found["metrics"] = [
-            {key: value for key, value in line.items() if key not in ("seconds", "elapsed")} for line in lines
+            {key: value for key, value in line.items() if key not in ("seconds", "elapsed", "core_seconds")}
+            for line in lines
         ]
     record = folder / "run" / "run.json"
     if record.exists():
