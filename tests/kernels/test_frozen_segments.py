@@ -117,6 +117,17 @@ def test_what_is_asked_for_is_no_longer_inside() -> None:
         torch.testing.assert_close(dx, dx_exact, rtol=1e-4, atol=1e-4)
 
 
+def test_logits_have_gradients_with_respect_to_maps() -> None:
+    """As Grad-CAM takes them: a map lies between two segments, not beside one."""
+    teacher, x = freeze_teacher(small()), images(2, torch.float32)[:, :, :8, :8]
+    for name in ("stem.0", "left", "excited.down"):
+        found = teacher(x.requires_grad_(), maps=(name,))
+        exact = freeze_teacher(small().double(), fuse=False)(x.double(), maps=(name,))
+        (dmap,) = torch.autograd.grad(found.logits.square().sum(), found.maps[name])
+        (dmap_exact,) = torch.autograd.grad(exact.logits.square().sum(), exact.maps[name])
+        torch.testing.assert_close(dmap.double(), dmap_exact, rtol=1e-4, atol=1e-4)
+
+
 def test_the_graph_can_be_kept_and_is_let_go_otherwise() -> None:
     teacher, x = freeze_teacher(small()), images(2, torch.float32)[:, :, :8, :8].requires_grad_()
     logits = teacher(x).logits

@@ -24,14 +24,17 @@ def join_layers(graph: fx.Graph, modules: patterns.Modules) -> fx.Graph:
     """A graph that computes the same, with as few segments as its order allows.
 
     Layers are of one segment where no path between them leaves it: a layer's level is that of the layers it reads, and
-    one more than that of anything else that reads layers.
+    one more than that of anything else that reads layers, or of a layer whose map is handed out: gradients of the
+    logits are taken with respect to it, so that it must lie between two segments.
     """
     layers = _Layers(graph, modules)
+    handed_out = {each for node in graph.nodes if node.op == "output" for each in node.all_input_nodes}
     levels: dict[fx.Node, int] = {}
     segments: dict[int, list[fx.Node]] = {}
     for node in graph.nodes:
         outside = layers.inside if node in layers.calls else levels.keys()
-        levels[node] = max((levels[each] + (each not in outside) for each in layers.sources(node)), default=0)
+        behind = {each: levels[each] + (each not in outside or each in handed_out) for each in layers.sources(node)}
+        levels[node] = max(behind.values(), default=0)
         if node in layers.inside:
             segments.setdefault(levels[node], []).append(node)
     kept = [nodes for nodes in segments.values() if len(layers.calls.intersection(nodes)) >= LEAST]
