@@ -210,7 +210,8 @@ def _split(arguments: Sequence[str], command: str) -> tuple[list[Path], list[str
     flags: list[str] = []
     for token in arguments:
         is_value = bool(flags) and flags[-1].startswith("--") and "=" not in flags[-1] and flags[-1] != "--repair"
-        (flags if token.startswith("-") or is_value else paths).append(token)
+        is_second = flags[-2:-1] == ["--image-size"] and token.isdigit()  # the width
+        (flags if token.startswith("-") or is_value or is_second else paths).append(token)
     if len(paths) != len(PATHS[command].split()):
         raise UserError(f"pool {command}: expected {PATHS[command]}, not {len(paths)} paths; see dfkd-fast pool --help")
     return [Path(path) for path in paths], flags
