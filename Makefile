@@ -18,8 +18,11 @@ $(STAMP): pyproject.toml setup.py $(shell find csrc -type f)
 	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
 	touch $@
 
+# On digits; with DATA=PATH (CIFAR-10: tars, its own files or class folders) from the ResNet-20 that ships, on one core.
 demo: setup
-	$(BIN)/dfkd-fast train nayer --preset digits-quick
+	$(if $(DATA),OMP_NUM_THREADS=1 )$(BIN)/dfkd-fast train nayer $(DEMO)
+
+DEMO = --preset $(if $(DATA),cifar10-demo --data $(DATA) --threads 1,digits-quick)
 
 # SUITE=all is what the project checks; quick is for the edit loop, under a minute; nightly adds the tests that take too
 # long for every change.

@@ -153,5 +153,6 @@ FACTS |= {name: MethodFacts(name, "installed", place.partition(":")[0]) for name
 def presets(method: str) -> dict[str, Traversable]:
     """The presets of a method: name -> TOML file."""
     folder = resources.files("dfkd_fast") / "presets" / method
-    files = sorted(folder.iterdir(), key=lambda file: file.name) if folder.is_dir() else []
-    return {file.name.removesuffix(".toml"): file for file in files if file.name.endswith(".toml")}
+    files = [file for file in folder.iterdir() if file.name.endswith(".toml")] if folder.is_dir() else []
+    named = {file.name.removesuffix(".toml"): file for file in files}
+    return {name: named[name] for name in sorted(named)}

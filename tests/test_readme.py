@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -13,6 +14,8 @@ from PIL import Image
 
 from dfkd_fast.catalog import METHODS, MODELS
 from dfkd_fast.cli.main import main
+from dfkd_fast.config.data_sets import DATA_SETS
+from dfkd_fast.models.factory import load_model
 from dfkd_fast.models.torchvision_cpu import ensure_importable
 
 ROOT = Path(__file__).parent.parent
@@ -90,6 +93,29 @@ def test_make_demo_is_the_digits_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     folder = tmp_path / "runs" / "nayer-digits-resnet8-cnn-s0"
     for name in ("student.safetensors", "run.json", "metrics.jsonl", "config.toml", "images/epoch-0001.png"):
         assert (folder / name).exists(), name
+
+
+def test_make_demo_on_real_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published teacher that ships, class folders of pictures: student, figures and images, without any setting."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DFKD_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("DFKD_FAST_ZOO", raising=False)
+    for shade, name in enumerate(DATA_SETS["cifar10"].class_names):
+        folder = tmp_path / "cifar10" / "test" / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (32, 32), (25 * shade, 90, 30)).save(folder / "1.png")
+    line = make_target("demo", "DATA=cifar10")[-1]
+    assert line.startswith("OMP_NUM_THREADS=1 .venv/bin/dfkd-fast train nayer --preset cifar10-demo --data cifar10 ")
+    _, _, *arguments = shlex.split(line)
+    assert main([*tiny(arguments, tmp_path), "--cache-teacher-logits", "1"]) == 0
+    run = tmp_path / "runs" / "nayer-cifar10-zoo_resnet20-resnet8-s0"
+    record = json.loads((run / "run.json").read_text())
+    assert record["mean"] == [0.485, 0.456, 0.406]
+    assert record["published_weights"].startswith("resnet20-12fca82f.th of https://github.com/akamaster/")
+    assert 0 <= record["top1_last"] <= 1
+    assert 0 < record["teacher_top1"] <= 1
+    assert (run / "images" / "epoch-0001.png").exists()
+    assert load_model("resnet8", weights=run / "student.safetensors")[1].std == (0.229, 0.224, 0.225)
 
 
 def test_make_test_is_what_the_project_checks() -> None:

@@ -90,9 +90,8 @@ def test_a_results_command_loads(method: str, name: str) -> None:
         config = loaded(method, name, entry)
         config.check()
         assert (config.teacher, config.student) == (entry["teacher"], entry["student"])
-        assert all(
-            network in MODELS or network.startswith(("tv:", "timm:")) for network in (config.teacher, config.student)
-        )
+        for network in (config.teacher, config.student):
+            assert network in MODELS or network.startswith(("zoo:", "tv:", "timm:"))
         assert entry["source"]
         by_text = method in ("nayer", "muse", "muse-s") and "top1" in entry
         assert (config.text == "clip") == (by_text or entry["source"] == "CPNet, released scripts")
