@@ -106,15 +106,22 @@ def jitter(images: Tensor, *, reach: int, flip: bool = True) -> Tensor:
     return batch_roll_flip(images, shift, mirrored)
 
 
-def draw_boxes(batch_size: int, *, scale: float, device: torch.device, height_to_width: float = 1.0) -> Tensor:
+def draw_boxes(
+    batch_size: int,
+    *,
+    scale: float,
+    device: torch.device,
+    height_to_width: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Boxes (B, 4) of a random resized crop: top, left, height and width as shares of the image.
 
     As torchvision's RandomResizedCrop draws them, but not rounded to pixels: area uniform in [scale, 1], aspect ratio
     log-uniform in [3/4, 4/3] in pixels of images of that `height_to_width`, the first of ten draws that fits, else the
     whole image.
     """
-    area = scale + (1 - scale) * torch.rand(batch_size, 10, device=device)
-    ratio = torch.exp(math.log(4 / 3) * (2 * torch.rand(batch_size, 10, device=device) - 1))
+    area = scale + (1 - scale) * torch.rand(batch_size, 10, device=device, generator=generator)
+    ratio = torch.exp(math.log(4 / 3) * (2 * torch.rand(batch_size, 10, device=device, generator=generator) - 1))
     if height_to_width != 1:
         ratio = ratio * height_to_width
     sizes = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], dim=2)  # (B, 10, 2): height, width
@@ -122,7 +129,7 @@ def draw_boxes(batch_size: int, *, scale: float, device: torch.device, height_to
     first = fits.to(torch.uint8).argmax(dim=1)
     rows = torch.arange(batch_size, device=device)
     size = torch.where(fits[rows, first, None], sizes[rows, first], 1.0)
-    return torch.cat([torch.rand(batch_size, 2, device=device) * (1 - size), size], dim=1)
+    return torch.cat([torch.rand(batch_size, 2, device=device, generator=generator) * (1 - size), size], dim=1)
 
 
 def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:

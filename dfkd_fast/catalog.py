@@ -23,6 +23,7 @@ METHODS: dict[str, str] = {
     "dfad": "dfkd_fast.methods.dfad:Dfad",
     "kd": "dfkd_fast.methods.kd:Kd",
     "cpnet": "dfkd_fast.methods.cpnet.method:Cpnet",
+    "procedural": "dfkd_fast.methods.procedural:Procedural",
 }
 """method name -> "module:Class"; the class's config is `<Class>Config` in the same module"""
 
@@ -94,6 +95,7 @@ FACTS: dict[str, MethodFacts] = {
         "KD on real images", "2015", "arXiv:1503.02531", (95.20, "Fast README"), 98.64, batchnorm="no", real_images=True
     ),
     "cpnet": MethodFacts("CPNet", "ICCV 2025", "ICCV 2025", batchnorm="yes", text=True),
+    "procedural": MethodFacts("KD on drawn pictures", "CVPR 2025", "arXiv:2411.12817", batchnorm="no"),
 }
 """method name -> facts, for every method of `METHODS`.
 

@@ -21,7 +21,7 @@ FLOORS = (
     {"losses"},
     {"models"},
     {"augment", "generators", "text"},
-    {"pool"},
+    {"pool", "procedural"},
     {"methods", "data"},
     {"costs", "reporting"},
     {"training"},

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from dfkd_fast.errors import UserError
 
 
+def prior_count(prior: str) -> int:
+    """The number of pictures that a pool begins with, of `--pool.prior`. Raises UserError for what names none."""
+    found = re.fullmatch(r"procedural:([1-9]\d{0,8})", prior)
+    if prior and found is None:
+        raise UserError(f"--pool.prior {prior}: choose procedural:N, for N pictures, 1 or more")
+    return int(found[1]) if found else 0
+
+
 def check_together(values: dict[str, Any]) -> None:
     """Raise UserError for the first that do not; `values` are all settings by their dotted keys."""
+    prior_count(values.get("pool.prior", ""))
     patience, steps = values.get("method.patience", 0), values.get("method.synthesis_steps", 0)
     if patience and values["method.select_iterate"] != "best":
         raise UserError(

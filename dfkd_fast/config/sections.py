@@ -85,6 +85,10 @@ class PoolConfig:
     """batches prepared ahead; without it 2 where images pass through host memory (dali; mmap on a GPU), else 0"""
     quantize: Literal["round", "truncate"] = "round"
     """how pixels become bytes; the released codes truncate"""
+    prior: str = setting("", formerly="")
+    """procedural:N: begin with N pictures that are drawn at random, so chosen that the teacher sees every class in as
+    many; without it empty. Changes results
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

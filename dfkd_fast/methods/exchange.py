@@ -134,6 +134,8 @@ class PoolPlan(NamedTuple):
     """
     fill_batches: int = 0
     """batches that they come in, of which any may be smaller than `synthesis_batch_size`"""
+    labels_are_votes: bool = False
+    """whether labels are what the teacher takes images for: then how evenly they are spread is reported"""
     opened: Callable[[Pool], PrioritySampler | None] = lambda _: None
     """called once, before the first round, with the pool; returns the priorities that student batches are drawn by,
     which the loop saves and fills with `SynthBatch.initial_priorities`; None: uniformly, without replacement

@@ -107,7 +107,8 @@ class Ssdkd(Method):
 
     def pools(self) -> tuple[PoolPlan, ...]:
         (plan,) = super().pools()
-        return (plan._replace(capacity=self.config.buffer_size, policy="ring", opened=self.open_buffer),)
+        ring = plan._replace(capacity=self.config.buffer_size, policy="ring", labels_are_votes=True)
+        return (ring._replace(opened=self.open_buffer),)
 
     def open_buffer(self, pool: Pool) -> PrioritySampler | None:
         """Take the replay buffer, which Eq. 3 counts, and return its priorities."""

@@ -79,6 +79,8 @@ class PhaseMeter:
         self._read_at, self._read_images = self._start, 0
         self._end: float | None = None
         self.steps = 0
+        self.figures: dict[str, float] = {}
+        """what is reported beside the means of the loss terms"""
 
     def step(self, terms: Mapping[str, Tensor], images: int) -> None:
         """One step is done: its scalar loss terms and its images. Waits for the device every `log_every` steps."""
@@ -149,7 +151,7 @@ class RunLogger:
         try:
             meter = PhaseMeter(self, total_steps)
             yield meter
-            means = meter.stop()
+            means = meter.stop() | meter.figures
         finally:
             self.console.end()
         self.console.print(f"{title} | {self.status(means, meter.images / max(meter.seconds, 1e-9))}")

@@ -22,6 +22,7 @@ class AlternatingLoop(Loop):
 
     def run(self, *, first: tuple[int, str], stop_after: int | None) -> None:
         config = self.method.config
+        self.begin_pool(first, self.trainer.store)
         for epoch in range(first[0], min(config.epochs, stop_after or config.epochs)):
             if (epoch, PHASES[1]) != first:
                 self._synthesis(epoch)

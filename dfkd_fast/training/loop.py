@@ -15,9 +15,10 @@ from torch.optim import Optimizer
 
 from dfkd_fast.device.compilation import CLOCK
 from dfkd_fast.device.runtime import Runtime
-from dfkd_fast.methods.base import LossTerms, Method, PoolPlan
+from dfkd_fast.methods.base import LossTerms, Method, PoolPlan, SynthBatch
 from dfkd_fast.methods.exchange import DeployedHead
 from dfkd_fast.pool.multi import MultiPool
+from dfkd_fast.procedural.selection import vote_entropy
 from dfkd_fast.reporting.loggers import RunLogger
 from dfkd_fast.rng import seed_phase
 from dfkd_fast.training.checkpoints.checkpoint import PHASES, Checkpoint
@@ -32,6 +33,7 @@ from dfkd_fast.training.evaluate import deployed
 from dfkd_fast.training.failures import CollapseWatch, check_finite, explained
 from dfkd_fast.training.inner import OnStep, bind
 from dfkd_fast.training.interrupt import StopSignals
+from dfkd_fast.training.prior import Prior
 from dfkd_fast.training.student import StudentSteps
 
 
@@ -91,6 +93,8 @@ class Loop:
     progress: Progress = field(default_factory=Progress)
     watch: CollapseWatch | None = None
     """warns of a run that has collapsed"""
+    prior: Prior | None = None
+    """what the pool begins with"""
 
     def __post_init__(self) -> None:
         self.engines, self.plans = bind(self.method, self.runtime), self.method.pools()
@@ -114,6 +118,28 @@ class Loop:
             learning = sum(spent for phase, spent in self.progress.processor_seconds.items() if phase != "evaluation")
             self.logger.record(epoch=epoch, phase="evaluation", **result, core_seconds=round(learning, 3))
 
+    def begin_pool(self, first: tuple[int, str], store: Callable[[SynthBatch], None]) -> None:
+        """Put in what the pool begins with, where the run is at its start."""
+        if self.prior is None or first != (0, PHASES[0]):
+            return
+        seed_phase(self.seed, self.runtime.share, 0, "prior")
+        with self._timed(PHASES[0]):
+            for batch in self.prior.batches():
+                store(batch)
+                self.signals.check()
+        for line in self.prior.lines():
+            self.logger.message(line)
+
+    def figures(self, phase: str) -> dict[str, float]:
+        """What a phase's report has beside its loss terms: after synthesis, how evenly the teacher's votes for the
+        pool's images are spread, where a method keeps them, as the entropy of their histogram over ln K.
+        """
+        sizes = [plan.image_size for plan in self.plans if plan.labels_are_votes]
+        if not sizes or phase != PHASES[0]:
+            return {}
+        counts = torch.stack([self.pool[size].global_class_counts() for size in sizes]).sum(0)
+        return {"vote_entropy": vote_entropy(counts).item()}
+
     def learning(self, phase: str) -> Sequence[str]:
         """The phases whose learning rates are at work in a phase: its own."""
         return (phase,)
@@ -131,6 +157,7 @@ class Loop:
                 self.signals.check()
 
             yield on_step
+            meter.figures = self.figures(name)
             check_finite(name, epoch, self._state().values(), config, learning=self.learning(name))
             if self.watch is not None:
                 self.watch.learned(epoch, meter.means())

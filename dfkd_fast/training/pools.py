@@ -11,6 +11,7 @@ from dfkd_fast.methods.base import Method
 from dfkd_fast.pool.build import make_pool
 from dfkd_fast.pool.multi import MultiPool
 from dfkd_fast.training.logit_cache import LogitCache
+from dfkd_fast.training.prior import plans_with_prior
 
 _DEFAULTS = vars(PoolConfig())
 
@@ -27,7 +28,7 @@ def make_pools(
         idle = [f"--pool.{name.replace('_', '-')}" for name, value in vars(config).items() if value != _DEFAULTS[name]]
         without = f"; {', '.join(idle)}: without effect" if idle else ""
         return MultiPool({}), [f"no pool: each student batch is made anew{without}"]
-    plans, pools, lines = method.pools(), {}, []
+    plans, pools, lines = plans_with_prior(config, method, runtime.shares), {}, []
     answers = 0 if cache is None else cache.extra_bytes(runtime)
     for plan in plans:
         size = plan.image_size
@@ -50,8 +51,8 @@ def check_pool_use(config: TrainConfig, method: Method, world_size: int = 1) -> 
 
     `method` has one rank's share of the recipe, and `--pool.capacity` counts the images of all of `world_size`.
     """
-    warmup = config.method.warmup_epochs
-    for plan in method.pools() if method.loop == "alternating" else ():
+    warmup, plans = config.method.warmup_epochs, plans_with_prior(config.pool, method, world_size)
+    for plan in plans if method.loop == "alternating" else ():
         if not ((plan.fill_images and warmup) or any(plan.rounds(epoch) for epoch in range(warmup + 1))):
             raise UserError(
                 f"--method.warmup-epochs {warmup}: no synthesis round before the student's first step; "

@@ -30,6 +30,7 @@ from dfkd_fast.training.judge import Verdict
 from dfkd_fast.training.logit_cache import LogitCache
 from dfkd_fast.training.loop import Loop
 from dfkd_fast.training.pools import make_pools
+from dfkd_fast.training.prior import Prior
 from dfkd_fast.training.ranks import Resumed
 from dfkd_fast.training.real_images.collected import Collected
 from dfkd_fast.training.records.run_record import run_costs, write_run_record
@@ -89,6 +90,7 @@ class Run:
             evaluate=self.evaluate_student,
             save=self.save,
             watch=self.watch,
+            prior=Prior(config.pool, method, teacher, runtime),
         )
 
     def _opening_lines(self, verdict: Verdict, pool_lines: Sequence[str]) -> Iterator[str]:

@@ -36,6 +36,7 @@ WAITS = {
     "dfkd_fast/training/evaluate.py: evaluate",
     "dfkd_fast/training/failures.py: check_finite",
     "dfkd_fast/training/loop.py: Loop._boundary",
+    "dfkd_fast/training/loop.py: Loop.figures",
     "dfkd_fast/training/inner.py: InnerLoop.taken",
     "dfkd_fast/reporting/meters.py: Meter.read",
     "dfkd_fast/pool/pool.py: Pool.flush",

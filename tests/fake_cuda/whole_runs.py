@@ -33,11 +33,13 @@ from dfkd_fast.training.real_images import collected
 
 FEW = {"epochs": 2, "warmup_epochs": 1, "warmup_rounds": 1, "rounds": 1, "synthesis_steps": 3, "low_res_steps": 3}
 FEW |= {"student_steps": 3, "student_steps_per_round": 3, "lr_warmup_steps": 0}
-OWN: dict[str, dict[str, int]] = {
+OWN: dict[str, dict[str, Any]] = {
     "deepinversion": {"synthesis_steps": 6},
     "hidfd": {"epochs": 3, "synthesis_steps": 6, "synthetic_images": 200},
     "muse": {"full_images": 8 * 260},
     "muse-s": {"full_images": 8 * 260},
+    # drawing takes many operators, and what draws a mixture's shares has no fake form
+    "procedural": {"synthesis_batch_size": 32, "boundary_pairs": 16, "candidates": 1, "student_mix": "none"},
     "spaceshipnet": {"student_steps": 12},
 }
 """what else a method needs for each of its steps to be captured and then replayed: a warm-up, a capture, a replay"""

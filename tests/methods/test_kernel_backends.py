@@ -30,7 +30,7 @@ SMALL |= {"latent_dim": 8, "buffer_size": 20, "bank_size": 20, "crop_padding": 0
 SMALL |= {"jitter": 0, "jitter_flip": False, "contrastive_weight": 0.0, "image_sizes": (16,), "batch_shares": (1,)}
 SMALL |= {"outer_radius": 50.0, "cam_peak": 3.0, "blend_threshold": 0.0}  # every hinge and gate open
 TERMS = {"hidfd": {"d_gan", "d_adc", "blend", "trans", "g_gan", "g_adc", "reg"}}
-TERMS |= {"dafl": {"ce", "balance", "act"}, "zskt": {"adv"}, "dfad": {"adv"}}
+TERMS |= {"dafl": {"ce", "balance", "act"}, "zskt": {"adv"}, "dfad": {"adv"}, "procedural": {"ce"}}
 """what a method's step must have, where it is not a label, a BN and an adversarial term"""
 # Through Triton's interpreter, which takes seconds, the methods that use every operator.
 COMBINATIONS = [(name, "native") for name in METHODS if name != "kd"]  # which has no synthesis steps
@@ -86,7 +86,7 @@ def gradients_of_terms(name: str, precision: str) -> dict[str, Tensor]:
         else:
             images = maker.pixels
             with torch.no_grad():
-                images.copy_(fixed_images(BATCH, 16))
+                images.copy_(fixed_images(len(images), 16))
         terms: dict[str, Tensor] = {}
         for inner in steps:
             torch.manual_seed(0)
