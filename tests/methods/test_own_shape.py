@@ -21,6 +21,7 @@ from dfkd_fast.config.train import TrainConfig
 from dfkd_fast.models.own_code import build_own
 from dfkd_fast.models.weights.header import HEADER
 from dfkd_fast.pool.disk.files import PoolFiles
+from dfkd_fast.training.records import run_record
 from dfkd_fast.training.train import train
 
 NET = """
@@ -78,6 +79,7 @@ def test_from_plain_torch_to_a_student(
     own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(own)
+    monkeypatch.setattr(run_record, "matmul_rate", lambda runtime: 1.0)  # measuring it takes as long as a run
     networks = ("--teacher", "net.py:Mine", "--teacher-weights", "mine.pth", "--student", "net.py:Small")
     run = ["train", "nayer", *networks, *INPUT, *SMALL, "--device", "cpu", "--data", "data.npz"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
