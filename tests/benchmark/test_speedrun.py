@@ -123,7 +123,7 @@ def test_the_entries_here_keep_the_rules(monkeypatch: pytest.MonkeyPatch) -> Non
     """Each can be read, and its settings are ones that a run takes."""
     monkeypatch.syspath_prepend(str(ROOT / "bench" / "speedrun"))
     entry = script("entry")
-    assert {"nayer", "ssdkd", "fast"} <= set(entry.names())
+    assert {"nayer", "ssdkd", "fast", "procedural", "cpnet"} <= set(entry.names())
     for name in entry.names():
         found = entry.read_entry(name)
         method = found.arguments(0, ["--teacher", "resnet56", "--student", "resnet20"], "digits")
