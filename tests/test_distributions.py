@@ -7,13 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1800)]
@@ -70,7 +70,8 @@ def test_the_wheel_works_in_a_fresh_environment(distributions: dict[str, Path], 
     python = tmp_path / "fresh" / "bin" / "python"
     command(python, "-m", "pip", "install", "-q", "--no-deps", distributions["wheel"], cwd=tmp_path)
     place = Path(command(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
-    (place / "zz_dependencies.pth").write_text(f"import sys; sys.path.append({sysconfig.get_path('purelib')!r})\n")
+    dependencies = str(Path(torch.__file__).parents[1])
+    (place / "zz_dependencies.pth").write_text(f"import sys; sys.path.append({dependencies!r})\n")
     assert "nayer" in command(tmp_path / "fresh" / "bin" / "dfkd-fast", "ls", cwd=tmp_path)
     code = (
         "import dfkd_fast, dfkd_kernels; print(dfkd_fast.__file__); "
