@@ -62,6 +62,7 @@ def test_groups_name_flags_that_exist() -> None:
         ("eval", "--weights-key"),
         ("export", "--opset"),
         ("synth", "--licence"),
+        ("doctor", "--teacher-weights"),
         ("teacher train", "--recipe.lr"),
         ("teacher info", "--network"),
         ("bench methods", "--batch-share"),

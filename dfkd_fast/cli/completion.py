@@ -102,6 +102,8 @@ def _heads(before: Sequence[str]) -> Sequence[str]:
         "ls": list(SECTIONS),
         "completion": list(SCRIPTS),
     }
+    if before[0] == "doctor":
+        return [*MODELS, *(f"{PREFIX}{name}" for name in ZOO)]
     return after.get(before[0], ())
 
 
@@ -145,6 +147,7 @@ OPTIONS = {
     ("eval", ""): "eval:EvalOptions",
     ("export", ""): "export:ExportOptions",
     ("synth", ""): "synth:SynthCommand",
+    ("doctor", ""): "doctor:DoctorOptions",
     ("teacher", "train"): "teacher:TeacherOptions",
     ("teacher", "info"): "teacher_info:InfoOptions",
     ("bench", "methods"): "bench:BenchOptions",

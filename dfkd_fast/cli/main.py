@@ -21,6 +21,7 @@ from dfkd_fast.messages.terminal import page, prepare_streams, show
 COMMANDS = {
     "train": "distil a student from a teacher by METHOD, without the teacher's data",
     "eval": "top-1 and top-5 of a run's student, or of any checkpoint, on real images",
+    "doctor": "look at a teacher before hours are spent on it, without data",
     "export": "a run's student, or any checkpoint, as ONNX, torch.export, TorchScript or safetensors, and checked",
     "synth": "images of a teacher's classes, without its data and without a student",
     "teacher": "train a teacher on real images, or say what one is",
