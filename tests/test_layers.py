@@ -25,7 +25,7 @@ FLOORS = (
     {"methods", "data"},
     {"costs", "reporting"},
     {"training"},
-    {"benchmark", "deploy"},
+    {"benchmark", "deploy", "diagnosis"},
     {"api", "cli"},
     {"__main__"},
 )

@@ -56,7 +56,11 @@ class Response(NamedTuple):
     @property
     def totals(self) -> tuple[float, float, float]:
         """The loss on noise, on pictures and after the generator's steps, summed over layers."""
-        return tuple(sum(each[column] for each in self.layers) for column in (1, 2, 3))  # type: ignore[return-value]
+        return (
+            sum(each.noise for each in self.layers),
+            sum(each.pictures for each in self.layers),
+            sum(each.generated for each in self.layers),
+        )
 
 
 def respond(net: FrozenNet, runtime: Runtime, *, batch: int, seed: int = 0) -> Response:
