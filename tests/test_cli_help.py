@@ -160,3 +160,14 @@ def test_mistakes(
     assert shown.startswith(message)
     assert shown.count("\n") == 1
     assert [file.name for file in tmp_path.iterdir()] == ["there.toml"]
+
+
+def test_help_escapes_what_a_config_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file may be anybody's, and its values are the defaults that help shows."""
+    (tmp_path / "config.toml").write_text('data = "\\u001b[31mred"\n[method]\nname = "nayer"\n')
+    for asked in ("--help", "--help-all"):
+        lines = helped(capsys, "train", "--config", str(tmp_path / "config.toml"), asked)
+        assert max(map(len, lines)) <= 80 or asked == "--help-all", "its path is long"
+        text = "\n".join(lines)
+        assert "\x1b" not in text
+        assert r"\x1b[31mred" in text

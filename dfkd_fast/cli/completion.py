@@ -22,7 +22,7 @@ from dfkd_fast.config.sources import default_config
 from dfkd_fast.errors import unknown
 from dfkd_fast.files.cache import cache_folder
 from dfkd_fast.files.write import make_folder, write_file
-from dfkd_fast.messages.terminal import page
+from dfkd_fast.messages.terminal import page, show
 from dfkd_fast.models.zoo.cards import PREFIX, ZOO
 
 USAGE = """usage: dfkd-fast completion bash|zsh|fish
@@ -58,8 +58,8 @@ def run(arguments: Sequence[str]) -> int:
         page(USAGE)
         return 0
     if arguments[0] == "--words":
-        found = candidates(arguments[1:])
-        page("\n".join(found), end="\n" if found else "")
+        for word in candidates(arguments[1:]):
+            show(word)
         return 0
     if arguments[0] not in SCRIPTS:
         raise unknown("completion", arguments[0], SCRIPTS)

@@ -16,9 +16,13 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 import docstring_parser
 
+from dfkd_fast.messages.terminal import shown
+
 WIDTH = 80
 _NAME = 27
 """columns of a flag and its value"""
+_DEFAULT = 24
+"""characters of a value; of a longer one, a path, the end is shown"""
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", bool: ""}
 
 
@@ -61,13 +65,13 @@ class HelpPage:
         head = f"{self.usage}\n"
         if everything:
             return "\n".join([head, *textwrap.wrap(self.about, WIDTH), *_sections(known)])
-        lines, shown = [head], 0
+        lines, listed = [head], 0
         for title, names in (self.groups or {"flags": list(known)}).items():
             there = [name for name in names if name in known]
-            shown += len(there)
+            listed += len(there)
             if there:
                 lines += [f"{title}:", *(_short_line(name, known[name]) for name in there)]
-        more = len(known) - shown
+        more = len(known) - listed
         return "\n".join([*lines, "", f"--help-all says more of these{f', and of {more} others' if more else ''}"])
 
 
@@ -134,7 +138,7 @@ def _written(value: Any) -> str:
         return ""
     if value is True:
         return "on"
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return shown(" ".join(map(str, value)) if isinstance(value, tuple) else value)
 
 
 def _without(name: str, short: str, known: Iterable[str]) -> str:
@@ -154,5 +158,6 @@ def _short_line(name: str, flag: Flag) -> str:
     if "{" in values:
         values, clause = "WORD", f"{re.sub('[{}]', '', values)}: {clause}"
     head = f"  {_switch(name, flag)} {values}".rstrip().ljust(_NAME) + "  "
-    default = f" ({flag.default})" if flag.default else ""
+    default = f" ({flag.default})" if len(flag.default) <= _DEFAULT else f" (... {flag.default[-_DEFAULT + 4 :]})"
+    default = default if flag.default else ""
     return head + textwrap.shorten(clause, WIDTH - len(head) - len(default), placeholder=" ...") + default
