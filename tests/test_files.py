@@ -17,13 +17,15 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "dfkd_fast"
 
 ELSEWHERE = {
-    "pool/exchange/exports.py": "images for others, streamed into a hidden folder that cli/pool.py syncs and renames",
+    "pool/exchange/exports.py": "images for others, in a hidden folder that files/write.py syncs and renames",
+    "deploy/export.py": "beside the network, in the same hidden folder",
+    "deploy/formats.py": "the network, into that folder, or a buffer",
+    "deploy/image_sets.py": "images for others, in such a folder, too",
     "pool/disk/journal.py": "segments of images: appended, synced by `flush`, found by checksum",
     "pool/disk/verify.py": "gives a segment its full length again",
     "files/locks.py": "the lock's owner, which nothing depends on",
     "benchmark/methods.py": "draws into memory",
     "cli/main.py": "opens the null device for reading and writing",
-    "cli/pool.py": "renames what was exported into a hidden folder, synced",
     "data/decoder_dali.py": "writes an image into memory",
     "reporting/visualize.py": "draws into memory",
     "models/int8_answers.py": "models for onnxruntime's tools, in a temporary folder",
@@ -33,8 +35,8 @@ ELSEWHERE = {
 FOLDERS = {
     "files/cache.py": "a stand-in in the system's temporary folder, for this user alone",
     "device/compilation.py": "caches that nothing is lost with, for this user alone",
-    "cli/pool.py": "the hidden folder of an export",
-    "pool/exchange/exports.py": "folders within it",
+    "pool/exchange/exports.py": "folders within the hidden folder of an export",
+    "deploy/image_sets.py": "the same of images without a student",
     "training/teachers/state.py": "of a training that is over, or has kept nothing",
 }
 """what makes or deletes whole folders beside `files/write.py`, and why it may"""

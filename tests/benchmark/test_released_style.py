@@ -57,8 +57,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model, info = load_model("cnn", num_classes=10, image_size=32, mean=MEAN, std=STD)
     calibrate_batchnorm(model, info)
-    save_network(tmp_path_factory.mktemp("teacher") / "cnn.safetensors", model.eval(), info)
-    return next(tmp_path_factory.getbasetemp().glob("teacher*/cnn.safetensors"))
+    file = tmp_path_factory.mktemp("teacher") / "cnn.safetensors"
+    save_network(file, model.eval(), info)
+    return file
 
 
 def config_of(name: str, teacher: Path, *flags: str) -> TrainConfig[Any]:

@@ -28,6 +28,7 @@ BATCH = 10
 SMALL = {"synthesis_batch_size": BATCH, "batch_size": BATCH, "generator_width": 8, "noise_features": 8}
 SMALL |= {"latent_dim": 8, "buffer_size": 20, "bank_size": 20, "crop_padding": 0, "flip": False, "reset_epoch": 0}
 SMALL |= {"jitter": 0, "jitter_flip": False, "contrastive_weight": 0.0, "image_sizes": (16,), "batch_shares": (1,)}
+SMALL |= {"colour_jitter": 0.0, "cutmix_probability": 0.0}  # drawn in the images' dtype: other numbers in another
 SMALL |= {"outer_radius": 50.0, "cam_peak": 3.0, "blend_threshold": 0.0}  # every hinge and gate open
 TERMS = {"hidfd": {"d_gan", "d_adc", "blend", "trans", "g_gan", "g_adc", "reg"}}
 TERMS |= {"dafl": {"ce", "balance", "act"}, "zskt": {"adv"}, "dfad": {"adv"}, "procedural": {"ce"}}
@@ -82,6 +83,9 @@ def gradients_of_terms(name: str, precision: str) -> dict[str, Tensor]:
         images = fixed_images(len(maker.labels), size).to(runtime.master_dtype).requires_grad_()
         if hasattr(maker, "generator"):
             made = (images, ()) if name == "spaceshipnet" else images  # with no maps
+            if name == "cpnet":
+                with torch.no_grad():
+                    made = (images, maker.generator(maker.label_embeddings[maker.labels])[1])
             maker.generator.forward = lambda *_, made=made: made
         else:
             images = maker.pixels
@@ -93,6 +97,8 @@ def gradients_of_terms(name: str, precision: str) -> dict[str, Tensor]:
             late = {"adversarial": True} if "adversarial" in signature(inner.step).parameters else {}
             terms |= inner.step(**late)[1]
         for term, value in terms.items():
+            if (name, term) == ("cpnet", "inversion"):  # of the generator's own maps, which are no images'
+                continue
             (gradient,) = torch.autograd.grad(value, images, retain_graph=True)
             found[f"{size} {term}"] = value.detach()
             found[f"{size} {term} gradient"] = gradient

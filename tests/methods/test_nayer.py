@@ -14,6 +14,7 @@ from rounds import Rounds, begin_round
 from torch import nn
 from torch.nn import functional as F
 
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.errors import UserError
 from dfkd_fast.methods.base import Setup
 from dfkd_fast.methods.nayer import Nayer, NayerConfig
@@ -195,7 +196,7 @@ def test_the_students_view_may_differ(
 
     def trainer(**changes: Any) -> StudentTrainer:
         method = make_method(Nayer, replace(CONFIG, **changes))
-        pools = MultiPool({16: Pool(8, (3, 16, 16), runtime=runtime, num_classes=4)})
+        pools = MultiPool({ImageSize.of(16): Pool(8, (3, 16, 16), runtime=runtime, num_classes=4)})
         return StudentTrainer(student, method=method, teacher=setup.teacher, pool=pools, runtime=runtime)
 
     large = {"flip": False, "student_flip": "on", "student_crop_scale": 0.08}
@@ -205,7 +206,7 @@ def test_the_students_view_may_differ(
         ({"crop_scale": 0.5, "student_flip": "off"}, (0.5, 0, True), (0.5, 0, False)),
     ):
         made = trainer(**changes)
-        augment, view = made.method.augment, made.views[16]
+        augment, view = made.method.augment, made.views[ImageSize.of(16)]
         assert (augment.crop_scale, augment.pad, augment.flip) == synthesis
         assert (made.crop_scale, view.pad, view.flip) == expected
     with pytest.raises(UserError, match=r"^--method\.student-crop-scale 1\.5: choose a share above 0 and up to 1$"):

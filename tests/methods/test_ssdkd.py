@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd_fast.catalog import presets
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.config.sources import default_config, load_config
 from dfkd_fast.device.runtime import Runtime
 from dfkd_fast.generators.meta_init import Start
@@ -174,9 +175,9 @@ def test_a_student_epoch_draws_by_priority_and_writes_back(
     method: Ssdkd, setup: Setup, student: nn.Module, runtime: Runtime
 ) -> None:
     pool = Pool(25, (3, 16, 16), runtime=runtime, num_classes=4, policy="ring")
-    pools = MultiPool({16: pool})
+    pools = MultiPool({ImageSize.of(16): pool})
     trainer = StudentTrainer(student, method=method, teacher=setup.teacher, pool=pools, runtime=runtime)
-    tree = trainer.priorities[16]
+    tree = trainer.priorities[ImageSize.of(16)]
     pool.add(torch.rand(20, 3, 16, 16), torch.zeros(20).long())
     tree.update(torch.arange(20), torch.where(torch.arange(20) < 3, 1e6, 1e-9))
     before = tree.leaves.clone()

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dfkd_fast.catalog import MADE_FOR, MODELS
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.config.sources import default_config
 from dfkd_fast.errors import UserError
 from dfkd_fast.models.factory import ModelInfo, load_model
@@ -82,7 +83,7 @@ def test_weights_of_another_architecture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "start", "hint"),
     [
-        ("wrn16", "--student wrn16: did you mean wrn16_", "tv:NAME or timm:NAME"),
+        ("wrn16", "--student wrn16: did you mean wrn16_", "tv:NAME, timm:NAME"),
         ("hub:resnet50", "--student hub:resnet50: ", "wrn40_2"),
         ("tv:resnet3", "--student tv:resnet3: torchvision has no", "tv:resnet34"),
         ("tv:fcn_resnet50", "--student tv:fcn_resnet50: torchvision has no classification", "tv:resnet50"),
@@ -109,10 +110,10 @@ def test_a_network_for_cifar_knows_its_size(tmp_path: Path) -> None:
     even = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     torch.save({"state_dict": load_model("resnet20", num_classes=7, **even)[0].state_dict()}, tmp_path / "t.th")
     info = load_model("resnet20", weights=tmp_path / "t.th", **even)[1]
-    assert (info.image_size, info.num_classes) == (32, 7)
+    assert (info.image_size, info.num_classes) == (ImageSize.of(32), 7)
     assert "32 px (what resnet20 is made for)" in info.described()
-    assert load_model("resnet20", num_classes=7, image_size=64, **even)[1].image_size == 64
-    assert load_model("resnet20", data_set="tiny-imagenet")[1].image_size == 64
+    assert load_model("resnet20", num_classes=7, image_size=64, **even)[1].image_size == ImageSize.of(64)
+    assert load_model("resnet20", data_set="tiny-imagenet")[1].image_size == ImageSize.of(64)
     assert MADE_FOR.keys() < MODELS.keys()
 
 

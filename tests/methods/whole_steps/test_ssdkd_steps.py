@@ -44,6 +44,7 @@ from rounds import Rounds
 from torch import Tensor
 from traces import Trace, check_at_work, check_mixed, check_same, check_seen
 
+from dfkd_fast.config.image_size import ImageSize
 from dfkd_fast.methods.base import SynthBatch
 from dfkd_fast.methods.ssdkd import Ssdkd, SsdkdConfig
 from dfkd_fast.pool.pool import PoolBatch
@@ -93,7 +94,9 @@ def ours(config: SsdkdConfig) -> tuple[Trace, Trace, Given]:
             given.batches[-1].append(batch)
             follow_student(trainer, epoch, [batch], trace, first=step)
             priorities[f"{epoch}.{step} weights"] = batch.is_weights.double()
-            priorities[f"{epoch}.{step} leaves"] = trainer.priorities[16].leaves[: len(method.pool)].double()
+            priorities[f"{epoch}.{step} leaves"] = (
+                trainer.priorities[ImageSize.of(16)].leaves[: len(method.pool)].double()
+            )
     return trace, priorities, given
 
 
