@@ -38,6 +38,8 @@ def test_the_same_bits(geometry, dtype, monkeypatch):
         x = torch.randn(batch, conv.in_channels, 7, 5).to(dtype, memory_format=torch.channels_last)
         ours = step(layer, x)
         ways = {"forward"} if layer.mirrored is None else {"forward", "backward"}
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # a processor without AVX512
+            ways = set()
         assert layer._packed._by_way.keys() == ways
         with monkeypatch.context() as patch:
             patch.setattr(packed, "LEAST", 10**9)
