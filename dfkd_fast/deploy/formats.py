@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dfkd_fast.errors import UserError
+from dfkd_fast.models.int8_answers import quiet
 from dfkd_fast.models.normalized import NormalizedNetwork
 from dfkd_fast.models.programs import ABOUT_FILE as ABOUT_FILE
 from dfkd_fast.training.checkpoints.checkpoint import load_network, save_network
@@ -144,16 +142,3 @@ def _import(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(f"--to onnx: needs {module} ({error}); pip install 'dfkd-fast[export]'") from None
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the libraries' warnings, which say nothing that a user could change."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

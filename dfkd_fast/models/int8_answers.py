@@ -99,7 +99,7 @@ def _exported(model: nn.Module, info: ModelInfo) -> bytes:
     """The network in evaluation mode as ONNX, in float32, for any number of images."""
     network, view = copy.deepcopy(model).cpu().float().eval(), info.blank(torch.zeros(())).expand(2, -1, -1, -1).clone()
     try:
-        with tempfile.TemporaryDirectory(prefix="dfkd-fast-") as folder, _quiet(), torch.no_grad():
+        with tempfile.TemporaryDirectory(prefix="dfkd-fast-") as folder, quiet(), torch.no_grad():
             file = Path(folder) / "exported.onnx"
             torch.onnx.export(
                 network,
@@ -127,7 +127,7 @@ def _quantised(model: bytes, views: Iterator[Tensor]) -> bytes:
             return None if view is None else {"view": view.detach().float().contiguous().numpy()}
 
     capabilities = torch.cpu.get_capabilities()
-    with tempfile.TemporaryDirectory(prefix="dfkd-fast-") as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix="dfkd-fast-") as folder, quiet():
         given, prepared, made = (Path(folder) / f"{name}.onnx" for name in ("given", "prepared", "made"))
         given.write_bytes(model)
         prepare(given, prepared, skip_symbolic_shape=True)
@@ -145,7 +145,7 @@ def _quantised(model: bytes, views: Iterator[Tensor]) -> bytes:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the libraries' warnings, which say nothing that a user could change."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
